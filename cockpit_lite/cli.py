@@ -1,0 +1,229 @@
+"""The command line: demo, watch, report, explain, check.
+
+Torch, matplotlib and jinja2 are imported by the commands that use them, so that ``check`` and ``explain`` answer at once.
+Exit codes: 0 done and clean, 1 findings (``check``), 2 wrong usage or a run that could not be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from cockpit_lite.alert import SEVERITIES
+from cockpit_lite.errors import CockpitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cockpit_lite.diagnosis.rule import Rule
+
+CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+#: What the demo can break on purpose -> the finding that has to name it.
+BROKEN = {
+    "exploding": "exploding-gradients",
+    "vanishing": "vanishing-gradients",
+    "ill-conditioned": "ill-conditioning",
+    "lr-too-high": "learning-rate-too-high",
+    "lr-too-low": "learning-rate-too-low",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that the terminal's encoding lacks is no reason to stop
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # "cockpit-lite report RUN | head": nobody reads on, and that is all right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLEAN
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (CockpitError, OSError) as error:
+        return _fail(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cockpit-lite",
+        description="Watch a PyTorch training run from the inside, and be told what is wrong and how to mend it.",
+    )
+    parser.add_argument("--version", action="version", version=f"cockpit-lite {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small net on real images and show its cockpit",
+        description="Train a small convolutional net on scikit-learn's digits, show its cockpit and write its report.",
+    )
+    demo.add_argument("--broken", choices=BROKEN, help="break the training on purpose; the report then names the fault")
+    demo.add_argument("--run", metavar="DIR", help="folder for the run (default: a new one under runs/)")
+    demo.add_argument("--steps", type=_positive, metavar="N", help="number of optimizer steps")
+    demo.add_argument("--live", action="store_true", help="open a window that follows the training")
+    demo.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the weights and of the order of the images (default: 0)"
+    )
+    demo.set_defaults(command=_demo)
+
+    watch = commands.add_parser("watch", help="follow a run that is going on, or look at one that has ended")
+    watch.add_argument("run", metavar="RUN", help="folder of the run")
+    where = watch.add_mutually_exclusive_group()
+    where.add_argument("--window", dest="mode", action="store_const", const="window", help="in a window (the default)")
+    where.add_argument("--terminal", dest="mode", action="store_const", const="terminal", help="in this terminal")
+    watch.add_argument(
+        "--pid", type=_positive, metavar="N", help="process that trains; when it has gone, the run is taken to have ended"
+    )
+    watch.set_defaults(command=_watch, mode="window")
+
+    report = commands.add_parser(
+        "report",
+        help="write the report of a run anew, also of one that crashed",
+        description="Write report.html and report.json into the run's folder and print a summary.",
+    )
+    report.add_argument("run", metavar="RUN", help="folder of the run")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument(
+        "--html", dest="form", action="store_const", const="html", help="write the files and print the path of the page only"
+    )
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print the JSON, write nothing")
+    form.add_argument("--terminal", dest="form", action="store_const", const="terminal", help="print the summary, write nothing")
+    report.set_defaults(command=_report, form="all")
+
+    explain = commands.add_parser("explain", help="say what a finding means and how to mend it; without a code, list them all")
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="code or name of a finding, such as CL201 or exploding-gradients"
+    )
+    explain.set_defaults(command=_explain)
+
+    check = commands.add_parser(
+        "check",
+        help="for scripts and CI: fail if a run has findings",
+        description="Exit with 0 if the run is clean, 1 if it has findings, 2 if it cannot be read or saw no step.",
+    )
+    check.add_argument("run", metavar="RUN", help="folder of the run")
+    check.add_argument("--fail-on", choices=SEVERITIES, default="error", help="the mildest finding that fails (default: error)")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cockpit_lite.demo import run_demo
+
+    run = run_demo(
+        broken=options.broken, run=options.run, steps=options.steps, live="window" if options.live else None, seed=options.seed
+    )
+    console = _console()
+    for name, what in (("cockpit.png", "Cockpit"), ("report.html", "Report")):
+        if (run.folder / name).is_file():
+            console.print(f"{what}: {run.folder / name}", markup=False, highlight=False, soft_wrap=True)
+    return CLEAN
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from cockpit_lite.live import watch
+
+    watch(options.run, options.mode, pid=options.pid)
+    return CLEAN
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cockpit_lite.report import build_report
+    from cockpit_lite.run import load_run
+
+    report = build_report(load_run(options.run))
+    if options.form == "json":
+        sys.stdout.write(report.to_json())
+        return CLEAN
+    if options.form != "terminal":
+        page = report.save()
+        if options.form == "html":
+            sys.stdout.write(f"{page}\n")
+            return CLEAN
+    report.print(_console())
+    return CLEAN
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from cockpit_lite.diagnosis import RULES
+    from cockpit_lite.report.terminal import STYLES, print_explanation
+
+    console = _console()
+    if options.code is None:
+        table = Table.grid(padding=(0, 2))
+        for rule in sorted(RULES, key=lambda rule: rule.code):
+            table.add_row(rule.code, Text(rule.severity, style=STYLES[rule.severity]), rule.name)
+        console.print(table)
+        return CLEAN
+    print_explanation(_find_rule(options.code, RULES), console)
+    return CLEAN
+
+
+def _find_rule(wanted: str, rules: Sequence[Rule]) -> Rule:
+    known = {key.lower(): rule for rule in rules for key in (rule.code, rule.name)}
+    try:
+        return known[wanted.lower()]
+    except KeyError:
+        near = difflib.get_close_matches(wanted.lower(), known, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "cockpit-lite explain lists them all."
+        raise CockpitError(f"there is no finding {wanted!r}. {hint}") from None
+
+
+def _check(options: argparse.Namespace) -> int:
+    from cockpit_lite.report.model import build_report
+    from cockpit_lite.report.terminal import print_alert
+    from cockpit_lite.run import load_run
+
+    report = build_report(load_run(options.run))
+    if report.run.bad_lines:
+        sys.stderr.write(f"cockpit-lite: {report.run.bad_lines} lines of the log could not be read.\n")
+    failing = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
+    console = _console()
+    findings = [alert for alert in report.findings if alert.severity in failing]
+    for alert in findings:
+        print_alert(alert, console)
+    if findings:
+        return FINDINGS
+    if not report.steps:  # "clean" would be a verdict on nothing
+        return _fail(report.summary)
+    console.print(report.summary, markup=False, highlight=False, soft_wrap=True)
+    return CLEAN
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _fail(message: str) -> int:
+    from cockpit_lite.report.text import one_line
+
+    sys.stderr.write(f"cockpit-lite: {one_line(message)}\n")
+    return UNUSABLE
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _version() -> str:
+    try:
+        return version("cockpit-lite")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "(not installed)"

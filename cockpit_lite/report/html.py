@@ -1,0 +1,108 @@
+"""The report as one HTML file: no network, no script, light and dark, everything from a log escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cockpit_lite.report.chart import charts
+from cockpit_lite.report.explain import blocks, code_spans
+from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
+
+if TYPE_CHECKING:
+    from cockpit_lite.report.model import Report
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The cockpit page as data URIs, or the reason why there is none."""
+
+    light: str = ""
+    dark: str = ""
+    problem: str = ""
+
+
+def render_html(report: Report) -> str:
+    """Return the page."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+            picture=_picture(report),
+            charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
+            settings=_flat(report.info),
+            version=_version(),
+        )
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),
+    )
+    environment.filters.update(
+        value=format_value,
+        seconds=format_seconds,
+        share=format_share,
+        count=count,
+        blocks=blocks,
+        spans=code_spans,
+        safe_svg=Markup,
+    )
+    return environment
+
+
+def _picture(report: Report) -> Picture:
+    if not report.steps:
+        return Picture(problem="there is nothing to draw")
+    try:
+        from cockpit_lite.plots.page import Page
+
+        page = Page()
+        page.update(report.run)
+        buffer = io.BytesIO()
+        page.save(buffer)
+    except Exception as error:  # a report without its picture is still a report
+        return Picture(problem=f"drawing it failed ({type(error).__name__}: {error})")
+    return Picture(light="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+
+
+def _flat(info: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return nested settings as rows, ``optimizer.lr`` and the like; what the report shows elsewhere is left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in info.items():
+        if not prefix and key == "cost":
+            continue
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                rows += _flat(item, f"{prefix}{key}[{index}].")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _version() -> str:
+    try:
+        return version("cockpit-lite")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"

@@ -1,0 +1,308 @@
+"""What a report says, before it is drawn anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cockpit_lite.alert import SEVERITIES, Alert
+from cockpit_lite.diagnosis.rule import Rule
+from cockpit_lite.report.explain import explanation
+from cockpit_lite.report.text import count, format_seconds, format_share
+from cockpit_lite.report.values import LastValue, LayerSpan, last_values, layer_spans
+from cockpit_lite.run_log import decode, encode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cockpit_lite.run import Run
+
+#: Of ``report.json``; raised when a field changes its meaning or goes.
+SCHEMA_VERSION = 1
+HTML_FILE = "report.html"
+JSON_FILE = "report.json"
+
+#: Why a cockpit may leave its block without having seen a step, the likeliest first.
+NO_STEP_REASONS = (
+    "optimizer.step() was never called inside the with block: does the loop run inside it, and does the loader yield a batch?",
+    "another optimizer took the steps: hand the one that trains the model (or a list of all of them) to Cockpit.",
+    "the model handed to Cockpit was not the one called: a copy or one of its parts was, or its forward was called directly.",
+    "the model was only called without gradients, under torch.no_grad() or torch.inference_mode().",
+    "every step was skipped by a gradient scaler, because the gradients were not finite.",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that passed or could not be made.
+
+    Attributes:
+        code: Of the rule.
+        name: Of the fault that was looked for.
+        reason: What is healthy, for a check that passed; otherwise why it was not made.
+    """
+
+    code: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What measuring cost.
+
+    Attributes:
+        share: Of the training time; None if it is not known.
+        measuring_seconds: Time spent measuring, or None.
+        training_seconds: Time of the training it is compared with, or None.
+        instruments: Seconds by instrument, the dearest first.
+        source: Where the figures come from.
+    """
+
+    share: float | None = None
+    measuring_seconds: float | None = None
+    training_seconds: float | None = None
+    instruments: Mapping[str, float] = field(default_factory=dict)
+    source: str = "not known: the log holds no figure for it"
+
+    @property
+    def text(self) -> str:
+        """The cost in one sentence."""
+        if self.share is None:
+            return f"What measuring cost is {self.source}."
+        if self.measuring_seconds is None or self.training_seconds is None:
+            return f"Measuring cost {format_share(self.share)} of the training time ({self.source})."
+        measuring, training = format_seconds(self.measuring_seconds), format_seconds(self.training_seconds)
+        return f"Measuring cost {format_share(self.share)} of the training time: {measuring} beside {training}."
+
+
+@dataclass(frozen=True)
+class Report:
+    """The diagnostic report of a run, as it stood when the report was built.
+
+    Attributes:
+        run: The run itself.
+        findings: The alerts, the first cause first.
+        passed: Checks that had what they need and found nothing.
+        not_checked: Checks that could not be made, with the reason.
+        cost: What measuring cost.
+        not_measured: Reading name -> why there is no number for it.
+        explanations: Rule code -> the longer explanation of the finding.
+        watched: Rule code -> the readings that the rule looks at.
+    """
+
+    run: Run = field(repr=False)
+    findings: tuple[Alert, ...]
+    passed: tuple[Check, ...]
+    not_checked: tuple[Check, ...]
+    cost: Cost
+    not_measured: Mapping[str, str]
+    explanations: Mapping[str, str] = field(repr=False)
+    watched: Mapping[str, tuple[str, ...]] = field(repr=False)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What ran: the content of ``run.json``."""
+        return self.run.info
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the run has taken."""
+        last = self.run.last_step
+        return 0 if last is None else last + 1
+
+    @property
+    def status(self) -> str:
+        """How the run ended, or "running" if nothing says that it did."""
+        return str(self.info.get("status") or "running")
+
+    @property
+    def worst(self) -> str | None:
+        """The severity of the worst finding, or None."""
+        return self.findings[0].severity if self.findings else None
+
+    @property
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        if not self.steps:
+            return "No training step was seen, so nothing could be checked."
+        steps = count(self.steps, "step")
+        if not self.findings:
+            if not self.passed:
+                return f"Nothing could be checked in {steps}: no check had the readings that it needs."
+            rest = f"; {count(len(self.not_checked), 'check')} could not be made" if self.not_checked else ""
+            return f"No fault found in {steps}: {count(len(self.passed), 'check')} passed{rest}."
+        counts = [count(sum(alert.severity == severity for alert in self.findings), severity) for severity in SEVERITIES]
+        first = self.findings[0]
+        where = f" in {first.where[0]}" if first.where else ""
+        found = " and ".join(text for text in counts if not text.startswith("0 "))
+        lead = "It is" if len(self.findings) == 1 else "Look first at"
+        return f"{found} in {steps}. {lead} {first.name} ({first.code}) at step {first.step}{where}."
+
+    @property
+    def no_step_reasons(self) -> tuple[str, ...]:
+        """Why no step may have been seen; empty if there was one."""
+        return () if self.steps else NO_STEP_REASONS
+
+    @property
+    def last_values(self) -> list[LastValue]:
+        """The last value of every reading of the whole run."""
+        return last_values(self.run)
+
+    @property
+    def layer_spans(self) -> list[LayerSpan]:
+        """The range over the layers of every layerwise reading, at its last value."""
+        return layer_spans(self.run)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as strict JSON can hold it; the content of ``report.json``.
+
+        Not finite numbers are the strings "NaN", "Infinity" and "-Infinity", as in the run log.
+        """
+        return encode(
+            {
+                "schema": SCHEMA_VERSION,
+                "run": self.run.folder.resolve().name,
+                "summary": self.summary,
+                "worst": self.worst,
+                "steps": self.steps,
+                "status": self.status,
+                "findings": [
+                    {**alert.to_dict(), "explanation": self.explanations.get(alert.code, "")} for alert in self.findings
+                ],
+                "passed": [asdict(check) for check in self.passed],
+                "not_checked": [asdict(check) for check in self.not_checked],
+                "not_measured": self.not_measured,
+                "cost": asdict(self.cost),
+                "last_values": [asdict(row) for row in self.last_values],
+                "layers": [asdict(row) for row in self.layer_spans],
+                "bad_lines": self.run.bad_lines,
+                "info": self.info,
+            }
+        )
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page that needs nothing beside it."""
+        from cockpit_lite.report.html import render_html  # draws, so it loads matplotlib and jinja2
+
+        return render_html(self)
+
+    def print(self, console: Console | None = None) -> None:
+        """Print a summary; plain text where the output is no terminal."""
+        from cockpit_lite.report.terminal import print_report
+
+        print_report(self, console)
+
+    def save(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Write ``report.html`` and ``report.json`` into ``folder`` (default: that of the run); return the former's path.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        target = Path(folder) if folder is not None else self.run.folder
+        target.mkdir(parents=True, exist_ok=True)
+        write_atomically(target / JSON_FILE, self.to_json())
+        return write_atomically(target / HTML_FILE, self.to_html())
+
+
+def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
+    """Return the report of a run, finished or not.
+
+    Args:
+        run: The run.
+        rules: What was looked for; default: all the rules there are.
+    """
+    if rules is None:
+        from cockpit_lite.diagnosis import RULES
+
+        rules = RULES
+    rules = tuple(rules)
+    found = {alert.code for alert in run.alerts}
+    passed: list[Check] = []
+    not_checked: list[Check] = []
+    measured = {part for name in run.names for part in (name, name.partition("/")[0])}
+    for rule in rules:
+        if rule.code in found:
+            continue
+        reason = _why_not_checked(rule, run, measured)
+        (not_checked if reason else passed).append(Check(rule.code, rule.name, reason or rule.healthy))
+    return Report(
+        run=run,
+        findings=tuple(sorted(run.alerts, key=_rank)),
+        passed=tuple(passed),
+        not_checked=tuple(not_checked),
+        cost=_cost(run),
+        not_measured=dict(sorted(run.not_measured.items())),
+        explanations={rule.code: explanation(rule) for rule in rules},
+        watched={rule.code: tuple(rule.needs) for rule in rules},
+    )
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file beside and move it into place, so that a browser never loads half of it."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _rank(alert: Alert) -> tuple[int, int, float]:
+    # What came first among the worst is the likeliest first cause; what it brought about came later.
+    return SEVERITIES.index(alert.severity), alert.step, -alert.confidence
+
+
+def _why_not_checked(rule: Rule, run: Run, measured: set[str]) -> str | None:
+    for key in (rule.code, rule.name):
+        if key in run.not_measured:  # the rule itself was switched off
+            return run.not_measured[key]
+    if run.last_step is None:
+        return "no training step was seen"
+    missing = [_missing(need, run) for need in rule.needs if need not in measured]
+    return "; ".join(missing) or None
+
+
+def _missing(need: str, run: Run) -> str:
+    reason = run.not_measured.get(need)
+    if reason:
+        return f"{need} was not measured, because {reason}"
+    return f"{need} was not measured: its instrument was not switched on"
+
+
+def _cost(run: Run) -> Cost:
+    recorded = run.info.get("cost")
+    if isinstance(recorded, Mapping):
+        measuring, training = _number(recorded.get("measuring_seconds")), _number(recorded.get("training_seconds"))
+        share = _number(recorded.get("share"))
+        if share is None and measuring is not None and training:
+            share = measuring / training
+        by_instrument = recorded.get("instruments")
+        rows = by_instrument.items() if isinstance(by_instrument, Mapping) else ()
+        seconds = [(str(name), number) for name, value in rows if (number := _number(value)) is not None]
+        if share is not None:
+            return Cost(
+                share, measuring, training, dict(sorted(seconds, key=lambda row: -row[1])), "written at the end of the run"
+            )
+    overhead = [row for row in last_values(run) if row.name == "overhead" and math.isfinite(row.value)]
+    if not overhead:
+        return Cost()
+    return Cost(share=overhead[0].value, source=f"the last overhead reading, at step {overhead[0].step}")
+
+
+def _number(value: Any) -> float | None:
+    value = decode(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON knows integers that no float can hold
+        return None
+    return number if math.isfinite(number) else None
