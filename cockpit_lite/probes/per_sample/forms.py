@@ -1,0 +1,279 @@
+"""The forms in which a rule hands over the per-sample gradients of one parameter.
+
+A rule never has to build the N gradients: it says how they factor, and the form knows the cheapest way to squared norms,
+inner products and, where somebody really needs them, the gradients themselves.
+
+    OuterProducts    sum over positions t of  d_t a_t'      Linear, convolutions, recurrent weights
+    Rows             rows of a table                         Embedding, EmbeddingBag
+    Dense            the gradients, one after the other      biases, normalisation layers, anything else
+
+All forms calculate in float32 at least, also in a half precision training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+#: Elements that a chunk of materialised per-sample gradients may hold (16 MB in float32).
+CHUNK = 4_000_000
+
+
+def accurate(tensor: Tensor) -> Tensor:
+    """Return the tensor in a precision that sums of squares survive: float32, or float64 if it is that already."""
+    tensor = tensor.detach()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+
+
+class Form:
+    """Per-sample gradients c_1 ... c_N of one parameter.
+
+    Attributes:
+        batch_size: Number of samples N.
+        shape: Shape of the parameter.
+    """
+
+    batch_size: int
+    shape: torch.Size
+
+    def squared_norms(self) -> Tensor:
+        """Return the squared norm of every sample's gradient, shape (N,)."""
+        raise NotImplementedError
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Return the inner product of every sample's gradient with ``direction``, shape (N,)."""
+        raise NotImplementedError
+
+    def gradients(self) -> Tensor:
+        """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
+        raise NotImplementedError
+
+    def fold(self, batch_size: int, batch_first: bool = True) -> Form:
+        """Return the form in which several rows belong to one sample: their gradients add up.
+
+        Args:
+            batch_size: Number of samples; the present batch size is a multiple of it.
+            batch_first: Whether the rows of one sample are neighbours. Otherwise row ``t * batch_size + n`` belongs to n.
+        """
+        raise NotImplementedError
+
+
+def _fold(tensor: Tensor, batch_size: int, batch_first: bool) -> Tensor:
+    """Split axis 0 into (sample, row of the sample)."""
+    if batch_first:
+        return tensor.reshape(batch_size, -1, *tensor.shape[1:])
+    return tensor.reshape(-1, batch_size, *tensor.shape[1:]).transpose(0, 1)
+
+
+class Dense(Form):
+    """The per-sample gradients as they are, shape (N, *shape)."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = accurate(values)
+        self.batch_size = values.shape[0]
+        self.shape = values.shape[1:]
+
+    def squared_norms(self) -> Tensor:
+        """Sum of squares."""
+        flat = self.values.reshape(self.batch_size, -1)
+        return torch.einsum("ni,ni->n", flat, flat)
+
+    def products(self, direction: Tensor) -> Tensor:
+        """One matrix-vector product."""
+        return self.values.reshape(self.batch_size, -1) @ direction.to(self.values.dtype).reshape(-1)
+
+    def gradients(self) -> Tensor:
+        """They are there already."""
+        return self.values
+
+    def fold(self, batch_size: int, batch_first: bool = True) -> Dense:
+        """Add the rows of one sample."""
+        return Dense(_fold(self.values, batch_size, batch_first).sum(1))
+
+
+class OuterProducts(Form):
+    """c_n = sum over t of d_nt a_nt', for each of G groups that share the parameter's first axis.
+
+    Args:
+        inputs: a, shape (N, G, T, I).
+        deltas: d, shape (N, G, T, O).
+        shape: Shape of the parameter, of G * O * I elements in this order.
+    """
+
+    def __init__(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> None:
+        self.inputs, self.deltas, self.shape = accurate(inputs), accurate(deltas), shape
+        if self.inputs.dtype != self.deltas.dtype:  # e.g. a float64 loss on a float32 layer
+            self.inputs, self.deltas = self.inputs.double(), self.deltas.double()
+        self.batch_size = deltas.shape[0]
+
+    def _matrices(self) -> Iterator[Tensor]:
+        """Yield the gradients in chunks of samples, each of shape (n, G, O, I)."""
+        _, groups, _, fan_in = self.inputs.shape
+        samples = max(1, CHUNK // max(1, groups * fan_in * self.deltas.shape[-1]))
+        for inputs, deltas in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True):
+            yield deltas.transpose(-1, -2) @ inputs
+
+    def squared_norms(self) -> Tensor:
+        """By the shortest of three ways, all exact.
+
+        One position: the norm of an outer product is the product of the norms. Few positions: c c' summed is the inner product
+        of two T x T Gram matrices. Many positions: the gradients themselves, a chunk of samples at a time.
+        """
+        positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
+        if positions == 0:
+            return self.deltas.new_zeros(self.batch_size)
+        if positions == 1:
+            return (self.inputs.square().sum(-1) * self.deltas.square().sum(-1)).sum((1, 2))
+        if positions * (fan_in + fan_out) < fan_in * fan_out:
+            samples = max(1, CHUNK // (self.inputs.shape[1] * positions**2))
+            return torch.cat(
+                [
+                    ((a @ a.transpose(-1, -2)).mul_(d @ d.transpose(-1, -2))).sum((1, 2, 3))
+                    for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True)
+                ]
+            ).clamp_(min=0)
+        return torch.cat([matrices.flatten(1).square().sum(1) for matrices in self._matrices()])
+
+    def products(self, direction: Tensor) -> Tensor:
+        """The inner product of the deltas with what the layer would answer if its weight were ``direction``."""
+        _, groups, _, fan_in = self.inputs.shape
+        matrices = direction.to(self.deltas.dtype).reshape(groups, self.deltas.shape[-1], fan_in)
+        if self.inputs.shape[2] > fan_in:  # many positions: contract them first, the answer is (N, G, O, I) but short
+            return torch.cat([torch.einsum("ngoi,goi->n", c, matrices) for c in self._matrices()])
+        answers = self.inputs @ matrices.transpose(-1, -2)
+        return answers.mul_(self.deltas).sum((1, 2, 3))
+
+    def gradients(self) -> Tensor:
+        """Sum the outer products."""
+        return torch.cat(list(self._matrices())).reshape(self.batch_size, *self.shape)
+
+    def fold(self, batch_size: int, batch_first: bool = True) -> OuterProducts:
+        """The rows of one sample become further positions."""
+
+        def positions(tensor: Tensor) -> Tensor:
+            return _fold(tensor, batch_size, batch_first).transpose(1, 2).flatten(2, 3)
+
+        return OuterProducts(positions(self.inputs), positions(self.deltas), self.shape)
+
+
+class Rows(Form):
+    """Gradients of a table of which every sample uses a few rows.
+
+    Args:
+        samples: To which sample an entry belongs, shape (M,).
+        rows: Which row of the table it used, shape (M,).
+        values: What flows into that row, shape (M, E).
+        batch_size: Number of samples.
+        shape: Shape (V, E) of the table.
+    """
+
+    def __init__(self, samples: Tensor, rows: Tensor, values: Tensor, batch_size: int, shape: torch.Size) -> None:
+        self.samples, self.rows, self.values = samples, rows, accurate(values)
+        self.batch_size, self.shape = batch_size, shape
+
+    def _per_sample(self, numbers: Tensor, samples: Tensor) -> Tensor:
+        return numbers.new_zeros(self.batch_size).index_add_(0, samples, numbers)
+
+    def squared_norms(self) -> Tensor:
+        """Entries of one sample in the same row add up before they are squared."""
+        keys, entry = torch.unique(self.samples * self.shape[0] + self.rows, return_inverse=True)
+        sums = self.values.new_zeros(len(keys), self.shape[1]).index_add_(0, entry, self.values)
+        return self._per_sample(sums.square().sum(1), torch.div(keys, self.shape[0], rounding_mode="floor"))
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Look the direction up where the samples looked the table up."""
+        if direction.is_sparse:
+            direction = direction.to_dense()
+        return self._per_sample((direction.to(self.values.dtype)[self.rows] * self.values).sum(1), self.samples)
+
+    def gradients(self) -> Tensor:
+        """Scatter into N tables."""
+        tables = self.values.new_zeros(self.batch_size * self.shape[0], self.shape[1])
+        tables.index_add_(0, self.samples * self.shape[0] + self.rows, self.values)
+        return tables.reshape(self.batch_size, *self.shape)
+
+    def fold(self, batch_size: int, batch_first: bool = True) -> Rows:
+        """Give the entries of the old samples to the new ones."""
+        of_sample = _fold(torch.arange(self.batch_size, device=self.samples.device), batch_size, batch_first)
+        owner = torch.empty(self.batch_size, dtype=torch.long, device=self.samples.device)
+        owner[of_sample] = torch.arange(batch_size, device=self.samples.device)[:, None].expand_as(of_sample)
+        return Rows(owner[self.samples], self.rows, self.values, batch_size, self.shape)
+
+
+class Sum(Form):
+    """The sum of a table's rows and of outer products: an embedding that is also the output layer.
+
+    Its cross term needs no gradient either: <c_rows, d_s a_s'> = values . a_s * d_s[row].
+    """
+
+    def __init__(self, rows: Rows, outer: OuterProducts) -> None:
+        self.table, self.outer = rows, outer
+        self.batch_size, self.shape = outer.batch_size, outer.shape
+
+    def squared_norms(self) -> Tensor:
+        """Squared norms of both parts and twice their inner product."""
+        table, outer = self.table, self.outer
+        inputs, deltas = outer.inputs[:, 0], outer.deltas[:, 0]
+        cross = []
+        entries = max(1, CHUNK // max(1, inputs.shape[1] * inputs.shape[2]))
+        for samples, rows, values in zip(
+            table.samples.split(entries), table.rows.split(entries), table.values.split(entries), strict=True
+        ):
+            answers = (inputs[samples] @ values.to(inputs.dtype)[:, :, None])[..., 0]
+            cross.append((answers * deltas[samples, :, rows]).sum(1))
+        mixed = deltas.new_zeros(self.batch_size)
+        if cross:
+            mixed.index_add_(0, table.samples, torch.cat(cross))
+        return (table.squared_norms() + outer.squared_norms() + 2 * mixed).clamp_(min=0)
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Inner products add up."""
+        return self.table.products(direction) + self.outer.products(direction)
+
+    def gradients(self) -> Tensor:
+        """Gradients add up."""
+        return self.table.gradients() + self.outer.gradients()
+
+    def fold(self, batch_size: int, batch_first: bool = True) -> Sum:
+        """Fold both parts."""
+        return Sum(self.table.fold(batch_size, batch_first), self.outer.fold(batch_size, batch_first))
+
+
+def add(forms: Sequence[Form]) -> Form:
+    """Return the form of the sum: the same samples passed through the same parameter several times.
+
+    Cross terms are kept: further uses are further positions of one form, not further norms.
+    """
+    if len(forms) == 1:
+        return forms[0]
+    shape, batch_size = forms[0].shape, forms[0].batch_size
+    outers = [form for form in forms if isinstance(form, OuterProducts)]
+    tables = [form for form in forms if isinstance(form, Rows)]
+    same_groups = len({form.inputs.shape[1] for form in outers}) == 1
+    if len(outers) + len(tables) == len(forms) and (same_groups or not outers):
+        outer = OuterProducts(
+            torch.cat([form.inputs for form in outers], 2), torch.cat([form.deltas for form in outers], 2), shape
+        ) if outers else None
+        table = Rows(
+            torch.cat([form.samples for form in tables]),
+            torch.cat([form.rows for form in tables]),
+            torch.cat([form.values for form in tables]),
+            batch_size,
+            shape,
+        ) if tables else None
+        if outer is None or table is None:
+            return outer or table  # type: ignore[return-value]  # one of them is there
+        if outer.inputs.shape[1] == 1 and len(shape) == 2:
+            return Sum(table, outer)
+    total = forms[0].gradients().clone()
+    for form in forms[1:]:
+        total += form.gradients()
+    return Dense(total)
+
+
+def size(form: Form) -> int:
+    """Return the number of elements that :meth:`Form.gradients` would hold."""
+    return form.batch_size * prod(form.shape)

@@ -1,0 +1,94 @@
+"""Normalisation layers: y = weight * normalised(x) + bias.
+
+LayerNorm, RMSNorm, GroupNorm and InstanceNorm normalise every sample for itself; so does BatchNorm in eval mode. BatchNorm in train
+mode does not: a sample moves the batch statistics and so the output of all others. What is returned then is the part of the gradient
+that flows through the sample at given batch statistics; it sums to the gradient, and is reported as conditional on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cockpit_lite.probes.per_sample.forms import accurate
+from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums, trailing_sums
+
+
+class PerSampleLayerNorm(Rule):
+    """Affine along the last axes, with any leading axes."""
+
+    parameters = ("weight", "bias")
+
+    def free_leading_axes(self, module: nn.Module) -> bool:
+        """Only the normalised axes are special."""
+        return True
+
+    def normalized(self, module: Any) -> Tensor:
+        """Return the input normalised, before weight and bias."""
+        return functional.layer_norm(accurate(module.input0), module.normalized_shape, None, None, module.eps)
+
+    def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+        """Normalised input times output gradient, summed over positions."""
+        return ext.measure(trailing_sums(self.normalized(module) * accurate(g_out[0]), module.weight.shape), module.weight)
+
+    def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+        """Output gradient, summed over positions."""
+        return ext.measure(trailing_sums(accurate(g_out[0]), module.bias.shape), module.bias)
+
+
+class PerSampleRMSNorm(PerSampleLayerNorm):
+    """As LayerNorm, without mean and bias."""
+
+    parameters = ("weight",)
+
+    def normalized(self, module: Any) -> Tensor:
+        """Return the input over its root mean square."""
+        # the default of eps is that of the type the layer calculates in, not of the type we do
+        return functional.rms_norm(accurate(module.input0), module.normalized_shape, None, module.eps)
+
+
+class PerSampleGroupNorm(Rule):
+    """Affine along the channels, axis 1."""
+
+    parameters = ("weight", "bias")
+
+    def normalized(self, module: Any) -> Tensor:
+        """Return the input normalised, before weight and bias."""
+        return functional.group_norm(accurate(module.input0), module.num_groups, None, None, module.eps)
+
+    def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+        """Normalised input times output gradient, summed over positions."""
+        return ext.measure(channel_sums(self.normalized(module) * accurate(g_out[0])), module.weight)
+
+    def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+        """Output gradient, summed over positions."""
+        return ext.measure(channel_sums(accurate(g_out[0])), module.bias)
+
+
+class PerSampleInstanceNorm(PerSampleGroupNorm):
+    """Statistics of every sample and channel, or the running ones in eval mode."""
+
+    def normalized(self, module: Any) -> Tensor:
+        """Return the input normalised; running statistics are read, never updated."""
+        inputs = accurate(module.input0)
+        own = module.training or not module.track_running_stats
+        mean, variance = (None, None) if own else (module.running_mean, module.running_var)
+        return functional.instance_norm(inputs, mean, variance, None, None, own, 0.0, module.eps)
+
+
+class PerSampleBatchNorm(PerSampleGroupNorm):
+    """Statistics of the batch, or the running ones in eval mode."""
+
+    def uses_batch_statistics(self, module: Any) -> bool:
+        """In train mode, and whenever no running statistics are kept."""
+        return module.training or module.running_mean is None
+
+    def normalized(self, module: Any) -> Tensor:
+        """Return the input normalised; running statistics are read, never updated."""
+        inputs = accurate(module.input0)
+        if self.uses_batch_statistics(module):
+            return functional.batch_norm(inputs, None, None, None, None, True, 0.0, module.eps)
+        mean, variance = module.running_mean.to(inputs.dtype), module.running_var.to(inputs.dtype)
+        return functional.batch_norm(inputs, mean, variance, None, None, False, 0.0, module.eps)
