@@ -69,6 +69,8 @@ class CurvatureAlongGradient(Instrument):
 
     name = "curvature_along_gradient"
     needs = (CURVATURE,)
+    readings = ("curvature_along_gradient", "taylor_gradient_term", "taylor_curvature_term")
+    preset = "standard"
 
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature

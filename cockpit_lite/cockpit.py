@@ -1,0 +1,293 @@
+"""Cockpit: the context manager around an unchanged training loop."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from cockpit_lite.alert import Alert
+from cockpit_lite.diagnosis import RULES
+from cockpit_lite.errors import SetupError
+from cockpit_lite.instrument import Instrument
+from cockpit_lite.isolation import warn
+from cockpit_lite.observer import Observer
+from cockpit_lite.presets import resolve
+from cockpit_lite.probes.backward import listen, stop_listening
+from cockpit_lite.probes.optimizer import OptimizerProbe
+from cockpit_lite.probes.parameters import named_parameters
+from cockpit_lite.recorder import Recorder
+from cockpit_lite.report import Report
+from cockpit_lite.report.terminal import print_alert
+from cockpit_lite.run import load_run
+from cockpit_lite.run_log import RunWriter
+from cockpit_lite.schedule import Budget, Schedule
+
+if TYPE_CHECKING:
+    from cockpit_lite.live import Viewer
+
+LIVE_MODES = (None, "window", "notebook", "terminal")
+
+Instruments = str | Instrument | Iterable[str | Instrument | type[Instrument]]
+
+
+class Cockpit:
+    """Watches the training that happens inside its ``with`` block; the loop stays as it was.
+
+    ::
+
+        with Cockpit(model, optimizer, loss_fn) as cockpit:
+            for inputs, targets in loader:
+                optimizer.zero_grad()
+                loss_fn(model(inputs), targets).backward()
+                optimizer.step()
+
+    Weights, gradients, buffers and random numbers of the training are bit for bit what they would have been. On leaving, also by an
+    exception, everything is put back, and the report is written into the run folder.
+
+    Args:
+        model: The module that is trained.
+        optimizer: Its optimizer, or a list of them.
+        loss_fn: Not needed: the loss is found where ``backward()`` is called. Its class is named in the report.
+        run: Folder of the run. Default: ``runs/<UTC time>-<model class>``.
+        instruments: ``"light"``, ``"standard"`` or ``"full"``, an instrument name, or a list of these and of Instrument objects.
+        schedule: At which steps to measure: ``Every(n)``, ``LogSpaced(...)`` or a callable ``step -> bool``. Default: every step that the
+            budget allows. Loss, learning rate and step time are recorded at every step in any case.
+        budget: Greatest share of training time that measuring may cost; None follows the schedule exactly.
+        live: ``None``, ``"window"``, ``"notebook"`` or ``"terminal"``: watch while it trains.
+        on_alert: Called once with each :class:`~cockpit_lite.alert.Alert`.
+
+    Raises:
+        SetupError: if the model has no parameters, the optimizer holds none of them, or an option is not understood.
+        RunExistsError: on entering, if ``run`` already holds a run.
+        OSError: on entering, if the run folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        loss_fn: Callable[..., Any] | None = None,
+        *,
+        run: str | os.PathLike[str] | None = None,
+        instruments: Instruments = "standard",
+        schedule: Schedule | None = None,
+        budget: float | None = 0.05,
+        live: str | None = None,
+        on_alert: Callable[[Alert], Any] | None = None,
+    ):
+        self._model = _check_model(model)
+        self._optimizers = _check_optimizers(optimizer)
+        self._parameters = named_parameters(model, self._optimizers)
+        _check_shared(model, self._optimizers)
+        self._loss_fn = loss_fn
+        self._folder = None if run is None else Path(run)
+        self._instruments = resolve(instruments)
+        if schedule is not None and not callable(schedule):
+            raise SetupError(f"schedule= takes Every(n), LogSpaced(...) or a callable step -> bool, not {schedule!r}.")
+        self._schedule = schedule
+        try:
+            self._budget = None if budget is None else Budget(budget)
+        except (ValueError, TypeError) as error:
+            raise SetupError(f"budget= takes a share such as 0.05, or None: {error}") from error
+        if live not in LIVE_MODES:
+            raise SetupError(f"live= takes {', '.join(map(repr, LIVE_MODES))}, not {live!r}.")
+        self._live = live
+        if on_alert is not None and not callable(on_alert):
+            raise SetupError(f"on_alert= takes a callable, not {on_alert!r}.")
+        self._on_alert = on_alert
+        self._viewer: Viewer | None = None
+        self._recorder: Recorder | None = None
+        self._observer: Observer | None = None
+        self._optimizer_probe: OptimizerProbe | None = None
+
+    def __enter__(self) -> Cockpit:
+        if self._observer is not None:
+            raise SetupError("A Cockpit watches one training run: make a new one for the next.")
+        if self._folder is None:
+            self._folder = _new_folder(type(self._model).__name__)
+        writer = RunWriter(self._folder, self._info())
+        self._recorder = Recorder(writer, RULES, self._on_alert, print_alert)
+        for instrument in self._instruments:
+            instrument.start(self._parameters)
+        self._observer = Observer(
+            self._model, self._parameters, self._optimizers, self._instruments, self._schedule, self._budget, self._recorder
+        )
+        self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
+        listen(self._observer)
+        self._optimizer_probe.start()
+        if self._live is not None:
+            from cockpit_lite.live import start_viewer  # nothing of it is needed without
+
+            self._viewer = start_viewer(self._folder, self._live)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        observer, recorder = self._observer, self._recorder
+        if observer is None or recorder is None or self._optimizer_probe is None:
+            return
+        stop_listening(observer)
+        self._optimizer_probe.stop()
+        observer.close()
+        try:
+            recorder.close(
+                status="completed" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed",
+                ended=_now().isoformat(timespec="seconds"),
+                steps=observer.index,
+                **({} if error is None else {"exception": f"{type(error).__name__}: {error}"}),
+                cost={
+                    "measuring_seconds": sum(observer.seconds.values()),
+                    "training_seconds": observer.training_seconds,
+                    "share": observer.overhead,
+                    "instruments": observer.seconds,
+                },
+            )
+            self._write_results()
+        except Exception as failure:  # the user's own exception, if any, must pass through unchanged
+            warn(f"The report of the run in {self._folder} could not be written; its readings are there.", failure)
+        if self._viewer is not None:
+            self._viewer.close()
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps have been completed: the number of the step under way, counted from 0."""
+        return 0 if self._observer is None else self._observer.index
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """The alerts raised so far."""
+        return [] if self._recorder is None else list(self._recorder.alerts)
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None before the ``with`` block where ``run`` was left out."""
+        return self._folder
+
+    def log(self, **values: float) -> None:
+        """Record numbers of your own beside the readings, such as ``validation_loss`` or ``validation_accuracy``.
+
+        They belong to the last completed step. A value that is no number is left out with a warning.
+        """
+        if self._recorder is None:
+            return
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            try:
+                numbers[name] = float(value)
+            except (TypeError, ValueError) as error:
+                warn(f"cockpit.log({name}=...) takes a number and was ignored.", error)
+        if numbers:
+            self._recorder.log(max(self.step - 1, 0), numbers)
+
+    def report(self) -> Report:
+        """Return the diagnostic report of the run as far as it is on disk (everything, after the block; about a second less, inside).
+
+        Raises:
+            SetupError: before the ``with`` block was entered.
+        """
+        if self._folder is None or self._recorder is None:
+            raise SetupError("There is no run yet: call report() inside the with block or after it.")
+        self._recorder.flush()
+        return load_run(self._folder).report()
+
+    def _write_results(self) -> None:
+        from cockpit_lite.plots.page import save_page  # matplotlib is slow to import and not needed before
+
+        assert self._folder is not None
+        run = load_run(self._folder)
+        try:
+            save_page(run, self._folder / "cockpit.png")
+        except Exception as failure:
+            warn("cockpit.png could not be drawn.", failure)
+        report = run.report()
+        report.save(self._folder)
+        report.print()
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "created": _now().isoformat(timespec="seconds"),
+            "status": "running",
+            "pid": os.getpid(),
+            "model": {
+                "class": type(self._model).__name__,
+                "parameters": sum(parameter.numel() for parameter in self._parameters.values()),
+                "trainable_parameters": sum(parameter.numel() for parameter in self._parameters.values() if parameter.requires_grad),
+                "device": str(next(iter(self._parameters.values())).device),
+            },
+            "optimizer": [_describe(optimizer) for optimizer in self._optimizers],
+            "loss_fn": None if self._loss_fn is None else getattr(self._loss_fn, "__name__", type(self._loss_fn).__name__),
+            "instruments": [instrument.name for instrument in self._instruments],
+            "schedule": "every step" if self._schedule is None else repr(self._schedule),
+            "budget": None if self._budget is None else self._budget.share,
+            "seed": torch.initial_seed(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "backpack": metadata.version("backpack-for-pytorch"),
+                "cockpit_lite": metadata.version("cockpit-lite"),
+                "platform": sys.platform,
+            },
+        }
+
+
+def _check_model(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise SetupError(f"Cockpit(model, optimizer): the model must be a torch.nn.Module, not {type(model).__name__}.")
+    if next(model.parameters(), None) is None:
+        raise SetupError(f"{type(model).__name__} has no parameters, so there is nothing to watch.")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise SetupError(f"{type(model).__name__} has lazy parameters without a shape: run one batch through it before the with block.")
+    return model
+
+
+def _check_optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    given = [optimizer] if not isinstance(optimizer, Iterable) else list(optimizer)
+    if not given:
+        raise SetupError("Cockpit(model, optimizer): the list of optimizers is empty.")
+    optimizers = []
+    for item in given:
+        # Accelerate and similar libraries wrap the optimizer whose step() is really called.
+        inner = getattr(item, "optimizer", item)
+        found = item if isinstance(item, Optimizer) and not isinstance(inner, Optimizer) else inner
+        if not isinstance(found, Optimizer):
+            raise SetupError(f"Cockpit(model, optimizer): the optimizer must be a torch.optim.Optimizer, not {type(item).__name__}.")
+        optimizers.append(found)
+    return optimizers
+
+
+def _check_shared(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    of_model = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        if not any(id(parameter) in of_model for group in optimizer.param_groups for parameter in group["params"]):
+            raise SetupError(
+                f"{type(optimizer).__name__} holds no parameter of {type(model).__name__}, so its steps cannot train it. Was the optimizer "
+                "made for another model, or before the model was copied or moved? Make it with model.parameters()."
+            )
+
+
+def _describe(optimizer: Optimizer) -> dict[str, Any]:
+    settings = {
+        key: value for key, value in optimizer.param_groups[0].items() if key != "params" and isinstance(value, (bool, int, float, str, tuple, list))
+    }
+    return {"class": type(optimizer).__name__, "groups": len(optimizer.param_groups), **settings}
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def _new_folder(model_name: str) -> Path:
+    base = Path("runs") / f"{_now():%Y%m%d-%H%M%S}-{model_name}"
+    candidates = itertools.chain([base], (base.with_name(f"{base.name}-{number}") for number in itertools.count(2)))
+    return next(folder for folder in candidates if not folder.exists())

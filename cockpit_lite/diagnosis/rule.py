@@ -1,0 +1,42 @@
+"""The contract of a rule: readings in, an alert out. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from cockpit_lite.alert import Alert, Severity
+from cockpit_lite.diagnosis.history import History
+
+
+class Rule:
+    """Base class. A rule sees the readings up to now and raises at most one alert a call.
+
+    Attributes:
+        code: ``"CL"`` and three digits, given once, never reused.
+        name: The fault's name in ``../shared/faults.md`` and in ``Alert.name``.
+        severity: Of the alerts it raises.
+        needs: Reading names without which it cannot check anything.
+        healthy: One sentence for the report when the rule found nothing.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+    needs: ClassVar[tuple[str, ...]]
+    healthy: ClassVar[str]
+
+    def check(self, history: History) -> Alert | None:
+        """Look at the readings up to ``history.step``; called after every measured step.
+
+        Implementations keep no state that a second look at the same history would not give again.
+        """
+        raise NotImplementedError
+
+    def alert(self, history: History, cause: str, advice: str, *, where: tuple[str, ...] = (),
+              evidence: Mapping[str, Any] | None = None, confidence: float = 1.0, step: int | None = None) -> Alert:
+        """Return an alert of this rule."""
+        return Alert(
+            code=self.code, name=self.name, severity=self.severity, step=history.step if step is None else step, cause=cause,
+            advice=advice, where=where, evidence=evidence or {}, confidence=confidence,
+        )

@@ -1,0 +1,128 @@
+"""The contract of an instrument: what it needs of a training step, and what it returns.
+
+A new instrument is one file with a pure function (tensors in, numbers out) and a small class::
+
+    class GradientNorm(Instrument):
+        name = "grad_norm"
+        needs = (GRADIENT,)
+
+        def measure(self, step):
+            return {"grad_norm": global_norm(step.gradient.values())}
+
+See CONTRIBUTING.md for the whole recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.errors import SetupError
+
+if TYPE_CHECKING:
+    from cockpit_lite.step import Step
+
+# What an instrument can ask a step for. Each is observed only on steps where a due instrument asks for it.
+LOSS = "loss"
+GRADIENT = "gradient"
+UPDATE = "update"
+PER_SAMPLE_NORMS = "per_sample_norms"
+PER_SAMPLE_PRODUCTS = "per_sample_products"
+CURVATURE = "curvature"
+
+#: need -> what it makes available on the :class:`~cockpit_lite.step.Step`
+NEEDS: dict[str, str] = {
+    LOSS: "step.loss, step.learning_rates: always there, costs nothing",
+    GRADIENT: "step.gradient, step.applied_gradient: the mini-batch gradient before and after clipping",
+    UPDATE: "step.weights_before, step.update: the step that was really taken",
+    PER_SAMPLE_NORMS: "step.per_sample.squared_norms(): squared gradient norm of every sample, by parameter",
+    PER_SAMPLE_PRODUCTS: "step.per_sample.products(): inner product of every sample's gradient with the mini-batch gradient, by parameter",
+    CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A value that says how it was got; instruments return plain tensors or floats where the value is exact.
+
+    Attributes:
+        value: A number or a tensor (scalar, or small array).
+        kind: One of :data:`cockpit_lite.run_log.KINDS`.
+        standard_error: Of an estimate, in the unit of the value.
+        residual: Of an iterative method, in the unit of the value.
+        note: Anything else a reader should know, in a few words.
+    """
+
+    value: Tensor | float
+    kind: str = "exact"
+    standard_error: Tensor | float | None = None
+    residual: Tensor | float | None = None
+    note: str | None = None
+
+
+Readings = Mapping[str, "Tensor | float | Reading"]
+
+
+class Instrument:
+    """Base class. A subclass sets ``name`` and ``needs`` and implements :meth:`measure`.
+
+    Attributes:
+        name: The reading it is known by, also its name in ``instruments=[...]``. Two instruments of one cockpit
+            may not share a name: give a differently configured one a name of its own.
+        needs: Which of :data:`NEEDS` it uses.
+        readings: The readings it writes, without the layerwise ones; empty: just ``name``. A rule or gauge that misses one of them
+            is told why by these names.
+        preset: The smallest preset that includes it; only instruments that come with cockpit-lite are in presets.
+    """
+
+    name: ClassVar[str] | str = ""
+    needs: ClassVar[tuple[str, ...]] | tuple[str, ...] = (LOSS,)
+    readings: ClassVar[tuple[str, ...]] | tuple[str, ...] = ()
+    preset: ClassVar[Literal["light", "standard", "full"]] = "full"
+
+    def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Called once before the first step; override it to remember where training began."""
+
+    def measure(self, step: Step) -> Readings:
+        """Return readings by name, all measured on this step.
+
+        Runs on the user's device inside the user's loop: return tensors, never call ``.item()``; a tracked step moves
+        them to the host together. Do not change anything that ``step`` gives you.
+
+        Raises:
+            NotMeasured: if the quantity does not exist on this step; the message completes "not measured, because ...".
+        """
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Check the declaration.
+
+        Raises:
+            SetupError: if ``name`` is empty or ``needs`` holds an unknown need.
+        """
+        if not self.name or "/" in self.name:
+            raise SetupError(f"{type(self).__name__}.name must be a reading name without '/', not {self.name!r}.")
+        unknown = [need for need in self.needs if need not in NEEDS]
+        if unknown:
+            raise SetupError(f"{type(self).__name__}.needs has unknown entries {unknown}; known are {sorted(NEEDS)}.")
+        if CURVATURE in self.needs and not set(self.needs) <= {CURVATURE, LOSS}:
+            raise SetupError(
+                f"{type(self).__name__}.needs combines {CURVATURE!r} with needs that are met only after the backward pass, "
+                "when the graph is gone. The gradient is there as step.curvature.gradient."
+            )
+
+    def reading_names(self) -> tuple[str, ...]:
+        """Return the readings it writes, without the layerwise ones."""
+        return tuple(self.readings) or (self.name,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def layerwise(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"<name>/<parameter>": value}``, the naming of layerwise readings."""
+    return {f"{name}/{key}": value for key, value in values.items()}

@@ -1,0 +1,49 @@
+"""From ``instruments=`` to a list of instruments: presets, names and instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cockpit_lite.errors import SetupError, UnknownInstrumentError
+from cockpit_lite.instrument import Instrument
+from cockpit_lite.instruments import INSTRUMENTS
+
+#: From cheap to complete; each includes the ones before it.
+PRESETS = ("light", "standard", "full")
+
+
+def resolve(instruments: str | Instrument | Iterable[str | Instrument | type[Instrument]]) -> list[Instrument]:
+    """Return fresh instances for preset and instrument names, and the given instances themselves.
+
+    Raises:
+        UnknownInstrumentError: if a name is neither a preset nor an instrument.
+        SetupError: if two different instruments share a name, or an entry is no instrument.
+    """
+    entries = [instruments] if isinstance(instruments, (str, Instrument)) else list(instruments)
+    chosen: dict[str, Instrument] = {}
+    given: set[str] = set()
+    for entry in entries:
+        if isinstance(entry, str):
+            for name in _names(entry):
+                chosen.setdefault(name, INSTRUMENTS[name]())
+            continue
+        instance = entry() if isinstance(entry, type) and issubclass(entry, Instrument) else entry
+        if not isinstance(instance, Instrument):
+            raise SetupError(f"instruments= takes preset names, instrument names and Instrument objects, not {entry!r}.")
+        instance.validate()
+        if instance.name in given:
+            raise SetupError(f"Two instruments are named {instance.name!r}; give one of them another name.")
+        given.add(instance.name)
+        chosen[instance.name] = instance  # an instance replaces the preset's of the same name
+    return list(chosen.values())
+
+
+def _names(entry: str) -> list[str]:
+    if entry in PRESETS:
+        included = PRESETS[: PRESETS.index(entry) + 1]
+        return [name for name, instrument in INSTRUMENTS.items() if instrument.preset in included]
+    if entry in INSTRUMENTS:
+        return [entry]
+    raise UnknownInstrumentError(
+        f"There is no instrument or preset named {entry!r}. Presets: {', '.join(PRESETS)}. Instruments: {', '.join(sorted(INSTRUMENTS))}."
+    )

@@ -1,0 +1,82 @@
+"""The mini-batch gradient as backward left it, and as the optimizer found it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class GradientProbe:
+    """Tells backward passes of the watched parameters from others, and the raw gradient from the clipped one.
+
+    Gradients are compared by identity and version counter, never by value, so nothing is computed and nothing copied.
+    Only where a gradient is found changed between backward and the optimizer (clipping), or may be because this is the
+    first look, is a copy of the raw one kept on the next steps.
+    """
+
+    #: Backward passes that are looked at in full before one parameter is trusted to stand for all.
+    trial_passes = 3
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self._parameters = parameters
+        self._keep_copies = True
+        self._full_looks = 0
+        self._sentinel: nn.Parameter | None = None
+        self._one_is_enough = True
+        self._before: list[tuple[nn.Parameter, Tensor | None, int]] = []
+        self._marks: dict[str, tuple[Tensor, int]] = {}
+        self._copies: dict[str, Tensor] = {}
+
+    def before_backward(self) -> None:
+        """Remember what ``.grad`` is, of one parameter if that has always been enough, else of all."""
+        if self._sentinel is not None and self._one_is_enough and self._full_looks >= self.trial_passes:
+            self._before = [_mark(self._sentinel)]
+        else:
+            self._before = [_mark(parameter) for parameter in self._parameters.values() if parameter.requires_grad]
+
+    def after_backward(self) -> bool:
+        """Return whether the backward pass reached a watched parameter."""
+        before, self._before = self._before, []
+        changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
+        if len(before) == 1 and before[0][0] is self._sentinel and self._full_looks >= self.trial_passes:
+            if not changed:  # another model's backward, or a branch not taken: from now on look at all parameters
+                self._one_is_enough = False
+            return bool(changed)
+        if self._sentinel is None and changed:
+            self._sentinel = changed[-1]
+        self._full_looks += 1
+        if self._sentinel is None or not any(parameter is self._sentinel for parameter in changed):
+            self._one_is_enough = False
+        return bool(changed)
+
+    def record(self) -> None:
+        """Note the raw gradient after a backward pass of a tracked step."""
+        present = {name: parameter.grad for name, parameter in self._parameters.items() if parameter.grad is not None}
+        self._marks = {name: (grad, grad._version) for name, grad in present.items()}
+        self._copies = {name: grad.detach().clone() for name, grad in present.items()} if self._keep_copies else {}
+
+    def gradients(self) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor], bool]:
+        """Return the raw gradient (None if it is lost), the gradient as it is now, and whether they may differ."""
+        marks, copies = self._marks, self._copies
+        self._marks, self._copies = {}, {}
+        applied = {name: parameter.grad.detach() for name, parameter in self._parameters.items() if parameter.grad is not None}
+        changed = any(_changed(self._parameters[name].grad, grad, version) for name, (grad, version) in marks.items())
+        had_copies = self._keep_copies
+        self._keep_copies = changed
+        if not changed:
+            return _dense(applied), _dense(applied), False
+        return (_dense(copies) if had_copies else None), _dense(applied), True
+
+
+def _mark(parameter: nn.Parameter) -> tuple[nn.Parameter, Tensor | None, int]:
+    grad = parameter.grad
+    return parameter, grad, -1 if grad is None else grad._version
+
+
+def _changed(now: Tensor | None, before: Tensor | None, version: int) -> bool:
+    return now is not before or (now is not None and now._version != version)
+
+
+def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in gradients.items()}

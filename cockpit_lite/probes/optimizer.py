@@ -1,0 +1,70 @@
+"""Seeing every optimizer step, through PyTorch's global step hooks: nothing is placed on the optimizer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+class OptimizerListener(Protocol):
+    """Who wants to know. No method may raise."""
+
+    def before_update(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """``optimizer.step`` begins; with a closure the gradient does not exist yet."""
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """``optimizer.step`` has changed the parameters."""
+
+    def closure_begins(self) -> None:
+        """The optimizer evaluates its closure."""
+
+    def closure_ends(self) -> None:
+        """The evaluation is over."""
+
+
+class OptimizerProbe:
+    """Reports the steps of ``optimizers`` to ``listener`` between :meth:`start` and :meth:`stop`."""
+
+    def __init__(self, optimizers: Sequence[Optimizer], listener: OptimizerListener):
+        self._ids = {id(optimizer) for optimizer in optimizers}
+        self._listener = listener
+        self._handles: list[Any] = []
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._handles = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
+
+    def stop(self) -> None:
+        """Stop listening; idempotent."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if id(optimizer) not in self._ids:
+            return None
+        # args[0] is the optimizer itself; step(closure) may name its closure or not.
+        if len(args) > 1 and callable(args[1]):
+            self._listener.before_update(optimizer, True)
+            return (args[0], self._wrap(args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            self._listener.before_update(optimizer, True)
+            return args, {**kwargs, "closure": self._wrap(kwargs["closure"])}
+        self._listener.before_update(optimizer, False)
+        return None
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
+        if id(optimizer) in self._ids:
+            self._listener.after_update(optimizer)
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def watched() -> Any:
+            self._listener.closure_begins()
+            result = closure()
+            self._listener.closure_ends()
+            return result
+
+        return watched

@@ -1,0 +1,209 @@
+"""The run folder: an append-only writer and a tolerant reader. Knows no torch.
+
+    RUN/
+      run.json         what ran: schema version, model, optimizer, versions, seed; status when it ended
+      readings.jsonl   the numbers, one JSON object a line (see below)
+      alerts.jsonl     one alert a line
+      report.html, report.json, cockpit.png          written at the end
+
+Lines of ``readings.jsonl``::
+
+    {"step": 7, "time": 1.25, "values": {"loss": 0.3, "grad_norm/0.weight": 0.1},
+     "how": {"hessian_trace": {"kind": "estimated", "standard_error": 0.2}}}       one measured step
+    {"steps": [8, 9], "time": 1.31, "values": {"loss": [0.3, 0.2]}}                 a block of steps
+    {"step": 7, "not_measured": {"norm_test": "the batch holds one sample"}}        written when a reason changes
+
+``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers. NaN and the
+infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that every line is strict JSON. ``how``
+says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
+No pickle anywhere: opening a run never executes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from cockpit_lite.errors import NotARunError, RunExistsError
+
+SCHEMA_VERSION = 1
+INFO_FILE = "run.json"
+READINGS_FILE = "readings.jsonl"
+ALERTS_FILE = "alerts.jsonl"
+
+#: How a value was got. "exact": up to rounding. "estimated": carries a standard error or a residual.
+#: "conditional": exact given the batch statistics of batch normalisation.
+KINDS = ("exact", "estimated", "conditional", "gauss-newton", "sub-batch")
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(value: Any) -> Any:
+    """Replace what strict JSON cannot hold: NaN and the infinities become strings, unknown objects their ``str``."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)):
+        return [encode(item) for item in value]
+    return str(value)
+
+
+def decode(value: Any) -> Any:
+    """Undo :func:`encode` for numbers: the three special strings become floats again."""
+    if isinstance(value, str):
+        return _SPECIAL.get(value, value)
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    return value
+
+
+class RunWriter:
+    """Appends to a run folder. Lines reach the operating system about once a second, and at every alert.
+
+    Args:
+        folder: Created if needed. Other files in it are left alone.
+        info: What goes into ``run.json``.
+        clock: Seconds, monotonic; replaced in tests.
+
+    Raises:
+        RunExistsError: if the folder already holds a run.
+        OSError: if the folder cannot be written.
+    """
+
+    flush_interval = 1.0
+
+    def __init__(self, folder: str | os.PathLike[str], info: Mapping[str, Any], clock: Callable[[], float] = time.monotonic):
+        self.folder = Path(folder)
+        self.info = {"schema": SCHEMA_VERSION, **info}
+        self._clock = clock
+        self._start = self._last_flush = clock()
+        self._lines: list[str] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
+            raise RunExistsError(
+                f"{self.folder} already holds a run, and a run is never overwritten. "
+                "Choose another folder with run=..., or leave run out for a new one named after the time."
+            )
+        self._write_info()
+        self._readings: TextIO = open(self.folder / READINGS_FILE, "x", encoding="utf-8")  # noqa: SIM115
+        self._alerts: TextIO = open(self.folder / ALERTS_FILE, "x", encoding="utf-8")  # noqa: SIM115
+
+    def step(self, step: int, values: Mapping[str, Any], how: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Append the readings of one step."""
+        line: dict[str, Any] = {"step": step, "time": self._time(), "values": values}
+        if how:
+            line["how"] = how
+        self._append(line)
+
+    def block(self, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        """Append scalar readings of several steps at once; each value list is as long as ``steps``."""
+        self._append({"steps": steps, "time": self._time(), "values": values})
+
+    def not_measured(self, step: int, reasons: Mapping[str, str]) -> None:
+        """Append why readings are missing; an empty reason says that the reading is back."""
+        self._append({"step": step, "not_measured": reasons})
+
+    def alert(self, alert: Mapping[str, Any]) -> None:
+        """Append an alert and flush everything, so that a crash cannot take it away."""
+        self._alerts.write(json.dumps(encode(alert), allow_nan=False) + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand all lines to the operating system."""
+        if self._lines:
+            self._readings.write("".join(self._lines))
+            self._lines.clear()
+        self._readings.flush()
+        self._alerts.flush()
+        self._last_flush = self._clock()
+
+    def close(self, **final: Any) -> None:
+        """Flush, add ``final`` to ``run.json`` and close the files."""
+        self.flush()
+        self._readings.close()
+        self._alerts.close()
+        self.info.update(final)
+        self._write_info()
+
+    def _time(self) -> float:
+        return round(self._clock() - self._start, 6)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:  # nearly every line is finite: encode only when strict JSON refuses
+            text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+        except (ValueError, TypeError):
+            text = json.dumps(encode(line), allow_nan=False, separators=(",", ":"))
+        self._lines.append(text + "\n")
+        if self._clock() - self._last_flush >= self.flush_interval:
+            self.flush()
+
+    def _write_info(self) -> None:
+        # Written beside and moved into place, so that a reader never sees half a file.
+        temporary = self.folder / (INFO_FILE + ".part")
+        temporary.write_text(json.dumps(encode(self.info), indent=2, allow_nan=False), encoding="utf-8")
+        temporary.replace(self.folder / INFO_FILE)
+
+
+class LineReader:
+    """Reads the complete lines that were appended to a JSON-lines file since the last call.
+
+    A torn last line is left for the next call; a line that is not a JSON object is counted in ``bad_lines`` and skipped.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.bad_lines = 0
+        self._offset = 0
+
+    def new_lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the new complete lines as dictionaries."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                for raw in file:
+                    if not raw.endswith(b"\n"):
+                        return
+                    self._offset += len(raw)
+                    try:
+                        line = json.loads(raw)
+                    except (ValueError, RecursionError):
+                        line = None
+                    if isinstance(line, dict):
+                        yield line
+                    else:
+                        self.bad_lines += 1
+        except FileNotFoundError:
+            return
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return ``run.json``.
+
+    Raises:
+        NotARunError: if the folder or the file is missing, unreadable or of a newer schema.
+    """
+    path = folder / INFO_FILE
+    if not folder.is_dir():
+        raise NotARunError(f"{folder} is not a folder. A run is the folder that Cockpit(run=...) wrote.")
+    if not path.is_file():
+        raise NotARunError(f"{folder} holds no run: it has no {INFO_FILE}. A run is the folder that Cockpit(run=...) wrote.")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        schema = info["schema"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotARunError(f"{path} cannot be read as a run description ({type(error).__name__}: {error}).") from error
+    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+        raise NotARunError(
+            f"{path} has schema {schema!r}; this version of cockpit-lite reads up to {SCHEMA_VERSION}. Upgrade cockpit-lite to open it."
+        )
+    return info

@@ -1,0 +1,83 @@
+"""Step: what one training step offers an instrument.
+
+What was not observed on this step raises :class:`~cockpit_lite.errors.NotMeasured` with the reason when an instrument
+reaches for it, so an instrument never has to ask first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cockpit_lite.errors import NotMeasured
+
+if TYPE_CHECKING:
+    from cockpit_lite.curvature import Curvature
+    from cockpit_lite.probes.per_sample import PerSampleStatistics
+
+
+class _Offer:
+    """An attribute that raises NotMeasured with the step's reason until it has been observed."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, step: Step | None, owner: type) -> Any:
+        if step is None:
+            return self
+        try:
+            return step.observed[self.name]
+        except KeyError:
+            raise NotMeasured(step.reasons.get(self.name, f"this step offers no {self.name.replace('_', ' ')}")) from None
+
+
+class Step:
+    """One optimizer step, from the forward pass to the update.
+
+    Attributes:
+        index: Number of the step, from 0.
+        parameters: All watched parameters by name, those that require no gradient included.
+        learning_rates: Learning rate of every parameter group of every optimizer, in order.
+        parameter_learning_rates: Learning rate by parameter name; parameters in no optimizer are missing.
+        training_seconds: What training took for the last step, measuring taken out.
+        overhead: Share of training time that measuring has cost so far.
+        loss: The mini-batch objective as the user computed it: the sum over the step's backward passes, a scalar tensor.
+            For an optimizer with a closure that of its first evaluation, at ``weights_before``.
+        gradient: Mini-batch gradient by parameter name, before clipping. Parameters without a gradient are missing.
+        applied_gradient: The gradient as the optimizer found it, after clipping.
+        gradient_was_changed: Whether the two may differ.
+        weights_before: Parameters before the update, by name.
+        update: ``theta_{t+1} - theta_t``, the step that was really taken, by name.
+        per_sample: Per-sample statistics, see :class:`~cockpit_lite.probes.per_sample.PerSampleStatistics`.
+        curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
+        observed: What was observed so far, by the names above.
+        reasons: Why something was not observed: the text after "not measured, because".
+    """
+
+    loss: Tensor = _Offer()  # type: ignore[assignment]
+    gradient: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
+    applied_gradient: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
+    gradient_was_changed: bool = _Offer()  # type: ignore[assignment]
+    weights_before: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
+    update: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
+    per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
+    curvature: Curvature = _Offer()  # type: ignore[assignment]
+
+    def __init__(self, index: int, parameters: Mapping[str, nn.Parameter]):
+        self.index = index
+        self.parameters = parameters
+        self.learning_rates: list[float] = []
+        self.parameter_learning_rates: Mapping[str, float] = {}
+        self.training_seconds = 0.0
+        self.overhead = 0.0
+        self.observed: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the first parameter group."""
+        if not self.learning_rates:
+            raise NotMeasured("the optimizer has no learning rate")
+        return self.learning_rates[0]

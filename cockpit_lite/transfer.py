@@ -1,0 +1,111 @@
+"""Moving readings from the device to the host: together, asynchronously, never waiting inside the user's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.instrument import Reading
+
+
+@dataclass
+class Row:
+    """Everything that was read on one step. ``values`` holds floats (or lists of them) once it is on the host."""
+
+    step: int
+    values: dict[str, Any]
+    how: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    measured: bool = False  # False: an untracked step, of which only loss and the like are known
+
+    def put(self, readings: Mapping[str, Any]) -> None:
+        """Add what an instrument returned."""
+        for name, reading in readings.items():
+            if not isinstance(reading, Reading):
+                self.values[name] = reading
+                continue
+            self.values[name] = reading.value
+            how = {"kind": reading.kind, "standard_error": reading.standard_error, "residual": reading.residual, "note": reading.note}
+            how = {key: value for key, value in how.items() if value is not None and value != "exact"}
+            if how:
+                self.how[name] = how
+
+    def _tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        places = [self.values, *self.how.values()]
+        return [(place, key, value) for place in places for key, value in place.items() if isinstance(value, Tensor)]
+
+
+class HostTransfer:
+    """A queue of rows: in with tensors, out with numbers, in the same order.
+
+    On the CPU a row is ready at once. Tensors on an accelerator are gathered over up to ``gather`` untracked steps or until the next
+    measured one, copied in one piece without waiting, and handed out by a later call, when the copy has arrived.
+    """
+
+    gather = 32
+
+    def __init__(self) -> None:
+        self._gathered: list[Row] = []
+        self._in_flight: list[tuple[list[Row], list[tuple[dict[str, Any], str, Tensor]], Tensor, torch.Event | None]] = []
+
+    def submit(self, row: Row) -> list[Row]:
+        """Take a row; return all rows that are ready."""
+        waiting = False
+        for place, key, value in row._tensors():
+            if value.device.type == "cpu":
+                place[key] = value.tolist()
+            else:
+                waiting = True
+        if not waiting and not self._gathered and not self._in_flight:
+            return [row]
+        self._gathered.append(row)
+        if row.measured or len(self._gathered) >= self.gather:
+            self._copy()
+        return self.ready()
+
+    def ready(self, wait: bool = False) -> list[Row]:
+        """Return the rows whose copy has arrived; with ``wait`` all of them."""
+        if wait:
+            self._copy()
+        rows: list[Row] = []
+        while self._in_flight:
+            batch, places, host, event = self._in_flight[0]
+            if event is not None and not event.query():
+                if not wait:
+                    break
+                event.synchronize()
+            numbers = host.tolist()
+            start = 0
+            for place, key, value in places:
+                count = value.numel()
+                flat = numbers[start : start + count]
+                place[key] = flat[0] if value.dim() == 0 else torch.tensor(flat, dtype=torch.float64).reshape(value.shape).tolist()
+                start += count
+            rows.extend(batch)
+            del self._in_flight[0]
+        return rows
+
+    def _copy(self) -> None:
+        rows, self._gathered = self._gathered, []
+        if not rows:
+            return
+        places = [place for row in rows for place in row._tensors()]
+        if not places:
+            self._in_flight.append((rows, [], torch.empty(0), None))
+            return
+        device = places[0][2].device
+        # Some accelerators have no float64.
+        dtype = torch.float64 if device.type == "cuda" else torch.float32
+        flat = torch.cat([value.detach().reshape(-1).to(device=device, dtype=dtype, non_blocking=True) for _, _, value in places])
+        if device.type != "cuda":
+            self._in_flight.append((rows, places, flat.cpu(), None))
+            return
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        host.copy_(flat, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._in_flight.append((rows, places, host, event))

@@ -1,0 +1,48 @@
+"""The instruments that come with cockpit-lite: one file each, named for what it measures.
+
+An import line here is all it takes to add one: its ``name`` becomes known in ``instruments=[...]`` and its ``preset`` puts it
+into ``"light"``, ``"standard"`` or ``"full"``.
+"""
+
+from __future__ import annotations
+
+from cockpit_lite.instrument import Instrument
+from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
+from cockpit_lite.instruments.distance import Distance
+from cockpit_lite.instruments.grad_norm import GradientNorm
+from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
+from cockpit_lite.instruments.hessian_trace import HessianTrace
+from cockpit_lite.instruments.inner_product_test import InnerProductTest
+from cockpit_lite.instruments.learning_rate import LearningRate
+from cockpit_lite.instruments.loss import Loss
+from cockpit_lite.instruments.max_eigenvalue import MaxEigenvalue
+from cockpit_lite.instruments.norm_test import NormTest
+from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
+from cockpit_lite.instruments.overhead import Overhead
+from cockpit_lite.instruments.step_time import StepTime
+from cockpit_lite.instruments.update_ratio import UpdateRatio
+from cockpit_lite.instruments.update_size import UpdateSize
+
+#: name -> class, of everything imported above
+INSTRUMENTS: dict[str, type[Instrument]] = {
+    value.name: value for value in tuple(globals().values()) if isinstance(value, type) and issubclass(value, Instrument) and value is not Instrument
+}
+
+__all__ = [
+    "INSTRUMENTS",
+    "CurvatureAlongGradient",
+    "Distance",
+    "GradientNoiseScale",
+    "GradientNorm",
+    "HessianTrace",
+    "InnerProductTest",
+    "LearningRate",
+    "Loss",
+    "MaxEigenvalue",
+    "NormTest",
+    "OrthogonalityTest",
+    "Overhead",
+    "StepTime",
+    "UpdateRatio",
+    "UpdateSize",
+]

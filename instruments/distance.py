@@ -1,0 +1,32 @@
+"""Distance: how far training has come from where it began.
+
+    distance = ||theta_t - theta_0||,  theta_t the weights before step t
+
+Grows like the square root of the steps while noise dominates, linearly while training goes one way. Keeps a copy of the first
+weights: as much memory as the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from cockpit_lite.instrument import UPDATE, Instrument, Readings
+from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.step import Step
+
+
+class Distance(Instrument):
+    """Writes ``distance``, in the unit of the weights."""
+
+    name = "distance"
+    needs = (UPDATE,)
+    preset = "light"
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._start: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def measure(self, step: Step) -> Readings:
+        moved = {name: weights - self._start[name] for name, weights in step.weights_before.items() if name in self._start}
+        return {"distance": total_norm(parameter_norms(moved))}
