@@ -1,0 +1,109 @@
+"""What gauges ask of a run: a series that may be missing, why it is missing, the optimizer's settings, the stability limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cockpit_lite.run import Run
+
+NOTHING = (np.array([], dtype=np.int64), np.array([], dtype=np.float64))
+
+
+def scalars(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and values of a reading of single numbers; empty arrays if it was never measured or holds arrays."""
+    try:
+        steps, values = run.series(name)
+    except (KeyError, ValueError):
+        return NOTHING
+    return (steps, values) if values.ndim == 1 else NOTHING
+
+
+def recent(run: Run, name: str, count: int = 10) -> float | None:
+    """Return the median of the last ``count`` finite values, so that one noisy step does not make the verdict; None without any."""
+    values = scalars(run, name)[1]
+    finite = values[-4 * count:][np.isfinite(values[-4 * count:])]
+    return float(np.median(finite[-count:])) if len(finite) else None
+
+
+def broken_since(run: Run, name: str) -> tuple[int, float] | None:
+    """Return the first step of the non-finite tail of a reading and its value, or None if the last value is finite."""
+    steps, values = scalars(run, name)
+    if not len(values) or math.isfinite(values[-1]):
+        return None
+    finite = np.flatnonzero(np.isfinite(values))
+    first = finite[-1] + 1 if len(finite) else 0
+    return int(steps[first]), float(values[first])
+
+
+def is_running(run: Run) -> bool:
+    """Return whether the run has not written its end yet."""
+    return run.info.get("status", "running") == "running"
+
+
+def why_missing(run: Run, name: str) -> str:
+    """Return the reason that completes "not measured, because ..."."""
+    if name in run.not_measured:
+        return run.not_measured[name]
+    if run.last_step is None:
+        return "no training step has been seen yet" if is_running(run) else "no training step was seen"
+    if is_running(run):
+        switched_on = name in run.info.get("instruments", ())
+        return "it was not due yet" if switched_on else "its instrument is not switched on, or was not due yet"
+    return "its instrument was not switched on"
+
+
+def described(value: Any) -> str:
+    """Return the name in a description that is either a name or a mapping that holds one.
+
+    >>> described("SGD"), described({"class": "Adam", "lr": 0.1}), described([{"name": "SGD"}, "Adam"]), described(None)
+    ('SGD', 'Adam', 'SGD, Adam', '')
+    """
+    if isinstance(value, Mapping):
+        return next((str(value[key]) for key in ("name", "class", "type") if value.get(key)), "")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(filter(None, map(described, value)))
+    return "" if value is None else str(value)
+
+
+def optimizer_name(run: Run) -> str:
+    """Return the class name of the optimizer, or of all of them."""
+    return described(run.info.get("optimizer"))
+
+
+def _settings(description: Any) -> dict[str, Any]:
+    """Return the hyperparameters in an optimizer's description, wherever they stand, those of the first group."""
+    if isinstance(description, (list, tuple)):
+        return _settings(description[0]) if description else {}
+    if not isinstance(description, Mapping):
+        return {}
+    found = dict(description)
+    for key in ("settings", "defaults", "groups", "param_groups"):
+        found.update(_settings(description.get(key)))
+    return found
+
+
+def stability_factor(run: Run) -> float | None:
+    """Return f of the limit f / learning rate on the largest eigenvalue, above which a step overshoots; None where none is known.
+
+    On a quadratic, gradient descent is stable up to 2 / e, with momentum b up to 2 (1 + b) / e, with Nesterov momentum
+    up to 2 (1 + b) / ((1 + 2 b) e) (Cohen et al. 2021). Adaptive methods have no limit on the plain Hessian.
+    """
+    description = run.info.get("optimizer")
+    if optimizer_name(run) != "SGD":
+        return None
+    settings = _settings(description)
+    momentum = float(settings.get("momentum") or 0.0)
+    return 2 * (1 + momentum) / ((1 + 2 * momentum) if settings.get("nesterov") else 1.0)
+
+
+def at_steps(run: Run, name: str, steps: np.ndarray) -> np.ndarray:
+    """Return the reading's value at ``steps``, the last known one before each (NaN before the first)."""
+    known_steps, values = scalars(run, name)
+    if not len(known_steps):
+        return np.full(len(steps), np.nan)
+    index = np.searchsorted(known_steps, steps, side="right") - 1
+    return np.where(index >= 0, values[np.maximum(index, 0)], np.nan)
