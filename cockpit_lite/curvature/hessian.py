@@ -14,14 +14,19 @@ Reference: B. Pearlmutter, "Fast exact multiplication by the Hessian" (Neural Co
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.curvature.obstacles import check_graph, explain
+from cockpit_lite.curvature.obstacles import NoSecondDerivative, explain
+from cockpit_lite.curvature.own_graph import OwnGraph
 from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
 from cockpit_lite.errors import NotMeasured
+
+_Result = TypeVar("_Result")
 
 
 class Curvature:
@@ -50,6 +55,7 @@ class Curvature:
         *,
         model: nn.Module | None = None,
         scale: float | Tensor = 1.0,
+        forward: ForwardCall | None = None,
     ):
         """Look at ``loss`` just before its backward.
 
@@ -59,6 +65,8 @@ class Curvature:
             generator: For random vectors.
             model: Where backward hooks are looked for and buffers are kept safe.
             scale: What a gradient scaler multiplied the loss with; divided out of gradient and products.
+            forward: The call of the model that the loss comes from. With it, operations without a second derivative that
+                have a twin with one (fused attention) are run a second time, see :class:`SecondForward`.
         """
         self.generator = generator
         self.products = 0
@@ -71,9 +79,8 @@ class Curvature:
         self._loss: Tensor | None = loss
         self._model = model
         self._scale = scale
-        self._slopes: list[Tensor | None] = []
-        self._custom_functions: list[str] = []
-        self._opened = False
+        self._forward = forward
+        self._graph: OwnGraph | SecondForward | None = None
         self._failure: str | None = None
 
     @property
@@ -84,9 +91,7 @@ class Curvature:
     @property
     def note(self) -> str | None:
         """What a reader of the values should know, or None."""
-        if not self._custom_functions:
-            return None
-        return "second derivative taken on trust: " + ", ".join(self._custom_functions)
+        return "; ".join(self._graph.notes) or None if self._graph is not None else None
 
     @property
     def gradient(self) -> dict[str, Tensor]:
@@ -95,11 +100,7 @@ class Curvature:
         Raises:
             NotMeasured: if it cannot be taken beside the user's own backward.
         """
-        self._open()
-        return {
-            name: torch.zeros_like(parameter, requires_grad=False) if slope is None else slope.detach() / self._scale
-            for (name, parameter), slope in zip(self.parameters.items(), self._slopes, strict=True)
-        }
+        return dict(zip(self.parameters, self._complete(self._try(lambda graph: graph.slopes)), strict=True))
 
     def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Return the Hessian times ``vectors``, one tensor a parameter, in the order of :attr:`parameters`.
@@ -107,22 +108,9 @@ class Curvature:
         Raises:
             NotMeasured: if an operation of the user's has no second derivative; the message names it.
         """
-        self._open()
+        products = self._try(lambda graph: graph.multiply(vectors))
         self.products += 1
-        # A gradient without a graph is constant in the parameters: its part of the Hessian is exactly zero.
-        slopes, weights = [], []
-        for slope, vector in zip(self._slopes, vectors, strict=True):
-            if slope is not None and slope.requires_grad:
-                slopes.append(slope)
-                weights.append(vector)
-        parameters = list(self.parameters.values())
-        products: Sequence[Tensor | None] = [None] * len(parameters)
-        if slopes:
-            products = self._differentiate(slopes, weights, create_graph=False)
-        return [
-            torch.zeros_like(parameter, requires_grad=False) if product is None else product / self._scale
-            for parameter, product in zip(parameters, products, strict=True)
-        ]
+        return self._complete(products)
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return one vector of at least single precision, on the device of the first parameter."""
@@ -145,46 +133,53 @@ class Curvature:
 
     def release(self) -> None:
         """Let go of the graph; from here on nothing can be measured."""
-        self._loss = None
-        self._slopes = []
+        self._loss = self._graph = self._forward = None
         self._failure = "the graph of the loss is no longer there"
 
-    def _open(self) -> None:
+    def _try(self, use: Callable[[OwnGraph | SecondForward], _Result]) -> _Result:
+        """Use the graph, the user's own or else that of a second forward; a failure is final and costs nothing again."""
         if self._failure is not None:
             raise NotMeasured(self._failure)
-        if self._opened:
-            return
         try:
-            self._take_gradient()
+            try:
+                return self._use(use)
+            except NoSecondDerivative:
+                if self._forward is None or isinstance(self._graph, SecondForward):
+                    raise
+                forward, self._forward = self._forward, None
+                assert self._loss is not None
+                loss, parameters = self._loss, list(self.parameters.values())
+                self._graph = self._quietly(lambda: SecondForward(loss, parameters, forward))
+                return self._use(use)
         except NotMeasured as obstacle:
             self._failure = str(obstacle)
             raise
-        self._opened = True
 
-    def _take_gradient(self) -> None:
+    def _use(self, use: Callable[[OwnGraph | SecondForward], _Result]) -> _Result:
+        if self._graph is None:
+            self._graph = self._quietly(self._open)
+        graph = self._graph
+        return self._quietly(lambda: use(graph))
+
+    def _open(self) -> OwnGraph:
         assert self._loss is not None
         if not self.parameters:
             raise NotMeasured("no parameter requires a gradient")
         if any(parameter.is_complex() for parameter in self.parameters.values()):
             raise NotMeasured("the model has complex parameters")
-        self._custom_functions = check_graph(self._loss, self._model)
-        self._slopes = self._differentiate([self._loss], None, create_graph=True)
-        if all(slope is None for slope in self._slopes):
-            raise NotMeasured("the loss depends on none of the watched parameters")
-        if self._custom_functions and not any(slope is not None and slope.requires_grad for slope in self._slopes):
-            raise NotMeasured(
-                f"the gradient of the custom autograd function {self._custom_functions[0]} cannot be differentiated"
-            )
+        return OwnGraph(self._loss, list(self.parameters.values()), self._model)
 
-    def _differentiate(self, outputs: list[Tensor], weights: list[Tensor] | None, *, create_graph: bool) -> list[Tensor | None]:
-        parameters = list(self.parameters.values())
+    def _quietly(self, work: Callable[[], _Result]) -> _Result:
         buffers = self._model.buffers() if self._model is not None else ()
         try:
-            with quietly(parameters, buffers):
-                slopes = torch.autograd.grad(
-                    outputs, parameters, weights, retain_graph=True, create_graph=create_graph, allow_unused=True
-                )
+            with quietly(self.parameters.values(), buffers):
+                return work()
         except RuntimeError as error:
-            self._failure = explain(error)
-            raise NotMeasured(self._failure) from error
-        return list(slopes)
+            raise NoSecondDerivative(explain(error)) from error
+
+    def _complete(self, values: Sequence[Tensor | None]) -> list[Tensor]:
+        """Write zeros out and divide by the scale of the loss."""
+        return [
+            torch.zeros_like(parameter, requires_grad=False) if value is None else value.detach() / self._scale
+            for parameter, value in zip(self.parameters.values(), values, strict=True)
+        ]

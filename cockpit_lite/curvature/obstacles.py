@@ -17,7 +17,6 @@ _CHECKPOINT = "CheckpointFunctionBackward"
 
 _REENTRANT = "re-entrant activation checkpointing allows no gradient beside the training's own (use_reentrant=False does)"
 _NO_SECOND_DERIVATIVE = {
-    _MODULE_HOOK: "a module has a backward hook, which would fire a second time",
     _COMPILED: "compiled code has no second derivative",
     _CHECKPOINT: _REENTRANT,
 }
@@ -27,8 +26,8 @@ MOST_NODES = 50_000
 
 # What PyTorch says -> what the reader of a report wants to know. {0} is the first group.
 _SENTENCES = {
-    r"derivative for (?:aten::)?_?(\w*attention\w*) is not implemented": "the fused attention kernel {0} has no second derivative",
-    r"derivative for (?:aten::)?(\w+) is not implemented": "the operation {0} has no second derivative",
+    r"derivative for '?(?:aten::)?_?(\w*attention\w*)'? is not implemented": "the fused kernel {0} has no second derivative",
+    r"derivative for '?(?:aten::)?_?(\w+)'? is not implemented": "the operation {0} has no second derivative",
     r"not supported for CuDNN RNNs": "the cuDNN recurrent kernel has no second derivative",
     r"once_differentiable": "a custom autograd function is marked once_differentiable, so it has no second derivative",
     r"aot_autograd does not currently support double backward": "compiled code has no second derivative",
@@ -36,6 +35,10 @@ _SENTENCES = {
     r"modified by an inplace operation": "a tensor that the second derivative needs was changed in place after the forward pass",
     r"backward through the graph a second time": "the graph of the loss was already freed",
 }
+
+
+class NoSecondDerivative(NotMeasured):
+    """The user's graph cannot be differentiated twice; a second forward pass may help."""
 
 
 def explain(error: RuntimeError) -> str:
@@ -93,7 +96,9 @@ def check_graph(loss: Tensor, model: nn.Module | None) -> list[str]:
                     f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
                 )
     functions = python_functions(loss)
+    if _MODULE_HOOK in functions:
+        raise NotMeasured("a module has a backward hook that would fire a second time")
     for name in functions:
         if name in _NO_SECOND_DERIVATIVE:
-            raise NotMeasured(_NO_SECOND_DERIVATIVE[name])
+            raise NoSecondDerivative(_NO_SECOND_DERIVATIVE[name])
     return [name.removesuffix("Backward") for name in functions]

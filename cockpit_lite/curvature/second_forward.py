@@ -1,0 +1,265 @@
+r"""Hessian products where the user's own graph does not allow them: by a second, guarded forward pass.
+
+Fused attention kernels, compiled code and re-entrant checkpoints cannot be differentiated twice, but have a twin that can.
+Running the user's own forward with the twin would move their weights by rounding, so the model is called once more beside
+it, with the same random numbers, on copies of its buffers.
+
+Nothing needs to be known about the loss. Let y(theta) be what the model returned and L(y) what the user made of it. The part
+of the user's graph from y to the loss gives ``u = dL/dy`` and products with ``L''``; the second forward gives the Jacobian
+J = dy/dtheta. With both::
+
+    H v  =  d(J'u)/dtheta v  +  J' L'' J v
+
+where the first term and J v come from one differentiation of ``J'u`` along v, by theta and by u.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
+
+from cockpit_lite.curvature.own_graph import derivative_along
+from cockpit_lite.errors import NotMeasured
+
+# How far the second forward may be from the first one, relative: other kernels round differently, autocast much more.
+_TOLERANCE = 1e-3
+_TOLERANCE_AUTOCAST = 5e-2
+
+
+class ForwardCall:
+    """One call of the model, remembered so that it can be repeated.
+
+    Make it just before the forward pass, and set ``output`` just after.
+
+    Attributes:
+        model: The model, or the module in it, that was called.
+        output: What it returned: tensors in any nesting of tuples, lists, mappings and dataclasses.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+        self.model = model
+        self.args = args
+        self.kwargs = dict(kwargs)
+        self.output: Any = None
+        devices = {tensor.device for tensor in model.parameters()} | {tensor.device for tensor in _tensors((args, self.kwargs))}
+        self.devices = sorted((device for device in devices if device.type not in ("cpu", "meta")), key=str)
+        self.autocast = any(torch.is_autocast_enabled(kind) for kind in {device.type for device in devices})
+        self._random_states = [torch.get_rng_state(), *(_generator(device).get_rng_state(device) for device in self.devices)]
+        self._versions = [tensor._version for tensor in _tensors((args, self.kwargs))]
+
+    def repeat(self) -> list[Tensor]:
+        """Call the model again and return the tensors of its output, in the order of those of ``output``.
+
+        Raises:
+            NotMeasured: if the call cannot be repeated.
+        """
+        if [tensor._version for tensor in _tensors((self.args, self.kwargs))] != self._versions:
+            raise NotMeasured("the inputs of the model were changed in place, so the forward pass cannot be repeated")
+        model = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):  # its forward prepares the reduction of the gradients
+            model = model.module
+        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        accelerator = self.devices[0].type if self.devices else "cuda"
+        with torch.random.fork_rng(self.devices, device_type=accelerator), _undisturbed(model), _twins(model):
+            torch.set_rng_state(self._random_states[0])
+            for device, state in zip(self.devices, self._random_states[1:], strict=True):
+                _generator(device).set_rng_state(state, device)
+            return _tensors(torch.func.functional_call(model, buffers, self.args, self.kwargs))
+
+
+class SecondForward:
+    """The Hessian of a loss, through a second forward pass of the model.
+
+    Attributes:
+        slopes: Gradient by parameter; None where the loss does not depend on it. Equal to the user's up to rounding.
+        notes: What a reader of the values should know.
+
+    Raises:
+        NotMeasured: if the loss depends on the parameters in another way than through this call, or the call cannot be
+            repeated.
+    """
+
+    def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], forward: ForwardCall):
+        self._parameters = parameters
+        outputs = _tensors(forward.output)
+        used = _front(loss, outputs, parameters)
+        repeated = forward.repeat()
+        if len(repeated) != len(outputs):
+            raise NotMeasured("a second forward pass returned something else")
+        self._outputs = [outputs[index] for index in used]
+        self._repeated = [repeated[index] for index in used]
+        _compare(self._outputs, self._repeated, _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE)
+        self._loss_slopes = torch.autograd.grad(loss, self._outputs, create_graph=True)
+        seeds = [slope.detach().to(output) for slope, output in zip(self._loss_slopes, self._repeated, strict=True)]
+        self._seeds = [seed.requires_grad_() for seed in seeds]
+        self.slopes = torch.autograd.grad(self._repeated, parameters, self._seeds, create_graph=True, allow_unused=True)
+        self.notes = ["by a second forward pass" + (" in full precision" if forward.autocast else "")]
+
+    def multiply(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return the Hessian times ``vectors``, None for zero."""
+        both = derivative_along(self.slopes, vectors, [*self._seeds, *self._parameters])
+        moved, bent = both[: len(self._seeds)], both[len(self._seeds) :]
+        moves = [
+            torch.zeros_like(output) if move is None else move.to(output)
+            for move, output in zip(moved, self._outputs, strict=True)
+        ]
+        pulls = derivative_along(self._loss_slopes, moves, self._outputs)
+        kept = [(output, pull.to(output)) for output, pull in zip(self._repeated, pulls, strict=True) if pull is not None]
+        pulled: Sequence[Tensor | None] = [None] * len(self._parameters)
+        if kept:
+            pulled = derivative_along([output for output, _ in kept], [pull for _, pull in kept], self._parameters)
+        return [_add(first, second) for first, second in zip(bent, pulled, strict=True)]
+
+
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+_Edge = tuple[Any, int]  # a node of the graph and which of its outputs
+
+
+def _edge(tensor: Tensor) -> _Edge:
+    return tensor.grad_fn, tensor.output_nr
+
+
+def _front(loss: Tensor, outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[int]:
+    """Return which outputs the loss was made of, not counting outputs that other outputs were made of.
+
+    Raises:
+        NotMeasured: if the loss depends on a parameter in another way than through the outputs, or on an output both
+            directly and through another one: what the loss makes of each output could not be told apart.
+    """
+    edges = {_edge(output): index for index, output in enumerate(outputs) if output.grad_fn is not None}
+    front, leaves = _search([_edge(loss)], edges)
+    if leaves & {id(parameter) for parameter in parameters}:
+        raise NotMeasured("the loss uses parameters beside the model's output, so a second forward pass does not give it")
+    if not front:
+        raise NotMeasured("the loss does not come from the model's last forward pass")
+    behind, _ = _search([edge for node, _ in front for edge in node.next_functions], {})
+    if front & behind:
+        raise NotMeasured("the loss uses outputs of the model of which one is made of another")
+    return sorted(edges[edge] for edge in front)
+
+
+def _search(start: Sequence[_Edge], stops: Mapping[_Edge, int]) -> tuple[set[_Edge], set[int]]:
+    """Walk the graph from ``start``, not beyond ``stops``.
+
+    Returns:
+        The stops that were met (every edge that was met, if there are no stops), and the ids of the leaves.
+    """
+    met: set[_Edge] = set()
+    leaves: set[int] = set()
+    pending = list(start)
+    seen = set(pending)
+    while pending:
+        edge = pending.pop()
+        if not stops or edge in stops:
+            met.add(edge)
+        if edge in stops or edge[0] is None:
+            continue
+        leaves.add(id(getattr(edge[0], "variable", None)))
+        for following in edge[0].next_functions:
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return met, leaves
+
+
+def _compare(first: Sequence[Tensor], second: Sequence[Tensor], tolerance: float) -> None:
+    for before, after in zip(first, second, strict=True):
+        if before.shape != after.shape:
+            raise NotMeasured("a second forward pass returned something else")
+        wanted = before.detach().to(after.dtype)
+        if bool(torch.linalg.vector_norm(after.detach() - wanted) > tolerance * torch.linalg.vector_norm(wanted)):
+            raise NotMeasured("a second forward pass returned other values: the model's forward cannot be repeated")
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Call the modules of ``model`` without a trace: our own hooks away, their attributes put back afterwards.
+
+    Raises:
+        NotMeasured: if the user has placed forward hooks, which would fire a second time.
+    """
+    hooks = []
+    for name, module in model.named_modules():
+        for registered in (module._forward_pre_hooks, module._forward_hooks):
+            for hook in registered.values():
+                if not _package(hook) & {"cockpit_lite", "torch"}:
+                    raise NotMeasured(
+                        f"the module {name or type(module).__name__!r} has a forward hook that would fire a second time"
+                    )
+            hooks.append((registered, dict(registered)))
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        for registered, saved in hooks:
+            for key, hook in saved.items():
+                if "cockpit_lite" in _package(hook):
+                    del registered[key]
+        yield
+    finally:
+        for registered, saved in hooks:
+            registered.clear()
+            registered.update(saved)
+        for module, saved_attributes in attributes:
+            for name in vars(module).keys() - saved_attributes.keys():
+                del vars(module)[name]
+            vars(module).update(saved_attributes)
+
+
+def _package(hook: Callable[..., Any]) -> set[str]:
+    """Return the top-level package that a hook was written in."""
+    while hasattr(hook, "func"):  # functools.partial
+        hook = hook.func
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return {module.split(".")[0]}
+
+
+@contextmanager
+def _twins(model: nn.Module) -> Iterator[None]:
+    """Let operations without a second derivative be done by those that have one."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    apply = checkpoint.CheckpointFunction.apply
+
+    def without_reentrance(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        checkpoint.CheckpointFunction.apply = without_reentrance
+        try:
+            yield
+        finally:
+            checkpoint.CheckpointFunction.apply = apply
+
+
+def _generator(device: torch.device) -> Any:
+    """Return the module with ``get_rng_state`` for accelerators of this kind."""
+    return getattr(torch, device.type)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in any nesting of tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [tensor for field in dataclasses.fields(value) for tensor in _tensors(getattr(value, field.name))]
+    return []
