@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 
     from cockpit_lite.diagnosis.rule import Rule
 
-CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
+INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # as a shell reports SIGINT and SIGPIPE
 
-#: What the demo can break on purpose -> the finding that has to name it.
-BROKEN = {
-    "exploding": "exploding-gradients",
-    "vanishing": "vanishing-gradients",
-    "ill-conditioned": "ill-conditioning",
-    "lr-too-high": "learning-rate-too-high",
-    "lr-too-low": "learning-rate-too-low",
-}
+#: What the demo can break on purpose; the report then names the fault.
+BROKEN = ("exploding", "vanishing", "ill-conditioned", "lr-too-high", "lr-too-low")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # "cockpit-lite report RUN | head": nobody reads on, and that is all right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLEAN
+        return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except (CockpitError, OSError) as error:
@@ -119,13 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> int:
     from cockpit_lite.demo import run_demo
 
-    run = run_demo(
-        broken=options.broken, run=options.run, steps=options.steps, live="window" if options.live else None, seed=options.seed
-    )
-    console = _console()
-    for name, what in (("cockpit.png", "Cockpit"), ("report.html", "Report")):
-        if (run.folder / name).is_file():
-            console.print(f"{what}: {run.folder / name}", markup=False, highlight=False, soft_wrap=True)
+    # The cockpit prints its summary, and where picture and report are, when training ends.
+    live = "window" if options.live else None
+    run_demo(broken=options.broken, run=options.run, steps=options.steps, live=live, seed=options.seed)
     return CLEAN
 
 
@@ -184,11 +175,12 @@ def _find_rule(wanted: str, rules: Sequence[Rule]) -> Rule:
 def _check(options: argparse.Namespace) -> int:
     from cockpit_lite.report.model import build_report
     from cockpit_lite.report.terminal import print_alert
+    from cockpit_lite.report.text import count, one_line
     from cockpit_lite.run import load_run
 
     report = build_report(load_run(options.run))
     if report.run.bad_lines:
-        sys.stderr.write(f"cockpit-lite: {report.run.bad_lines} lines of the log could not be read.\n")
+        sys.stderr.write(f"cockpit-lite: {count(report.run.bad_lines, 'line')} of the log could not be read.\n")
     failing = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
     console = _console()
     findings = [alert for alert in report.findings if alert.severity in failing]
@@ -198,14 +190,18 @@ def _check(options: argparse.Namespace) -> int:
         return FINDINGS
     if not report.steps:  # "clean" would be a verdict on nothing
         return _fail(report.summary)
-    console.print(report.summary, markup=False, highlight=False, soft_wrap=True)
+    console.print(one_line(f"{report.summary} {report.ending}"), markup=False, highlight=False, soft_wrap=True)
     return CLEAN
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would exit with 1, which says "findings" here; main() knows what to do
+
+    return PipedConsole()
 
 
 def _fail(message: str) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: Of ``report.json``; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
 HTML_FILE = "report.html"
+PICTURE_FILE = "cockpit.png"  # drawn by the cockpit, beside the report
 JSON_FILE = "report.json"
 
 #: Why a cockpit may leave its block without having seen a step, the likeliest first.
@@ -113,13 +114,22 @@ class Report:
     @property
     def steps(self) -> int:
         """How many optimizer steps the run has taken."""
-        last = self.run.last_step
-        return 0 if last is None else last + 1
+        return _steps(self.run)
 
     @property
     def status(self) -> str:
         """How the run ended, or "running" if nothing says that it did."""
         return str(self.info.get("status") or "running")
+
+    @property
+    def ending(self) -> str:
+        """What to know about how the run ended, in a sentence; empty where it ended in order."""
+        if self.status == "running":
+            return "The log does not say that the run has ended: it is still going on, or it was broken off."
+        if self.status == "interrupted":
+            return "The run was interrupted from the keyboard."
+        exception = self.info.get("exception")
+        return f"The training loop ended with an exception: {exception}" if exception else ""
 
     @property
     def worst(self) -> str | None:
@@ -172,6 +182,7 @@ class Report:
                 "worst": self.worst,
                 "steps": self.steps,
                 "status": self.status,
+                "ending": self.ending,
                 "findings": [
                     {**alert.to_dict(), "explanation": self.explanations.get(alert.code, "")} for alert in self.findings
                 ],
@@ -235,13 +246,14 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
             continue
         reason = _why_not_checked(rule, run, measured)
         (not_checked if reason else passed).append(Check(rule.code, rule.name, reason or rule.healthy))
+    switched_off = {key for rule in rules for key in (rule.code, rule.name)}
     return Report(
         run=run,
         findings=tuple(sorted(run.alerts, key=_rank)),
         passed=tuple(passed),
         not_checked=tuple(not_checked),
         cost=_cost(run),
-        not_measured=dict(sorted(run.not_measured.items())),
+        not_measured={name: why for name, why in sorted(run.not_measured.items()) if name not in switched_off},
         explanations={rule.code: explanation(rule) for rule in rules},
         watched={rule.code: tuple(rule.needs) for rule in rules},
     )
@@ -260,11 +272,19 @@ def _rank(alert: Alert) -> tuple[int, int, float]:
     return SEVERITIES.index(alert.severity), alert.step, -alert.confidence
 
 
+def _steps(run: Run) -> int:
+    # What the user logs has a step too, so where the cockpit has counted, its count holds.
+    counted = run.info.get("steps")
+    if isinstance(counted, int) and run.info.get("status", "running") != "running":
+        return max(counted, 0)
+    return 0 if run.last_step is None else run.last_step + 1
+
+
 def _why_not_checked(rule: Rule, run: Run, measured: set[str]) -> str | None:
     for key in (rule.code, rule.name):
         if key in run.not_measured:  # the rule itself was switched off
             return run.not_measured[key]
-    if run.last_step is None:
+    if not _steps(run):
         return "no training step was seen"
     missing = [_missing(need, run) for need in rule.needs if need not in measured]
     return "; ".join(missing) or None

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cockpit_lite.report.explain import blocks, code_spans, explanation
+from cockpit_lite.report.model import HTML_FILE, PICTURE_FILE, Report
 from cockpit_lite.report.text import count, one_line, printable
 
 if TYPE_CHECKING:
     from cockpit_lite.alert import Alert
     from cockpit_lite.diagnosis.rule import Rule
-    from cockpit_lite.report.model import Report
 
 #: Of the sixteen colours that every terminal theme makes readable.
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "clean": "green"}
@@ -59,9 +59,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _verdict(report: Report) -> Text:
     tone = report.worst or ("clean" if report.passed else "warning")
     text = Text(one_line(report.summary), style=STYLES[tone])
-    if report.status == "running":
-        unfinished = "The log does not say that the run has ended: it is still going on, or it was broken off."
-        text.append("\n" + unfinished, style="not bold default")
+    if report.ending:
+        text.append("\n" + one_line(report.ending), style="not bold default")
     return text
 
 
@@ -69,7 +68,7 @@ def _finding(alert: Alert) -> Group:
     where = f" in {', '.join(alert.where[:_MOST_PLACES])}" if alert.where else ""
     if len(alert.where) > _MOST_PLACES:
         where += f" and {len(alert.where) - _MOST_PLACES} more"
-    head = Text.assemble((alert.severity, STYLES[alert.severity]), "  ", (f"{alert.code} {alert.name}", "bold"))
+    head = Text.assemble((alert.severity, STYLES[alert.severity]), "  ", (one_line(f"{alert.code} {alert.name}"), "bold"))
     head.append("  " + one_line(f"step {alert.step}{where}"), style="dim")
     body = Table.grid(padding=(0, 1))
     body.add_row("", _prose(alert.cause))
@@ -96,9 +95,9 @@ def _facts(report: Report) -> Group:
     if report.run.bad_lines:
         lines.append(Text(f"{count(report.run.bad_lines, 'line')} of the log could not be read and left out.", style="yellow"))
     lines.append(Text(one_line(report.cost.text)))
-    page = report.run.folder / "report.html"
-    if page.is_file():
-        lines.append(Text(f"Report: {printable(page)}"))
+    for title, file in (("Cockpit", PICTURE_FILE), ("Report", HTML_FILE)):
+        if (report.run.folder / file).is_file():
+            lines.append(Text(f"{title}: {printable(report.run.folder / file)}"))
     return Group(*lines)
 
 

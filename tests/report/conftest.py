@@ -1,4 +1,4 @@
-"""A run folder as the cockpit writes it, and rules to judge it by."""
+"""A run folder as the cockpit writes it."""
 
 from __future__ import annotations
 
@@ -9,63 +9,26 @@ from pathlib import Path
 import pytest
 
 from cockpit_lite.alert import Alert
-from cockpit_lite.diagnosis.rule import Rule
+from cockpit_lite.report import html
 from cockpit_lite.run import Run
 from cockpit_lite.run_log import RunWriter
-
-
-class LossRises(Rule):
-    """The loss rises instead of falling.
-
-    How to be sure: the same with a tenth of ``lr`` falls::
-
-        optimizer = SGD(model.parameters(), lr=0.01)
-
-    When to ignore it:
-
-    - in a warm-up
-    - in a game of
-      two players
-    """
-
-    code, name, severity = "CL901", "loss-rises", "error"
-    needs = ("loss", "grad_norm")
-    healthy = "The loss never rose for long."
-
-
-class NoiseDominates(Rule):
-    """The gradient is noise."""
-
-    code, name, severity = "CL902", "noise-dominates", "warning"
-    needs = ("gradient_noise_scale",)
-    healthy = "The batch is large enough."
-
-
-class TooFlat(Rule):
-    """The loss is flat."""
-
-    code, name, severity = "CL903", "too-flat", "note"
-    needs = ("loss", "hessian_trace", "max_eigenvalue")
-    healthy = "There is curvature."
-
-
-FINISHED = {"status": "finished"}
-RULES = (LossRises(), NoiseDominates(), TooFlat())
-
-
-def alert(code: str = "CL901", name: str = "loss-rises", severity: str = "error", step: int = 12, **more) -> Alert:
-    texts = {"cause": "The loss rose from 2.3 to 9.1.", "advice": "Divide ``lr`` by 10."}
-    return Alert(code, name, severity, step, **{**texts, **more})
+from tests.report.cases import FINISHED
 
 
 @pytest.fixture
-def rules() -> tuple[Rule, ...]:
-    return RULES
+def pictures() -> None:
+    """For a test that wants the cockpit picture drawn; the others leave it out, since it takes a second a report."""
+
+
+@pytest.fixture(autouse=True)
+def _leave_pictures_out(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(html, "_picture", lambda report: html.Picture(problem="left out by the test"))
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """Write a run of ``steps`` steps with ``alerts``; ``final`` goes into run.json at the end, None leaves the run unfinished."""
+    """Write a run of ``steps`` steps with ``alerts``; ``final`` goes into run.json at the end, None leaves its end out."""
 
     def make(
         steps: int = 40,
@@ -87,10 +50,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             writer.not_measured(0, not_measured)
         for one in alerts:
             writer.alert(one.to_dict())
-        if final is None:
-            writer.flush()
-        else:
-            writer.close(**final)
+        writer.close(**(final or {}))
         return Run(writer.folder)
 
     return make
