@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
+
+if TYPE_CHECKING:
+    from cockpit_lite.probes.per_sample.owners import Layout
 
 
 def _cut(value: Any) -> Any:
@@ -26,6 +29,7 @@ class Call:
         kwargs: Keyword arguments, detached.
         outputs: The tensors it returned, detached, in the order of ``tree_flatten``.
         forward: Number of the forward (outermost call) it belongs to.
+        layout: Where the samples are in it, once that is known.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
     """
 
@@ -35,12 +39,13 @@ class Call:
     outputs: list[Tensor]
     forward: int
     deltas: list[Tensor | None] = field(default_factory=list)
+    layout: Layout | None = None
     _versions: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: int) -> Call:
         """Remember a call that has just returned."""
-        outputs = [value.detach() for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
+        outputs = [value.detach() for value in tensors_in(output)]
         call = cls(module, tree_map(_cut, args), tree_map(_cut, dict(kwargs)), outputs, forward, [None] * len(outputs))
         call._versions = call._now()
         return call
@@ -51,7 +56,7 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments."""
-        return [value for value in tree_flatten((self.args, self.kwargs))[0] if isinstance(value, Tensor)]
+        return tensors_in((self.args, self.kwargs))
 
     @property
     def overwritten(self) -> bool:
@@ -74,7 +79,9 @@ class Call:
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the first tensor among the arguments that has an axis, or None."""
-    for value in tree_flatten((args, dict(kwargs)))[0]:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return value
-    return None
+    return next((tensor for tensor in tensors_in((args, dict(kwargs))) if tensor.dim() > 0), None)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nest of tuples, lists and dictionaries, and in what Hugging Face models return."""
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]

@@ -13,7 +13,6 @@ All forms calculate in float32 at least, also in a half precision training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 
 import torch
 from torch import Tensor
@@ -51,21 +50,9 @@ class Form:
         """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
         raise NotImplementedError
 
-    def fold(self, batch_size: int, batch_first: bool = True) -> Form:
-        """Return the form in which several rows belong to one sample: their gradients add up.
-
-        Args:
-            batch_size: Number of samples; the present batch size is a multiple of it.
-            batch_first: Whether the rows of one sample are neighbours. Otherwise row ``t * batch_size + n`` belongs to n.
-        """
+    def fold(self, owners: Tensor, batch_size: int) -> Form:
+        """Return the form in which row r belongs to sample ``owners[r]``: the gradients of a sample's rows add up."""
         raise NotImplementedError
-
-
-def _fold(tensor: Tensor, batch_size: int, batch_first: bool) -> Tensor:
-    """Split axis 0 into (sample, row of the sample)."""
-    if batch_first:
-        return tensor.reshape(batch_size, -1, *tensor.shape[1:])
-    return tensor.reshape(-1, batch_size, *tensor.shape[1:]).transpose(0, 1)
 
 
 class Dense(Form):
@@ -89,9 +76,9 @@ class Dense(Form):
         """They are there already."""
         return self.values
 
-    def fold(self, batch_size: int, batch_first: bool = True) -> Dense:
+    def fold(self, owners: Tensor, batch_size: int) -> Dense:
         """Add the rows of one sample."""
-        return Dense(_fold(self.values, batch_size, batch_first).sum(1))
+        return Dense(self.values.new_zeros(batch_size, *self.shape).index_add_(0, owners, self.values))
 
 
 class OuterProducts(Form):
@@ -150,11 +137,18 @@ class OuterProducts(Form):
         """Sum the outer products."""
         return torch.cat(list(self._matrices())).reshape(self.batch_size, *self.shape)
 
-    def fold(self, batch_size: int, batch_first: bool = True) -> OuterProducts:
-        """The rows of one sample become further positions."""
+    def fold(self, owners: Tensor, batch_size: int) -> OuterProducts:
+        """The rows of one sample become further positions; zeros fill up where samples have different numbers of rows."""
+        counts = torch.bincount(owners, minlength=batch_size)
+        order = torch.argsort(owners, stable=True)
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(owners), device=owners.device) - first[owners[order]]
+        most = int(counts.max())
 
         def positions(tensor: Tensor) -> Tensor:
-            return _fold(tensor, batch_size, batch_first).transpose(1, 2).flatten(2, 3)
+            padded = tensor.new_zeros(batch_size, most, *tensor.shape[1:])
+            padded[owners[order], slot] = tensor[order]
+            return padded.transpose(1, 2).flatten(2, 3)
 
         return OuterProducts(positions(self.inputs), positions(self.deltas), self.shape)
 
@@ -195,12 +189,9 @@ class Rows(Form):
         tables.index_add_(0, self.samples * self.shape[0] + self.rows, self.values)
         return tables.reshape(self.batch_size, *self.shape)
 
-    def fold(self, batch_size: int, batch_first: bool = True) -> Rows:
-        """Give the entries of the old samples to the new ones."""
-        of_sample = _fold(torch.arange(self.batch_size, device=self.samples.device), batch_size, batch_first)
-        owner = torch.empty(self.batch_size, dtype=torch.long, device=self.samples.device)
-        owner[of_sample] = torch.arange(batch_size, device=self.samples.device)[:, None].expand_as(of_sample)
-        return Rows(owner[self.samples], self.rows, self.values, batch_size, self.shape)
+    def fold(self, owners: Tensor, batch_size: int) -> Rows:
+        """Give the entries of the rows to their owners."""
+        return Rows(owners[self.samples], self.rows, self.values, batch_size, self.shape)
 
 
 class Sum(Form):
@@ -237,9 +228,9 @@ class Sum(Form):
         """Gradients add up."""
         return self.table.gradients() + self.outer.gradients()
 
-    def fold(self, batch_size: int, batch_first: bool = True) -> Sum:
+    def fold(self, owners: Tensor, batch_size: int) -> Sum:
         """Fold both parts."""
-        return Sum(self.table.fold(batch_size, batch_first), self.outer.fold(batch_size, batch_first))
+        return Sum(self.table.fold(owners, batch_size), self.outer.fold(owners, batch_size))
 
 
 def add(forms: Sequence[Form]) -> Form:
@@ -272,8 +263,3 @@ def add(forms: Sequence[Form]) -> Form:
     for form in forms[1:]:
         total += form.gradients()
     return Dense(total)
-
-
-def size(form: Form) -> int:
-    """Return the number of elements that :meth:`Form.gradients` would hold."""
-    return form.batch_size * prod(form.shape)

@@ -7,16 +7,19 @@ remembered of a call dies with the call's graph unless a backward pass reaches i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
-from cockpit_lite.probes.per_sample.calls import Call, first_tensor
+from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
+from cockpit_lite.probes.per_sample.forwards import Forward
+from cockpit_lite.probes.per_sample.owners import Layout, normalises_over_batch
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey
 
@@ -36,18 +39,18 @@ class PerSampleProbe:
         self.model = model
         self.parameters = dict(parameters)
         self._handles: list[RemovableHandle] = []
+        self._known: dict[tuple[object, ...], tuple[int | None, list[Layout | None]]] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._modules: dict[int, nn.Module] = {}
         self._owners: set[int] = set()
         self._open: list[int] = []  # ids of the modules that are being called, outermost first
-        self._batch_sizes: list[int | None] = []  # of every forward
-        self._backward = -1
+        self._forwards: list[Forward] = []
         self._in_backward = False
+        self._paused = False
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
-        self._batch_statistics = False
 
     def start(self) -> None:
         """Begin to watch a step."""
@@ -70,16 +73,32 @@ class PerSampleProbe:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for forward in self._forwards:
+            forward.release()
 
     def backward_begins(self) -> None:
         """From here on output gradients count."""
-        self._backward += 1
+        self._in_backward = False
+        with self.paused():
+            for forward in self._forwards:
+                if not forward.surveyed:
+                    forward.survey(self._known)
+                    forward.release()
         self._reached.append(set())
         self._in_backward = True
 
     def backward_ends(self) -> None:
         """From here on they do not: tensor hooks fire again in Hessian-vector products."""
         self._in_backward = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While paused nothing is recorded: for second forwards and backwards that are not the user's."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def statistics(
         self,
@@ -94,50 +113,64 @@ class PerSampleProbe:
             direction: Parameter name -> tensor of the parameter's shape; usually the gradient.
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
         """
-        survey = Survey(
-            self.parameters, self._calls.values(), self._batch_sizes, self._reached, batch_statistics=self._batch_statistics
-        )
+        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached)
         with torch.no_grad():
             return survey.statistics(products, direction, direction if gradient is None else gradient)
 
     # hooks ------------------------------------------------------------------------------------------------------------
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(module) not in self._modules:
+        if self._paused or id(module) not in self._modules:
             return
         if module is self.model:
             self._open.clear()  # an exception in an earlier forward may have left something
+        if not self._open and not self._in_backward:
+            self._forwards.append(Forward(len(self._forwards)))
         self._open.append(id(module))
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if id(module) not in self._modules:
+        if self._paused or id(module) not in self._modules:
             return
         while self._open and self._open.pop() != id(module):
             pass
-        outermost = not self._open and not self._in_backward
-        number = len(self._batch_sizes)
-        if self._in_backward:  # recomputed by activation checkpointing: it belongs to the forward before
-            number -= 1
+        if not self._forwards:
+            return
+        forward = self._forwards[-1]
         if torch.is_grad_enabled():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-                self._batch_statistics = True
+            if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None and has_buffers(self.model):
+                forward.recomputes = True
+            forward.batch_statistics |= normalises_over_batch(module)
             if id(module) in self._owners:
-                self._watch(Call.of(module, args, kwargs, output, number), output)
-        if outermost:
+                self._watch(module, args, kwargs, output, forward)
+        if not self._open and not self._in_backward:  # the outermost call returns
             data = first_tensor(args, kwargs)
-            self._batch_sizes.append(None if data is None else data.shape[0])
+            forward.data = None if data is None else data.shape
+            forward.outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.is_floating_point()]
 
-    def _watch(self, call: Call, output: Any) -> None:
-        tensors = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
+    def _watch(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: Forward
+    ) -> None:
+        tensors = tensors_in(output)
+        if not any(tensor.requires_grad for tensor in tensors):
+            return
+        call = Call.of(module, args, kwargs, output, forward.number)
         for position, tensor in enumerate(tensors):
             if tensor.requires_grad:
                 tensor.register_hook(self._recorder(call, position))
+        if not self._in_backward:  # otherwise recomputed by activation checkpointing, in a graph of its own
+            forward.calls.append(call)
+            forward.edges.append([get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in tensors])
 
     def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
         def record(delta: Tensor) -> None:
-            if self._in_backward:
+            if self._in_backward and not self._paused:
                 call.add(position, delta)
                 self._calls[id(call)] = call
-                self._reached[self._backward].add(call.forward)
+                self._reached[-1].add(call.forward)
 
         return record
+
+
+def has_buffers(model: nn.Module) -> bool:
+    """Whether recomputing a part of the model might change its state, as batch normalisation's running statistics."""
+    return next(iter(model.buffers()), None) is not None

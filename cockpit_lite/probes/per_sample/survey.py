@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.forms import Form, add
+from cockpit_lite.probes.per_sample.forwards import Forward, call_axes
+from cockpit_lite.probes.per_sample.owners import FLAT, by_shape, rows
 from cockpit_lite.probes.per_sample.rules import RULES, NoRule
 from cockpit_lite.probes.per_sample.shadow import shadow
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
@@ -33,25 +35,23 @@ class Survey:
     Args:
         parameters: The trainable parameters by name.
         calls: The calls that a backward reached.
-        batch_sizes: Of every forward, or None where it is not known.
+        forwards: The forwards of the step.
         reached: For every backward the forwards that it reached.
-        batch_statistics: Whether a batch normalisation used the statistics of the batch.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         calls: Iterable[Call],
-        batch_sizes: Sequence[int | None],
+        forwards: Sequence[Forward],
         reached: Sequence[set[int]],
-        batch_statistics: bool,
     ) -> None:
         self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.calls = sorted(calls, key=lambda call: call.forward)
-        self.batch_sizes = batch_sizes
+        self.forwards = forwards
         self.micro_batches = _connected(reached)
-        self.batch_statistics = batch_statistics
+        self.batch_statistics = any(forwards[number].batch_statistics for group in self.micro_batches for number in group)
         self.not_covered: dict[str, str] = {}
 
     def statistics(
@@ -83,7 +83,7 @@ class Survey:
         """Return the number of samples of every micro-batch, or name all parameters as not covered."""
         sizes = []
         for forwards in self.micro_batches:
-            found = {self.batch_sizes[forward] for forward in forwards if 0 <= forward < len(self.batch_sizes)}
+            found = {self.forwards[number].batch_size for number in forwards}
             if len(found) != 1 or None in found:
                 known = sorted(size for size in found if size is not None)
                 reason = f"forwards of different batch size ({known}) in one backward" if known else "the model's input has no tensor"
@@ -168,21 +168,28 @@ def forms_of_call(call: Call, names: Sequence[str], batch_size: int) -> dict[str
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
     inputs, delta = call.bound(), call.deltas[0]
-    if delta is None or not inputs:
+    if delta is None or not inputs or not isinstance(inputs[0], Tensor):
         raise NoRule(f"{kind} was called without input")
-    rows = delta.shape[0]
-    if not isinstance(inputs[0], Tensor) or inputs[0].dim() == 0 or rows == 0 or rows % batch_size:
-        raise NoRule(f"the output of {kind} does not carry the batch: shape {tuple(delta.shape)}, batch size {batch_size}")
-    if inputs[0].shape[0] != rows and not isinstance(module, nn.EmbeddingBag):
-        raise NoRule(f"the input of {kind} does not carry the batch: shape {tuple(inputs[0].shape)}, batch size {batch_size}")
+    layout = call.layout
+    if layout is None:  # recomputed in the backward pass
+        layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
+    if layout.reason:
+        raise NoRule(f"{kind}: {layout.reason}")
+    if layout.axis == FLAT:
+        trailing = rule.trailing_axes(module)
+        assert trailing is not None
+        inputs = [inputs[0].flatten(0, inputs[0].dim() - trailing[0] - 1), *inputs[1:]]
+        delta = rows(delta, FLAT, trailing[1])
+    if inputs[0].shape[max(layout.axis, 0)] != delta.shape[max(layout.axis, 0)] and not isinstance(module, nn.EmbeddingBag):
+        raise NoRule(f"{kind}: input and output have different numbers of rows")
     copy = shadow(module, inputs, call.outputs[0])
     forms = {}
     for name in names:
         if name not in rule.parameters:
             raise NoRule(f"no rule for the parameter {name} of {kind}")
         forms[name] = getattr(rule, name)(_FORMS, copy, (), (delta,), None)
-    if rows != batch_size:
-        forms = {name: form.fold(batch_size) for name, form in forms.items()}
+    if layout.owners is not None:
+        forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
     return forms
 
 

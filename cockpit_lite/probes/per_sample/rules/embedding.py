@@ -21,9 +21,9 @@ class PerSampleEmbedding(Rule):
 
     parameters = ("weight",)
 
-    def free_leading_axes(self, module: nn.Module) -> bool:
+    def trailing_axes(self, module: Any) -> tuple[int, int]:
         """All axes of the indices are alike."""
-        return True
+        return (0, 1)
 
     def weight(self, ext: Any, module: nn.Embedding, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """One entry a token."""

@@ -15,9 +15,9 @@ class PerSampleLinear(Rule):
 
     parameters = ("weight", "bias")
 
-    def free_leading_axes(self, module: nn.Module) -> bool:
+    def trailing_axes(self, module: Any) -> tuple[int, int]:
         """Only the last axis is special."""
-        return True
+        return (1, 1)
 
     def weight(self, ext: Any, module: nn.Linear, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """The axes between batch and features are positions."""

@@ -21,9 +21,9 @@ class PerSampleLayerNorm(Rule):
 
     parameters = ("weight", "bias")
 
-    def free_leading_axes(self, module: nn.Module) -> bool:
+    def trailing_axes(self, module: Any) -> tuple[int, int]:
         """Only the normalised axes are special."""
-        return True
+        return (len(module.normalized_shape), len(module.normalized_shape))
 
     def normalized(self, module: Any) -> Tensor:
         """Return the input normalised, before weight and bias."""

@@ -36,13 +36,16 @@ class Rule(FirstOrderModuleExtension):
     def __init__(self) -> None:
         super().__init__(params=list(self.parameters))
 
-    def free_leading_axes(self, module: nn.Module) -> bool:
-        """Whether all axes but the last few are treated alike, so that the batch may be any of them."""
-        return False
+    def trailing_axes(self, module: nn.Module) -> tuple[int, int] | None:
+        """Return how many last axes of input and output are special, if all axes before them are alike; otherwise None.
 
-    def uses_batch_statistics(self, module: nn.Module) -> bool:
-        """Whether the samples of the batch meet inside the module."""
-        return False
+        The batch may then be any of the leading axes, or be spread over them.
+        """
+        return None
+
+    def batch_axis(self, module: nn.Module) -> int:
+        """Return the axis of input and output that holds the samples."""
+        return 0
 
 
 def channel_sums(values: Tensor) -> Dense:

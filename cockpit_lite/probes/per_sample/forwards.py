@@ -1,0 +1,172 @@
+"""The forwards of a step: outermost calls, and what each call within them says about the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.owners import FLAT, Layout, Passes, by_shape
+from cockpit_lite.probes.per_sample.rules import RULES
+
+#: Correlation with the samples' weights under which a batch normalised model's rows are not taken for samples.
+AGREEMENT = 0.5
+
+
+@dataclass(eq=False)
+class Forward:
+    """One outermost call: of the model, or of a module of it that was called on its own.
+
+    Attributes:
+        number: Counts the forwards of the step.
+        data: Shape of the first tensor it was given; ``None`` if there was none.
+        outputs: The tensors it returned that lead back to parameters.
+        calls: The calls in it of modules that own trainable parameters.
+        edges: For each call and each of its outputs, where its gradient arrives.
+        batch_statistics: Whether a batch normalisation in it used the statistics of the batch.
+        recomputes: Whether something in it is thrown away and recomputed in the backward pass.
+        batch_size: Number of samples; ``None`` if it is not known.
+        surveyed: Whether the calls have their layout.
+    """
+
+    number: int
+    data: torch.Size | None = None
+    outputs: list[Tensor] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    edges: list[list[GradientEdge | None]] = field(default_factory=list)
+    batch_statistics: bool = False
+    recomputes: bool = False
+    batch_size: int | None = None
+    surveyed: bool = False
+
+    def structure(self) -> tuple[object, ...]:
+        """Return what two forwards have in common that share out their rows alike."""
+        calls = tuple((id(call.module), *(tensor.shape for tensor in [*call.tensors(), *call.outputs])) for call in self.calls)
+        return (self.data, self.batch_statistics, self.recomputes, tuple(output.shape for output in self.outputs), calls)
+
+    def release(self) -> None:
+        """Let go of the user's graph."""
+        self.outputs, self.edges = [], []
+
+    def survey(self, known: dict[tuple[object, ...], tuple[int | None, list[Layout | None]]]) -> None:
+        """Give every call its layout: from ``known`` structures, from the graph, or where that cannot be asked from the shapes."""
+        self.surveyed = True
+        structure = self.structure()
+        if structure in known:
+            self.batch_size, layouts = known[structure]
+        else:
+            layouts = self._ask()
+            if all(layout is None or layout.regular for layout in layouts):
+                known[structure] = (self.batch_size, layouts)
+        for call, layout in zip(self.calls, layouts, strict=True):
+            call.layout = layout
+            if layout is None and self.batch_size:
+                call.layout = by_shape(call, self.batch_size, call_axes(call.module, call.outputs[0]))
+
+    def _ask(self) -> list[Layout | None]:
+        best: list[Layout | None] | None = None
+        for axis in self._batch_axes():
+            assert self.data is not None
+            batch_size = self.data[axis]
+            layouts = self._layouts(batch_size, axis)
+            if layouts is None:
+                continue
+            if best is None or _failures(layouts) < _failures(best):
+                best, self.batch_size = layouts, batch_size
+            if not _failures(best):
+                return best
+        if best is not None:
+            return best
+        if self.data is not None:
+            self.batch_size = self.data[0]
+        return [None] * len(self.calls)
+
+    def _batch_axes(self) -> list[int]:
+        """Return the axes of the model's input that may hold the samples, the likeliest first."""
+        if self.data is None:
+            return []
+        time_first = any(
+            getattr(call.module, "batch_first", True) is False
+            and call.tensors()
+            and call.tensors()[0].dim() >= 2
+            and call.tensors()[0].shape[:2] == self.data[:2]
+            for call in self.calls
+        )
+        return [0, 1] if time_first else [0]
+
+    def _layouts(self, batch_size: int, axis: int) -> list[Layout | None] | None:
+        """Ask the graph; None if it cannot be asked."""
+        anchors: list[tuple[Tensor | GradientEdge, torch.Size, int]] = []
+        like = None
+        with torch.enable_grad():
+            for output in self.outputs:
+                if output.dim() and output.shape[0] == batch_size:
+                    anchors.append((output, output.shape, 0))
+                elif axis == 1 and output.dim() > 1 and output.shape[1] == batch_size:
+                    anchors.append((output, output.shape, 1))
+                elif output.dim() and output.shape[0] and output.shape[0] % batch_size == 0:
+                    split = output.unflatten(0, (batch_size, -1))
+                    anchors.append((split, split.shape, 0))
+                else:
+                    continue
+                like = output
+        edges = [edge for outputs in self.edges for edge in outputs if edge is not None]
+        if not anchors:  # the model returns its own loss: the last module that carries the batch stands for its output
+            for call, own in zip(reversed(self.calls), reversed(self.edges), strict=True):
+                if own and own[0] is not None and call.outputs[0].shape[:1] == (batch_size,):
+                    anchors, like = [(own[0], call.outputs[0].shape, 0)], call.outputs[0]
+                    break
+        if not anchors or like is None or not edges:
+            return None
+        try:
+            passes = Passes(anchors, edges, like)
+        except RuntimeError:  # the graph does not allow it, e.g. with re-entrant activation checkpointing
+            return None
+        layouts: list[Layout | None] = []
+        position = 0
+        for call, own in zip(self.calls, self.edges, strict=True):
+            layout = None
+            for number, edge in enumerate(own):
+                if edge is None:
+                    continue
+                if layout is None:
+                    layout = self._layout(passes, position, call, number, batch_size)
+                position += 1
+            layouts.append(layout)
+        return layouts
+
+    def _layout(self, passes: Passes, position: int, call: Call, number: int, batch_size: int) -> Layout | None:
+        axes = call_axes(call.module, call.outputs[number])
+        if number and isinstance(call.module, nn.RNNBase):  # final states: (layers, samples, features)
+            axes = (call.outputs[number].dim() - 2,)
+        if self.batch_statistics:
+            agreement = passes.agreement(position)
+            if agreement is not None and not agreement > AGREEMENT:
+                return Layout(reason="its rows do not belong to single samples")
+            return None  # by shape
+        return passes.layout(position, axes, trailing(call.module))
+
+
+def _failures(layouts: Sequence[Layout | None]) -> int:
+    return sum(1 for layout in layouts if layout is not None and layout.reason)
+
+
+def trailing(module: nn.Module) -> int:
+    """Return how many last axes of the output are no leading ones."""
+    rule = RULES.get(type(module))
+    axes = None if rule is None else rule.trailing_axes(module)
+    return 0 if axes is None else axes[1]
+
+
+def call_axes(module: nn.Module, output: Tensor) -> tuple[int, ...]:
+    """Return the axes of the output on which a rule can use the samples."""
+    rule = RULES.get(type(module))
+    if rule is None:
+        return (0,)
+    first = rule.batch_axis(module)
+    axes = rule.trailing_axes(module)
+    return (first,) if axes is None or output.dim() - axes[1] < 2 else (first, FLAT)
