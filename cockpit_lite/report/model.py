@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.report.explain import explanation
-from cockpit_lite.report.text import count, format_seconds, format_share
+from cockpit_lite.report.text import count, format_seconds, format_share, listed
 from cockpit_lite.report.values import LastValue, LayerSpan, last_values, layer_spans
 from cockpit_lite.run_log import decode, encode
 
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 1
 HTML_FILE = "report.html"
 PICTURE_FILE = "cockpit.png"  # drawn by the cockpit, beside the report
 JSON_FILE = "report.json"
+
+_TEXT_WIDTH = 100
 
 #: Why a cockpit may leave its block without having seen a step, the likeliest first.
 NO_STEP_REASONS = (
@@ -62,24 +65,33 @@ class Cost:
         measuring_seconds: Time spent measuring, or None.
         training_seconds: Time of the training it is compared with, or None.
         instruments: Seconds by instrument, the dearest first.
-        source: Where the figures come from.
+        budget: The share that measuring was allowed, or None.
+        source: Where the figures come from, or why there are none.
     """
 
     share: float | None = None
     measuring_seconds: float | None = None
     training_seconds: float | None = None
     instruments: Mapping[str, float] = field(default_factory=dict)
-    source: str = "not known: the log holds no figure for it"
+    budget: float | None = None
+    source: str = "the log holds no figure for it"
 
     @property
     def text(self) -> str:
         """The cost in one sentence."""
         if self.share is None:
-            return f"What measuring cost is {self.source}."
+            return f"What measuring cost is not known: {self.source}."
+        text = f"Measuring cost {format_share(self.share)} of the training time"
         if self.measuring_seconds is None or self.training_seconds is None:
-            return f"Measuring cost {format_share(self.share)} of the training time ({self.source})."
-        measuring, training = format_seconds(self.measuring_seconds), format_seconds(self.training_seconds)
-        return f"Measuring cost {format_share(self.share)} of the training time: {measuring} beside {training}."
+            text += f" ({self.source})."
+        else:
+            text += f": {format_seconds(self.measuring_seconds)} beside {format_seconds(self.training_seconds)}."
+        if self.budget is not None and self.share > 1.1 * self.budget:
+            allowed = format_share(self.budget)
+            text += (
+                f" That is above the budget of {allowed}: the first steps are always measured, and paid back as the run goes on."
+            )
+        return text
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,7 @@ class Report:
         counts = [count(sum(alert.severity == severity for alert in self.findings), severity) for severity in SEVERITIES]
         first = self.findings[0]
         where = f" in {first.where[0]}" if first.where else ""
-        found = " and ".join(text for text in counts if not text.startswith("0 "))
+        found = listed([text for text in counts if not text.startswith("0 ")])
         lead = "It is" if len(self.findings) == 1 else "Look first at"
         return f"{found} in {steps}. {lead} {first.name} ({first.code}) at step {first.step}{where}."
 
@@ -168,6 +180,14 @@ class Report:
     def layer_spans(self) -> list[LayerSpan]:
         """The range over the layers of every layerwise reading, at its last value."""
         return layer_spans(self.run)
+
+    def __str__(self) -> str:
+        """Return what :meth:`print` prints, as plain text."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=_TEXT_WIDTH)
+        self.print(console)
+        return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as strict JSON can hold it; the content of ``report.json``.
@@ -298,7 +318,9 @@ def _missing(need: str, run: Run) -> str:
 
 
 def _cost(run: Run) -> Cost:
-    recorded = run.info.get("cost")
+    if not _steps(run):
+        return Cost(source="no step was measured")
+    recorded, budget = run.info.get("cost"), _number(run.info.get("budget"))
     if isinstance(recorded, Mapping):
         measuring, training = _number(recorded.get("measuring_seconds")), _number(recorded.get("training_seconds"))
         share = _number(recorded.get("share"))
@@ -308,13 +330,12 @@ def _cost(run: Run) -> Cost:
         rows = by_instrument.items() if isinstance(by_instrument, Mapping) else ()
         seconds = [(str(name), number) for name, value in rows if (number := _number(value)) is not None]
         if share is not None:
-            return Cost(
-                share, measuring, training, dict(sorted(seconds, key=lambda row: -row[1])), "written at the end of the run"
-            )
+            dearest_first = dict(sorted(seconds, key=lambda row: -row[1]))
+            return Cost(share, measuring, training, dearest_first, budget, "written at the end of the run")
     overhead = [row for row in last_values(run) if row.name == "overhead" and math.isfinite(row.value)]
     if not overhead:
         return Cost()
-    return Cost(share=overhead[0].value, source=f"the last overhead reading, at step {overhead[0].step}")
+    return Cost(share=overhead[0].value, budget=budget, source=f"the last overhead reading, at step {overhead[0].step}")
 
 
 def _number(value: Any) -> float | None:

@@ -54,7 +54,7 @@ def test_the_first_cause_comes_first(make_run):
     )
     report = build_report(make_run(alerts=alerts), RULES)
     assert [finding.code for finding in report.findings] == ["CL5", "CL4", "CL3", "CL2", "CL1"]
-    assert report.summary == "3 errors and 1 warning and 1 note in 40 steps. Look first at loss-rises (CL5) at step 5."
+    assert report.summary == "3 errors, 1 warning and 1 note in 40 steps. Look first at loss-rises (CL5) at step 5."
 
 
 def test_one_finding_is_named_with_its_place(make_run):
@@ -96,6 +96,23 @@ def test_nothing_checked_is_not_called_clean(make_run):
 )
 def test_the_cost_is_what_the_run_wrote_or_not_known(make_run, recorded, text):
     assert build_report(make_run(steps=2, final={"status": "finished", "cost": recorded}), RULES).cost.text == text
+
+
+@pytest.mark.parametrize(("budget", "said"), [(0.05, True), (0.2, False), (None, False), ("x", False)])
+def test_a_budget_that_was_not_kept_is_said(make_run, budget, said):
+    run = make_run(steps=2, info={"budget": budget}, final={"cost": {"share": 0.1}})
+    assert ("above the budget of 5 %" in build_report(run, RULES).cost.text) == said
+
+
+def test_a_run_without_a_step_has_no_cost(make_run):
+    run = make_run(steps=0, final={"cost": {"share": 0.0, "measuring_seconds": 0.0, "training_seconds": 0.0}})
+    assert build_report(run, RULES).cost.text == "What measuring cost is not known: no step was measured."
+
+
+def test_a_report_as_text_is_its_summary(make_run):
+    text = str(build_report(make_run(alerts=(alert(),)), RULES))
+    assert text.splitlines()[0] == "1 error in 40 steps. It is loss-rises (CL901) at step 12."
+    assert "What to do: Divide lr by 10." in text
 
 
 def test_the_dearest_instrument_comes_first(make_run):
