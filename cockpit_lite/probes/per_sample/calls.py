@@ -52,7 +52,7 @@ class Call:
 
     def _now(self) -> tuple[int, ...]:
         # detached aliases share the version counter with the user's tensors
-        return tuple(value._version for value in self.tensors())
+        return tuple(value._version for value in [*self.tensors(), *self.outputs])
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments."""
@@ -61,7 +61,14 @@ class Call:
     @property
     def overwritten(self) -> bool:
         """Whether an argument was changed in place after the call."""
-        return self._versions != self._now()
+        count = len(self.tensors())
+        return self._versions[:count] != self._now()[:count]
+
+    @property
+    def outputs_overwritten(self) -> bool:
+        """Whether an output was changed in place after the call, as activations with ``inplace=True`` do."""
+        count = len(self.tensors())
+        return self._versions[count:] != self._now()[count:]
 
     def add(self, position: int, delta: Tensor) -> None:
         """Add an output gradient; several losses may be taken back through one call."""

@@ -89,4 +89,6 @@ def _no_parameters() -> dict[type[nn.Module], Any]:
         for kind in vars(namespace).values()
         if isinstance(kind, type) and issubclass(kind, nn.Module) and kind not in (nn.PReLU, nn.MultiheadAttention)
     ]
-    return {kind: empty for kind in [*kinds, nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample]}
+    return {
+        kind: empty for kind in [*kinds, nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample]
+    }

@@ -245,16 +245,22 @@ def add(forms: Sequence[Form]) -> Form:
     tables = [form for form in forms if isinstance(form, Rows)]
     same_groups = len({form.inputs.shape[1] for form in outers}) == 1
     if len(outers) + len(tables) == len(forms) and (same_groups or not outers):
-        outer = OuterProducts(
-            torch.cat([form.inputs for form in outers], 2), torch.cat([form.deltas for form in outers], 2), shape
-        ) if outers else None
-        table = Rows(
-            torch.cat([form.samples for form in tables]),
-            torch.cat([form.rows for form in tables]),
-            torch.cat([form.values for form in tables]),
-            batch_size,
-            shape,
-        ) if tables else None
+        outer = (
+            OuterProducts(torch.cat([form.inputs for form in outers], 2), torch.cat([form.deltas for form in outers], 2), shape)
+            if outers
+            else None
+        )
+        table = (
+            Rows(
+                torch.cat([form.samples for form in tables]),
+                torch.cat([form.rows for form in tables]),
+                torch.cat([form.values for form in tables]),
+                batch_size,
+                shape,
+            )
+            if tables
+            else None
+        )
         if outer is None or table is None:
             return outer or table  # type: ignore[return-value]  # one of them is there
         if outer.inputs.shape[1] == 1 and len(shape) == 2:

@@ -16,6 +16,9 @@ from cockpit_lite.probes.per_sample.rules import RULES
 #: Correlation with the samples' weights under which a batch normalised model's rows are not taken for samples.
 AGREEMENT = 0.5
 
+#: Batch size, axis of the samples, and the layout of every call (None: by shape).
+Answer = tuple[int | None, int, list[Layout | None]]
+
 
 @dataclass(eq=False)
 class Forward:
@@ -25,6 +28,8 @@ class Forward:
         number: Counts the forwards of the step.
         data: Shape of the first tensor it was given; ``None`` if there was none.
         outputs: The tensors it returned that lead back to parameters.
+        whole: The outermost call itself.
+        axis: The axis of its input and output that holds the samples.
         calls: The calls in it of modules that own trainable parameters.
         edges: For each call and each of its outputs, where its gradient arrives.
         batch_statistics: Whether a batch normalisation in it used the statistics of the batch.
@@ -36,6 +41,8 @@ class Forward:
     number: int
     data: torch.Size | None = None
     outputs: list[Tensor] = field(default_factory=list)
+    whole: Call | None = None
+    axis: int = 0
     calls: list[Call] = field(default_factory=list)
     edges: list[list[GradientEdge | None]] = field(default_factory=list)
     batch_statistics: bool = False
@@ -52,16 +59,16 @@ class Forward:
         """Let go of the user's graph."""
         self.outputs, self.edges = [], []
 
-    def survey(self, known: dict[tuple[object, ...], tuple[int | None, list[Layout | None]]]) -> None:
+    def survey(self, known: dict[tuple[object, ...], Answer]) -> None:
         """Give every call its layout: from ``known`` structures, from the graph, or where that cannot be asked from the shapes."""
         self.surveyed = True
         structure = self.structure()
         if structure in known:
-            self.batch_size, layouts = known[structure]
+            self.batch_size, self.axis, layouts = known[structure]
         else:
             layouts = self._ask()
             if all(layout is None or layout.regular for layout in layouts):
-                known[structure] = (self.batch_size, layouts)
+                known[structure] = (self.batch_size, self.axis, layouts)
         for call, layout in zip(self.calls, layouts, strict=True):
             call.layout = layout
             if layout is None and self.batch_size:
@@ -76,7 +83,7 @@ class Forward:
             if layouts is None:
                 continue
             if best is None or _failures(layouts) < _failures(best):
-                best, self.batch_size = layouts, batch_size
+                best, self.batch_size, self.axis = layouts, batch_size, axis
             if not _failures(best):
                 return best
         if best is not None:
@@ -115,6 +122,8 @@ class Forward:
                     continue
                 like = output
         edges = [edge for outputs in self.edges for edge in outputs if edge is not None]
+        if not anchors and any(output.dim() for output in self.outputs):
+            return None
         if not anchors:  # the model returns its own loss: the last module that carries the batch stands for its output
             for call, own in zip(reversed(self.calls), reversed(self.edges), strict=True):
                 if own and own[0] is not None and call.outputs[0].shape[:1] == (batch_size,):

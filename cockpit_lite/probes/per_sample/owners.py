@@ -64,7 +64,9 @@ class Passes:
         like: A tensor with the device and the precision of the outputs.
     """
 
-    def __init__(self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor) -> None:
+    def __init__(
+        self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor
+    ) -> None:
         self.batch_size = outputs[0][1][outputs[0][2]]
         self.base = CODES.get(like.dtype, HALF_PRECISION_CODES)
         self.left_over = LEFT_OVER.get(like.dtype, HALF_PRECISION_LEFT_OVER)
@@ -85,7 +87,9 @@ class Passes:
             for number, weight in enumerate([torch.ones(self.batch_size), *weights]):
                 cotangents[number].append(plain * weight.reshape(alone).to(like.device, like.dtype))
         self.deltas = [
-            torch.autograd.grad([output for output, _, _ in outputs], list(edges), cotangent, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(
+                [output for output, _, _ in outputs], list(edges), cotangent, retain_graph=True, allow_unused=True
+            )
             for cotangent in cotangents
         ]
 
@@ -160,7 +164,9 @@ def by_shape(call: Call, batch_size: int, axes: Sequence[int]) -> Layout:
             continue
         size = output.shape[axis]
         fits = size == batch_size or (axis == 0 and size > 0 and size % batch_size == 0)
-        if fits and (isinstance(call.module, nn.EmbeddingBag) or (inputs is not None and inputs.shape[axis : axis + 1] == (size,))):
+        if fits and (
+            isinstance(call.module, nn.EmbeddingBag) or (inputs is not None and inputs.shape[axis : axis + 1] == (size,))
+        ):
             samples = torch.arange(batch_size, device=output.device)
             return Layout(axis, None if size == batch_size else samples.repeat_interleave(size // batch_size))
     shapes = [tuple(tensor.shape) for tensor in ([] if inputs is None else [inputs]) + [output]]

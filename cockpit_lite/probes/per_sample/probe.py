@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
-from cockpit_lite.probes.per_sample.forwards import Forward
-from cockpit_lite.probes.per_sample.owners import Layout, normalises_over_batch
+from cockpit_lite.probes.per_sample.forwards import Answer, Forward
+from cockpit_lite.probes.per_sample.owners import normalises_over_batch
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey
 
@@ -39,7 +40,9 @@ class PerSampleProbe:
         self.model = model
         self.parameters = dict(parameters)
         self._handles: list[RemovableHandle] = []
-        self._known: dict[tuple[object, ...], tuple[int | None, list[Layout | None]]] = {}
+        # what holds from step to step: structures of calls, and parameters that were tried in vain
+        self._known: dict[tuple[object, ...], Answer] = {}
+        self._hopeless: dict[tuple[str, bool], str] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -61,7 +64,7 @@ class PerSampleProbe:
         self._owners = {
             key
             for key, module in self._modules.items()
-            if any(id(parameter) in trainable for parameter in module._parameters.values())
+            if any(id(parameter) in trainable for parameter in module._parameters.values()) or is_parametrized(module)
         }
         self._handles = [
             register_module_forward_pre_hook(self._before_call),
@@ -113,8 +116,8 @@ class PerSampleProbe:
             direction: Parameter name -> tensor of the parameter's shape; usually the gradient.
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
         """
-        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached)
-        with torch.no_grad():
+        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
+        with torch.no_grad(), self.paused():
             return survey.statistics(products, direction, direction if gradient is None else gradient)
 
     # hooks ------------------------------------------------------------------------------------------------------------
@@ -140,26 +143,30 @@ class PerSampleProbe:
             if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None and has_buffers(self.model):
                 forward.recomputes = True
             forward.batch_statistics |= normalises_over_batch(module)
-            if id(module) in self._owners:
-                self._watch(module, args, kwargs, output, forward)
-        if not self._open and not self._in_backward:  # the outermost call returns
+            outermost = not self._open and not self._in_backward
+            if id(module) in self._owners or outermost:
+                call = self._watch(module, args, kwargs, output, forward)
+                forward.whole = call if outermost else None
+        if not self._open and not self._in_backward:
             data = first_tensor(args, kwargs)
             forward.data = None if data is None else data.shape
             forward.outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.is_floating_point()]
 
     def _watch(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: Forward
-    ) -> None:
+    ) -> Call | None:
         tensors = tensors_in(output)
         if not any(tensor.requires_grad for tensor in tensors):
-            return
+            return None
         call = Call.of(module, args, kwargs, output, forward.number)
         for position, tensor in enumerate(tensors):
             if tensor.requires_grad:
                 tensor.register_hook(self._recorder(call, position))
-        if not self._in_backward:  # otherwise recomputed by activation checkpointing, in a graph of its own
+        # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
+        if id(module) in self._owners and not self._in_backward:
             forward.calls.append(call)
             forward.edges.append([get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in tensors])
+        return call
 
     def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
         def record(delta: Tensor) -> None:

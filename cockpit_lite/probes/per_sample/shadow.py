@@ -1,7 +1,7 @@
 """Shadows: copies of a module that a rule may write on, so that nothing is ever set on the user's objects.
 
-BackPACK's rules read ``module.input0`` and ``module.output`` and save on the parameters. A shadow is of the same class and has the
-same attributes, but they are its own, and its parameters are detached aliases of the user's: no memory, no hooks, no graph.
+BackPACK's rules read ``module.input0`` and ``module.output`` and save on the parameters. A shadow is of the same class and has
+the same attributes, but they are its own, and its parameters are detached aliases of the user's: no memory, no hooks, no graph.
 """
 
 from __future__ import annotations
@@ -14,25 +14,55 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def shadow(module: Module, inputs: Sequence[Tensor | None], output: Tensor | None = None) -> Module:
+def shadow(
+    module: Module,
+    inputs: Sequence[Tensor | None],
+    output: Tensor | None = None,
+    aliases: dict[int, nn.Parameter] | None = None,
+) -> Module:
     """Return a shadow of ``module`` with inputs and output where BackPACK's rules look for them.
 
     Args:
         module: The user's module; only read.
         inputs: Arguments of the call in the order of the signature of ``forward``.
         output: What the call returned.
+        aliases: Aliases of parameters by the id of the user's, so that tied ones stay tied over several shadows.
     """
+    aliases = {} if aliases is None else aliases
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
-    # nn.Module keeps parameters, buffers and children in dictionaries of their own: copy these too, or writing would reach the user
+    # nn.Module keeps parameters, buffers and children in dictionaries of their own: copy these too, or the user's would be written
     for registry in ("_parameters", "_buffers", "_modules"):
         copy.__dict__[registry] = dict(module.__dict__[registry])
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            copy._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            if id(parameter) not in aliases:
+                aliases[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            copy._parameters[name] = aliases[id(parameter)]
     for hooks in [name for name in copy.__dict__ if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]:
-        copy.__dict__[hooks] = {}
+        kept = copy.__dict__[hooks] if hooks == "_forward_pre_hooks" else {}
+        # torch's older weight and spectral normalisation are hooks: they belong to the function, not to an onlooker
+        copy.__dict__[hooks] = {key: hook for key, hook in kept.items() if type(hook).__module__.startswith("torch.nn.utils")}
     for position, value in enumerate(inputs):
         copy.__dict__[f"input{position}"] = value
     copy.__dict__["output"] = output
     return copy
+
+
+def shadow_tree(module: Module) -> Module:
+    """Return a shadow of ``module`` and of all modules below it, fit to be called: without hooks, with buffers of its own."""
+    copies: dict[int, nn.Module] = {}
+    aliases: dict[int, nn.Parameter] = {}
+    for original in module.modules():
+        copy = shadow(original, (), None, aliases)
+        for name, buffer in copy._buffers.items():
+            copy._buffers[name] = None if buffer is None else buffer.detach().clone()
+        for name, value in list(copy.__dict__.items()):
+            if type(value) in (list, dict, set):  # a forward may collect something in them
+                copy.__dict__[name] = type(value)(value)
+        copies[id(original)] = copy
+    for copy in copies.values():
+        copy.__dict__["_modules"] = {
+            name: None if child is None else copies[id(child)] for name, child in copy.__dict__["_modules"].items()
+        }
+    return copies[id(module)]  # type: ignore[return-value]  # of the same class

@@ -8,17 +8,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.forms import Form, add
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes
-from cockpit_lite.probes.per_sample.owners import FLAT, by_shape, rows
-from cockpit_lite.probes.per_sample.rules import RULES, NoRule
+from cockpit_lite.probes.per_sample.generic import generic_forms
+from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
+from cockpit_lite.probes.per_sample.rules import RULES, NoRule, Rule
 from cockpit_lite.probes.per_sample.shadow import shadow
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 
@@ -29,6 +33,10 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 3e-2
 
 
+#: Parameter name -> micro-batch -> form of the per-sample gradients.
+FormsByName = dict[str, dict[int, Form]]
+
+
 class Survey:
     """The calls of one step, sorted by parameter.
 
@@ -37,6 +45,7 @@ class Survey:
         calls: The calls that a backward reached.
         forwards: The forwards of the step.
         reached: For every backward the forwards that it reached.
+        hopeless: (parameter name, train mode) -> reason, for parameters that the generic rule was tried on in vain; added to.
     """
 
     def __init__(
@@ -45,6 +54,7 @@ class Survey:
         calls: Iterable[Call],
         forwards: Sequence[Forward],
         reached: Sequence[set[int]],
+        hopeless: dict[tuple[str, bool], str],
     ) -> None:
         self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
@@ -52,6 +62,7 @@ class Survey:
         self.forwards = forwards
         self.micro_batches = _connected(reached)
         self.batch_statistics = any(forwards[number].batch_statistics for group in self.micro_batches for number in group)
+        self.hopeless = hopeless
         self.not_covered: dict[str, str] = {}
 
     def statistics(
@@ -62,22 +73,74 @@ class Survey:
         result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
-        forms = self._forms(sizes)
+        forms, missing = self._forms(sizes)
         for name, parameter in self.parameters.items():
-            if name in self.not_covered:
-                continue
-            parts = forms.get(name, {})
-            result.squared_norms[name] = _concatenated(parts, sizes, lambda form: form.squared_norms(), parameter)
-            if products and direction is not None and direction.get(name) is not None:
-                towards = direction[name].detach()
-                result.products[name] = _concatenated(parts, sizes, lambda form: form.products(towards), parameter)
-        self._check_sums(result, forms, sizes, direction, gradient)
+            if name not in forms and name not in missing and _arrived(parameter, name, gradient):
+                missing[name] = "the parameter is used outside of any module's call"
+        self._through_the_model(missing, forms, sizes)
+        self._measure(result, self.parameters, forms, sizes, products, direction)
+        failed = self._check_sums(result, forms, sizes, direction, gradient)
+        if failed:
+            for name in failed:
+                forms.pop(name, None)
+            self._through_the_model(failed, forms, sizes)
+            self._measure(result, failed, forms, sizes, products, direction)
+            self.not_covered.update(self._check_sums(result, forms, sizes, direction, gradient, failed))
         for name in self.not_covered:
             result.squared_norms.pop(name, None)
             result.products.pop(name, None)
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
+
+    def _measure(
+        self,
+        result: PerSampleStatistics,
+        names: Iterable[str],
+        forms: FormsByName,
+        sizes: Sequence[int],
+        products: bool,
+        direction: Mapping[str, Tensor] | None,
+    ) -> None:
+        for name in names:
+            if name in self.not_covered:
+                continue
+            parts, parameter = forms.get(name, {}), self.parameters[name]
+            result.squared_norms[name] = _concatenated(parts, sizes, _squared_norms, parameter)
+            if products and direction is not None and direction.get(name) is not None:
+                towards = direction[name].detach()
+                result.products[name] = _concatenated(parts, sizes, partial(_along, direction=towards), parameter)
+
+    def _through_the_model(self, names: Mapping[str, str], forms: FormsByName, sizes: Sequence[int]) -> None:
+        """Cover parameters by the generic rule on the outermost calls, which includes every use in them; name the others."""
+        for name in list(names):
+            known = self.hopeless.get((name, self._training()))
+            if known is not None:
+                self.not_covered[name] = known
+        wanted = {id(self.parameters[name]): name for name in names if name not in self.not_covered}
+        if not wanted:
+            return
+        found: dict[str, dict[int, list[Form]]] = {}
+        try:
+            for number, group in enumerate(self.micro_batches):
+                for forward in (self.forwards[member] for member in sorted(group)):
+                    whole = forward.whole
+                    if whole is None:
+                        raise NoRule("nothing is known of the call around it")
+                    if all(delta is None for delta in whole.deltas):
+                        raise NoRule("no gradient reaches the output of the call around it")
+                    own = {local: p for local, p in whole.module.named_parameters() if id(p) in wanted}
+                    for local, form in generic_forms(whole, own, Layout(forward.axis), sizes[number]).items():
+                        found.setdefault(wanted[id(own[local])], {}).setdefault(number, []).append(form)
+        except NoRule as reason:
+            for name in wanted.values():
+                self.not_covered[name] = self.hopeless[(name, self._training())] = f"{names[name]}; and {reason}"
+            return
+        for name, uses in found.items():
+            forms[name] = {number: add(parts) for number, parts in uses.items()}
+
+    def _training(self) -> bool:
+        return any(forward.whole is not None and forward.whole.module.training for forward in self.forwards)
 
     def _micro_batch_sizes(self) -> list[int]:
         """Return the number of samples of every micro-batch, or name all parameters as not covered."""
@@ -86,63 +149,80 @@ class Survey:
             found = {self.forwards[number].batch_size for number in forwards}
             if len(found) != 1 or None in found:
                 known = sorted(size for size in found if size is not None)
-                reason = f"forwards of different batch size ({known}) in one backward" if known else "the model's input has no tensor"
+                reason = (
+                    f"forwards of different batch size ({known}) in one backward" if known else "the model's input has no tensor"
+                )
                 self.not_covered.update(dict.fromkeys(self.parameters, reason))
                 return []
             sizes.extend(size for size in found if size is not None)
         return sizes
 
-    def _forms(self, sizes: Sequence[int]) -> dict[str, dict[int, Form]]:
-        """Return parameter name -> micro-batch -> form of the per-sample gradients."""
+    def _forms(self, sizes: Sequence[int]) -> tuple[FormsByName, dict[str, str]]:
+        """Return parameter name -> micro-batch -> form of the per-sample gradients, and name -> reason for those without."""
         micro_batch = {forward: number for number, forwards in enumerate(self.micro_batches) for forward in forwards}
         found: dict[str, dict[int, list[Form]]] = {}
+        missing: dict[str, str] = {}
         for call in self.calls:
             number = micro_batch[call.forward]
-            own = {
-                local: self.names[id(parameter)]
-                for local, parameter in call.module._parameters.items()
-                if id(parameter) in self.names
-            }
+            own = self._own(call.module)
+            if not own or (set(own.values()) <= set(missing)):
+                continue
             try:
-                forms = forms_of_call(call, list(own), sizes[number])
+                forms = forms_of_call(call, {local: self.parameters[name] for local, name in own.items()}, sizes[number])
             except NoRule as reason:
-                self.not_covered.update(dict.fromkeys(own.values(), str(reason)))
+                missing.update(dict.fromkeys(own.values(), str(reason)))
                 continue
             for local, form in forms.items():
                 found.setdefault(own[local], {}).setdefault(number, []).append(form)
-        return {name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items()}
+        forms_by_name = {
+            name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items() if name not in missing
+        }
+        return forms_by_name, missing
+
+    def _own(self, module: nn.Module) -> dict[str, str]:
+        """Return name in the module -> name, of the parameters that a call of the module uses by itself.
+
+        A parametrised weight belongs to the module it is the weight of: the parametrisation never sees the samples.
+        """
+        if isinstance(module, ParametrizationList):
+            return {}
+        named = dict(module._parameters)
+        if is_parametrized(module):
+            named.update({f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()})  # type: ignore[union-attr]
+        return {local: self.names[id(parameter)] for local, parameter in named.items() if id(parameter) in self.names}
 
     def _check_sums(
         self,
         result: PerSampleStatistics,
-        forms: Mapping[str, Mapping[int, Form]],
+        forms: FormsByName,
         sizes: Sequence[int],
         direction: Mapping[str, Tensor] | None,
         gradient: Mapping[str, Tensor] | None,
-    ) -> None:
-        """Name the parameters whose contributions do not sum to the gradient; one transfer from the device for all of them."""
+        only: Iterable[str] | None = None,
+    ) -> dict[str, str]:
+        """Return name -> reason of the parameters whose contributions do not sum to the gradient."""
         if gradient is None:
-            return
+            return {}
         names, numbers = [], []
-        for name in result.squared_norms:
+        for name in result.squared_norms if only is None else only:
             total = gradient.get(name)
-            if total is None:
+            if total is None or name in self.not_covered:
                 continue
             total = total.detach()
-            if name in result.products and direction is gradient:
-                along = result.products[name]
-            else:
-                along = _concatenated(forms.get(name, {}), sizes, lambda form: form.products(total), self.parameters[name])
-            exact = total.to_dense() if total.is_sparse else total
-            exact = exact.to(along.dtype)
+            along = result.products.get(name) if direction is gradient else None
+            if along is None:
+                measure = partial(_along, direction=total)
+                along = _concatenated(forms.get(name, {}), sizes, measure, self.parameters[name])
+            exact = (total.to_dense() if total.is_sparse else total).to(along.dtype)
             names.append(name)
             numbers.append(torch.stack([along.sum(), exact.square().sum(), along.abs().sum()]).double())
-        if not names:
-            return
-        for name, (found, expected, scale) in zip(names, torch.stack(numbers).tolist(), strict=True):
+        failed = {}
+        for name, (found, expected, scale) in zip(names, torch.stack(numbers).tolist() if numbers else [], strict=True):
             tolerance = TOLERANCES.get(gradient[name].dtype, HALF_PRECISION_TOLERANCE)
-            if not abs(found - expected) <= tolerance * max(scale, expected):
-                self.not_covered[name] = self._reason(name, forms)
+            # a gradient that is not finite has nothing to be compared with: the contributions are reported as they are
+            if isfinite(expected) and not abs(found - expected) <= tolerance * max(scale, expected):
+                failed[name] = self._reason(name, forms)
+        return failed
 
     def _reason(self, name: str, forms: Mapping[str, Mapping[int, Form]]) -> str:
         owners = sorted({type(call.module).__name__ for call in self.calls if self._owns(call.module, name)})
@@ -154,46 +234,66 @@ class Survey:
         return any(parameter is self.parameters[name] for parameter in module._parameters.values())
 
 
-def forms_of_call(call: Call, names: Sequence[str], batch_size: int) -> dict[str, Form]:
+def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size: int) -> dict[str, Form]:
     """Return parameter name in the module -> form of its per-sample gradients in this call.
 
     Raises:
         NoRule: if there is none; the message is the reason.
     """
+    module, layout = call.module, call.layout
+    if layout is None:  # recomputed in the backward pass
+        layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
+    if layout.reason:
+        raise NoRule(f"{type(module).__name__}: {layout.reason}")
+    rule = RULES.get(type(module))
+    if rule is not None and set(parameters) <= set(rule.parameters):
+        try:
+            return ruled_forms(call, rule, parameters, layout, batch_size)
+        except NoRule:
+            if layout.axis == FLAT:
+                raise
+    return dict(generic_forms(call, parameters, layout, batch_size))
+
+
+def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
+    """Return what the rule of the module says, with the rows given to their samples."""
     module = call.module
     kind = type(module).__name__
-    rule = RULES.get(type(module))
-    if rule is None:
-        raise NoRule(f"no rule for {kind}")
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
     inputs, delta = call.bound(), call.deltas[0]
     if delta is None or not inputs or not isinstance(inputs[0], Tensor):
         raise NoRule(f"{kind} was called without input")
-    layout = call.layout
-    if layout is None:  # recomputed in the backward pass
-        layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
-    if layout.reason:
-        raise NoRule(f"{kind}: {layout.reason}")
     if layout.axis == FLAT:
         trailing = rule.trailing_axes(module)
         assert trailing is not None
         inputs = [inputs[0].flatten(0, inputs[0].dim() - trailing[0] - 1), *inputs[1:]]
         delta = rows(delta, FLAT, trailing[1])
-    if inputs[0].shape[max(layout.axis, 0)] != delta.shape[max(layout.axis, 0)] and not isinstance(module, nn.EmbeddingBag):
+    axis = max(layout.axis, 0)
+    if inputs[0].shape[axis] != delta.shape[axis] and not isinstance(module, nn.EmbeddingBag):
         raise NoRule(f"{kind}: input and output have different numbers of rows")
     copy = shadow(module, inputs, call.outputs[0])
-    forms = {}
-    for name in names:
-        if name not in rule.parameters:
-            raise NoRule(f"no rule for the parameter {name} of {kind}")
-        forms[name] = getattr(rule, name)(_FORMS, copy, (), (delta,), None)
+    forms = {name: getattr(rule, name)(_FORMS, copy, (), (delta,), None) for name in names}
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
     return forms
 
 
 _FORMS = Forms()
+
+
+def _squared_norms(form: Form) -> Tensor:
+    return form.squared_norms()
+
+
+def _along(form: Form, direction: Tensor) -> Tensor:
+    return form.products(direction)
+
+
+def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] | None) -> bool:
+    """Whether the parameter has a gradient, so that something must have contributed to it."""
+    value = parameter.grad if gradient is None else gradient.get(name)
+    return value is not None and bool((value.coalesce().values() if value.is_sparse else value).any())
 
 
 def _connected(reached: Sequence[set[int]]) -> list[set[int]]:
@@ -210,7 +310,9 @@ def _connected(reached: Sequence[set[int]]) -> list[set[int]]:
     return sorted(groups, key=min)
 
 
-def _concatenated(parts: Mapping[int, Form], sizes: Sequence[int], measure, parameter: nn.Parameter) -> Tensor:  # type: ignore[no-untyped-def]
+def _concatenated(
+    parts: Mapping[int, Form], sizes: Sequence[int], measure: Callable[[Form], Tensor], parameter: nn.Parameter
+) -> Tensor:
     """Measure the form of every micro-batch; a parameter that a micro-batch does not use contributes nothing there."""
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     measured = [

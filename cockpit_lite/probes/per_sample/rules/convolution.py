@@ -86,5 +86,3 @@ class PerSampleTransposedConvolution(Rule):
     def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """Sum over positions."""
         return ext.measure(channel_sums(g_out[0]), module.bias)
-
-
