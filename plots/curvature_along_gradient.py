@@ -1,7 +1,8 @@
 """Curvature along the gradient: the two terms of the step's Taylor expansion, L(theta - e g) ~ L - e g'g + 1/2 e^2 g'Hg.
 
 Where the second term reaches half of the first, the step is as long as it should be; where they meet, the gain is eaten up;
-beyond, the model of the loss predicts that the step makes it worse. If they stay close while nothing improves, the problem is ill-conditioned.
+beyond, the expansion predicts that the step makes the loss worse. If they stay close while nothing improves, the problem is
+ill-conditioned.
 """
 
 from __future__ import annotations

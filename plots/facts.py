@@ -23,9 +23,9 @@ def scalars(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recent(run: Run, name: str, count: int = 10) -> float | None:
-    """Return the median of the last ``count`` finite values, so that one noisy step does not make the verdict; None without any."""
-    values = scalars(run, name)[1]
-    finite = values[-4 * count:][np.isfinite(values[-4 * count:])]
+    """Return the median of the last ``count`` finite values, so that one noisy step does not make the verdict, or None."""
+    values = scalars(run, name)[1][-4 * count :]
+    finite = values[np.isfinite(values)]
     return float(np.median(finite[-count:])) if len(finite) else None
 
 

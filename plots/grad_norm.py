@@ -70,7 +70,9 @@ def verdict(run: Run) -> Verdict | None:
     low, high = (column[-1:] for column in layer_range(run)[1:])
     if len(low) and np.isfinite(low[0]) and high[0] > 1e4 * low[0]:
         return Verdict(f"{short(now)}; layers {short(float(high[0] / low[0]), 2)} times apart", "watch")
-    return Verdict(f"{short(now)}, median {short(median)}" + (f", clipped to {short(clipped)}" if clipped is not None else ""), "healthy")
+    return Verdict(
+        f"{short(now)}, " + (f"median {short(median)}" if clipped is None else f"clipped to {short(clipped)}"), "healthy"
+    )
 
 
 def _median(run: Run) -> float:

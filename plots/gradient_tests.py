@@ -44,4 +44,3 @@ def verdict(run: Run) -> Verdict | None:
     if found.get("orthogonality_test", 0.0) > ORTHOGONALITY_LIMIT:
         return Verdict(f"{text}, orthogonality {short(found['orthogonality_test'], 2)}: mostly sideways noise", "watch")
     return Verdict(f"{text}: the batch is large enough to point downhill", "healthy")
-

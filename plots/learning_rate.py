@@ -14,7 +14,8 @@ from cockpit_lite.run import Run
 def learning_rate(run: Run, ax: Axes) -> None:
     """Draw the learning rate; for gradient descent also the limit f / largest eigenvalue."""
     groups = run.layers("learning_rate")
-    with panel(run, ax, "Learning rate", unit="e", scale="auto", needs=["learning_rate", *(f"learning_rate/{group}" for group in groups)]) as p:
+    needs = ["learning_rate", *(f"learning_rate/{group}" for group in groups)]
+    with panel(run, ax, "Learning rate", unit="e", scale="auto", needs=needs) as p:
         p.line("learning_rate", label="first group" if groups else None, smoothed=False)
         for index, group in enumerate(groups):
             p.line(f"learning_rate/{group}", label=group, colour=1 + index, smoothed=False)

@@ -50,7 +50,8 @@ def verdict(run: Run) -> Verdict | None:
         return Verdict(f"{course}: worse than at the start", "trouble")
     if change > 3 * scatter:
         return Verdict(f"{course}; rising lately", "watch")
-    return Verdict(f"{course}; still falling" if change < -scatter else f"{course}; level lately", "healthy" if now < first else "neutral")
+    lately = "still falling" if change < -scatter else "level lately"
+    return Verdict(f"{course}; {lately}", "healthy" if now < first else "neutral")
 
 
 def _spoken(name: str) -> str:

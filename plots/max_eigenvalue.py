@@ -25,7 +25,7 @@ def max_eigenvalue(run: Run, ax: Axes) -> None:
 
 
 def stability_limit(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and the eigenvalue above which plain steps overshoot there; empty arrays if the optimizer has no such limit."""
+    """Return steps and the eigenvalue above which steps overshoot there; empty arrays if the optimizer has no such limit."""
     factor = stability_factor(run)
     steps, rates = scalars(run, "learning_rate")
     positive = rates > 0

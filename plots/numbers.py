@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.ticker import Formatter, Locator, MaxNLocator
@@ -95,7 +96,7 @@ class StepTicks(MaxNLocator):
     def __init__(self) -> None:
         super().__init__(nbins=6, integer=True, steps=[1, 2, 5, 10])
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Return the ticks inside the view."""
         return _inside(super().tick_values(vmin, vmax), max(vmin, 0.0), vmax)
 
@@ -106,7 +107,7 @@ class ValueTicks(MaxNLocator):
     def __init__(self) -> None:
         super().__init__(nbins=4, steps=[1, 2, 2.5, 5, 10])
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Return the ticks inside the view."""
         return _inside(super().tick_values(vmin, vmax), vmin, vmax)
 
@@ -116,21 +117,21 @@ class LogTicks(Locator):
 
     most = 5
 
-    def __call__(self) -> np.ndarray:
+    def __call__(self) -> Sequence[float]:
         """Return the ticks of the axis' view."""
         low, high = self.axis.get_view_interval()  # type: ignore[union-attr]
         return self.tick_values(low, high)
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Return the ticks inside the view."""
         vmin, vmax = min(vmin, vmax), max(vmin, vmax)
         if not (vmin > 0 and math.isfinite(vmax)):
-            return np.array([])
+            return []
         low, high = math.log10(vmin), math.log10(vmax)
         if high - low >= 2:
             stride = math.ceil((high - low) / self.most)
             exponents = np.arange(math.ceil(low / stride) * stride, math.floor(high) + 1, stride)
-            return 10.0 ** exponents
+            return list(10.0**exponents)
         decades = 10.0 ** np.arange(math.floor(low), math.ceil(high) + 1)
         for factors in ((1, 3), (1, 2, 5)):
             ticks = _inside(np.outer(decades, factors).ravel(), vmin, vmax)
@@ -139,6 +140,6 @@ class LogTicks(Locator):
         return _inside(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax), vmin, vmax)
 
 
-def _inside(ticks: np.ndarray, low: float, high: float) -> np.ndarray:
+def _inside(ticks: Iterable[float], low: float, high: float) -> list[float]:
     slack = 1e-9 * (high - low)
-    return ticks[(ticks >= low - slack) & (ticks <= high + slack)]
+    return [float(tick) for tick in ticks if low - slack <= tick <= high + slack]

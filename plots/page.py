@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
-from cockpit_lite.alert import SEVERITIES, Alert
+from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.plots import style
 from cockpit_lite.plots.facts import described, is_running, recent
 from cockpit_lite.plots.layout import OVERVIEW, Layout
@@ -35,6 +36,8 @@ _HEADING = 0.24
 _LEFT, _RIGHT, _ABOVE, _BELOW = 0.56, 0.20, 0.34, 0.46  # room inside a card for labels, title, and verdict
 _RIGHT_AXIS = 0.28  # more room in the wide card, whose gauge may have a second axis
 _ALERTS_WIDTH = 1.0  # in columns
+_LINE = 0.165  # of the alerts' text
+_LETTERS_AN_INCH = 15.5  # of the same, on average
 
 
 class Page:
@@ -61,8 +64,9 @@ class Page:
         self._texts: dict[Any, Text] = {}
         self._alerts_shown: tuple[Any, ...] | None = None
         self._size: tuple[float, float] | None = None
+        self._last: tuple[Run, str | None] | None = None
         self._place()
-        figure.canvas.mpl_connect("resize_event", lambda _event: self._place())
+        figure.canvas.mpl_connect("resize_event", lambda _event: self._fit())
 
     def update(self, run: Run, state: str | None = None) -> None:
         """Show the run as it stands now.
@@ -71,6 +75,7 @@ class Page:
             run: The run; call its ``refresh`` before.
             state: Overrides what the run says of itself, such as "interrupted".
         """
+        self._last = (run, state)
         self._place()
         for column, (_, gauges) in enumerate(self.layout.columns):
             for row, gauge in enumerate(gauges):
@@ -87,7 +92,7 @@ class Page:
         return buffer.getvalue()
 
     def save(self, target: str | os.PathLike[str] | BinaryIO, dpi: int = 150) -> None:
-        """Write the page as a PNG picture to a file, replaced at once so that a reader never sees half of it, or to an open one."""
+        """Write the page as a PNG picture: to a path, replaced at once so that nobody sees half of it, or to an open file."""
         if not isinstance(target, (str, os.PathLike)):
             target.write(self.png(dpi))
             return
@@ -98,6 +103,14 @@ class Page:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _fit(self) -> None:
+        """Fit the page to a new size of the window."""
+        self._place()
+        if self._last is not None:
+            run, state = self._last
+            self._write_header(run, state)
+            self._write_alerts(run)
 
     # Placing --------------------------------------------------------------------------------------------------------
 
@@ -114,7 +127,16 @@ class Page:
         card_height = (height - _HEADER - _HEADING - _MARGIN - (rows - 1) * _GAP) / rows
         for column, (heading, gauges) in enumerate(self.layout.columns):
             left = _MARGIN + column * (card_width + _GAP)
-            self._write(("heading", column), left + 0.04, height - _HEADER - 0.13, heading, size=style.COLUMN_SIZE, weight="bold", color=self._theme.muted, va="center")
+            self._write(
+                ("heading", column),
+                left + 0.04,
+                height - _HEADER - 0.13,
+                heading,
+                size=style.COLUMN_SIZE,
+                weight="bold",
+                color=self._theme.muted,
+                va="center",
+            )
             for row in range(len(gauges)):
                 bottom = height - _HEADER - _HEADING - (row + 1) * card_height - row * _GAP
                 self._place_card((column, row), left, bottom, card_width, card_height)
@@ -128,8 +150,15 @@ class Page:
         if key in self._cards:
             self._cards.pop(key).remove()
         card = FancyBboxPatch(
-            (left, bottom), card_width, card_height, boxstyle="round,pad=0,rounding_size=0.07", transform=self.figure.dpi_scale_trans,
-            facecolor=self._theme.card, edgecolor=self._theme.edge, linewidth=style.HAIR_WIDTH, zorder=-1,
+            (left, bottom),
+            card_width,
+            card_height,
+            boxstyle="round,pad=0,rounding_size=0.07",
+            transform=self.figure.dpi_scale_trans,
+            facecolor=self._theme.card,
+            edgecolor=self._theme.edge,
+            linewidth=style.HAIR_WIDTH,
+            zorder=-1,
         )
         self._cards[key] = card
         self.figure.add_artist(card)
@@ -137,8 +166,10 @@ class Page:
             width, height = self._size or PAGE_SIZE
             right = _RIGHT + (_RIGHT_AXIS if key == "wide" else 0.0)
             box = (
-                (left + _LEFT) / width, (bottom + _BELOW) / height,
-                max(card_width - _LEFT - right, 0.1) / width, max(card_height - _ABOVE - _BELOW, 0.1) / height,
+                (left + _LEFT) / width,
+                (bottom + _BELOW) / height,
+                max(card_width - _LEFT - right, 0.1) / width,
+                max(card_height - _ABOVE - _BELOW, 0.1) / height,
             )
             if key in self._axes:
                 self._axes[key].set_position(box)
@@ -150,7 +181,9 @@ class Page:
     def _write(self, key: Any, left: float, bottom: float, text: str, **options: Any) -> Text:
         """Put text at a place in inches; a second call with the same key moves and changes it."""
         if key not in self._texts:
-            words = self.figure.text(0, 0, "", transform=self.figure.dpi_scale_trans, family=style.font_family(), parse_math=False)
+            words = self.figure.text(
+                0, 0, "", transform=self.figure.dpi_scale_trans, family=style.font_family(), parse_math=False
+            )
             self._texts[key] = words
         words = self._texts[key]
         words.set(x=left, y=bottom, text=text, **options)
@@ -168,10 +201,26 @@ class Page:
             facts.append(f"measuring costs {percent(cost)}")
         facts.append(run.folder.name)
         room = int(9.5 * (width - 4.5))
-        self._write("model", _MARGIN + 0.04, height - 0.34, _elide(model, 64), size=style.HEADLINE_SIZE, weight="bold", color=self._theme.text, va="center")
+        self._write(
+            "model",
+            _MARGIN + 0.04,
+            height - 0.34,
+            _elide(model, 64),
+            size=style.HEADLINE_SIZE,
+            weight="bold",
+            color=self._theme.text,
+            va="center",
+        )
         line = "  ·  ".join(filter(None, facts))
-        self._write("facts", _MARGIN + 0.05, height - 0.62, _elide(line, room), size=style.SUBLINE_SIZE,
-                    color=self._theme.muted, va="center")
+        self._write(
+            "facts",
+            _MARGIN + 0.05,
+            height - 0.62,
+            _elide(line, room),
+            size=style.SUBLINE_SIZE,
+            color=self._theme.muted,
+            va="center",
+        )
         counts = {severity: sum(alert.severity == severity for alert in run.alerts) for severity in SEVERITIES}
         words = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counts.items() if count]
         worst = next((severity for severity in SEVERITIES if counts[severity]), None)
@@ -179,10 +228,28 @@ class Page:
             text, colour = "no alerts", self._theme.muted if run.last_step is None else self._theme.healthy
         else:
             text, colour = ", ".join(words), style.severity_colour(self._theme, worst)
-        self._write("health", width - _MARGIN - 0.04, height - 0.34, text, size=style.HEADLINE_SIZE - 2, weight="bold", color=colour, ha="right", va="center")
+        self._write(
+            "health",
+            width - _MARGIN - 0.04,
+            height - 0.34,
+            text,
+            size=style.HEADLINE_SIZE - 2,
+            weight="bold",
+            color=colour,
+            ha="right",
+            va="center",
+        )
         first = min((alert for alert in run.alerts if alert.severity == worst), key=lambda alert: alert.step, default=None)
-        self._write("first", width - _MARGIN - 0.04, height - 0.62, f"first: {first.name} at step {first.step:,}" if first else "",
-                    size=style.SUBLINE_SIZE, color=self._theme.muted, ha="right", va="center")
+        self._write(
+            "first",
+            width - _MARGIN - 0.04,
+            height - 0.62,
+            f"first: {first.name} at step {first.step:,}" if first else "",
+            size=style.SUBLINE_SIZE,
+            color=self._theme.muted,
+            ha="right",
+            va="center",
+        )
 
     def _write_alerts(self, run: Run) -> None:
         shown = tuple((alert.code, alert.step) for alert in run.alerts)
@@ -194,30 +261,31 @@ class Page:
             self._texts.pop(key).remove()
         left, bottom, width, height = self._alerts_box
         left, top = left + 0.2, bottom + height - 0.22
-        self._write(("alert", "title"), left, top, "Alerts", size=style.TITLE_SIZE, weight="bold", color=self._theme.text, va="center")
+        self._write(
+            ("alert", "title"), left, top, "Alerts", size=style.TITLE_SIZE, weight="bold", color=self._theme.text, va="center"
+        )
         if not run.alerts:
             text = "Nothing to look at yet." if run.last_step is None else "Nothing found so far."
             self._write(("alert", "none"), left, top - 0.32, text, size=style.VERDICT_SIZE, color=self._theme.muted, va="center")
             return
         alerts = sorted(run.alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.step))
-        place, floor, columns = top - 0.30, bottom + 0.12, int((width - 0.4) * 15.5)
-        for number, alert in enumerate(alerts):
-            lines = _cause_lines(alert, columns)
-            left_over = len(alerts) - number
-            if place - 0.1 - 0.165 * len(lines) < floor + (0.2 if left_over > 1 else 0.0):
-                if number and place < floor + 0.05:
-                    place = floor + 0.05
-                lines = lines[: max(0, int((place - 0.1 - floor) / 0.165)) - (1 if left_over > 1 else 0)] if not number else []
-                if number:
-                    self._write(("alert", "more"), left, place, f"and {left_over} more", size=style.VERDICT_SIZE, color=self._theme.muted, va="center")
-                    return
-            colour = style.severity_colour(self._theme, alert.severity)
+        columns = max(20, int((width - 0.4) * _LETTERS_AN_INCH))
+        causes = [textwrap.wrap(alert.cause, columns, max_lines=2, placeholder=" …") for alert in alerts]
+        place = top - 0.30
+        room = place - bottom - 0.08
+        fitting = _how_many_fit([_LINE * (1 + len(lines)) + _LINE / 2 for lines in causes], room, _LINE)
+        for number, (alert, lines) in enumerate(zip(alerts[:fitting], causes[:fitting], strict=True)):
             symbol = {"error": "■", "warning": "▲"}.get(alert.severity, "●")
-            self._write(("alert", number), left, place, f"{symbol} {alert.code} {alert.name}, step {alert.step:,}", size=style.VERDICT_SIZE,
-                        weight="bold", color=colour, va="center")
-            for index, line in enumerate(lines):
-                self._write(("alert", number, index), left, place - 0.165 * (index + 1), line, size=style.VERDICT_SIZE - 0.4, color=self._theme.text, va="center")
-            place -= 0.165 * (len(lines) + 1) + 0.1
+            title = _elide(f"{symbol} {alert.code} {alert.name}, step {alert.step:,}", columns)
+            colour = style.severity_colour(self._theme, alert.severity)
+            look = {"size": style.VERDICT_SIZE, "va": "center"}
+            self._write(("alert", number), left, place, title, weight="bold", color=colour, **look)
+            for index, line in enumerate(lines, start=1):
+                self._write(("alert", number, index), left, place - _LINE * index, line, color=self._theme.text, **look)
+            place -= _LINE * (1 + len(lines)) + _LINE / 2
+        if fitting < len(alerts):
+            text = f"and {len(alerts) - fitting} more" if fitting else f"{len(alerts)}, too many for this window"
+            self._write(("alert", "more"), left, place, text, size=style.VERDICT_SIZE, color=self._theme.muted, va="center")
 
 
 def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi: int = 150) -> None:
@@ -231,8 +299,16 @@ def _elide(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _cause_lines(alert: Alert, columns: int, most: int = 2) -> list[str]:
-    return textwrap.wrap(alert.cause, max(20, columns), max_lines=most, placeholder=" …")
+def _how_many_fit(heights: Sequence[float], room: float, rest: float) -> int:
+    """Return how many of the blocks fit one below the other, with a line of height ``rest`` left if they are not all.
+
+    >>> _how_many_fit([1.0, 1.0, 1.0], 3.0, 0.5), _how_many_fit([1.0, 1.0, 1.0], 2.6, 0.5), _how_many_fit([4.0], 3.0, 0.5)
+    (3, 2, 0)
+    """
+    ends = list(itertools.accumulate(heights))
+    if not ends or ends[-1] <= room:
+        return len(ends)
+    return sum(end <= room - rest for end in ends)
 
 
 def _duration(seconds: float) -> str:

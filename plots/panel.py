@@ -20,15 +20,14 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.ticker import NullFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation, Transform
 
 from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.plots import style
+from cockpit_lite.plots.artists import Artists, Word
 from cockpit_lite.plots.facts import scalars, why_missing
+from cockpit_lite.plots.limits import value_limits
 from cockpit_lite.plots.numbers import LogTicks, ShortLabels, StepLabels, StepTicks, ValueTicks, decimate, smooth
 from cockpit_lite.plots.verdict import Verdict
 from cockpit_lite.run import Run
@@ -46,7 +45,9 @@ _panels: WeakKeyDictionary[Axes, Panel] = WeakKeyDictionary()
 
 
 @contextmanager
-def panel(run: Run, ax: Axes, title: str, *, unit: str = "", scale: Scale = "linear", needs: str | Sequence[str] = ()) -> Iterator[Panel]:
+def panel(
+    run: Run, ax: Axes, title: str, *, unit: str = "", scale: Scale = "linear", needs: str | Sequence[str] = ()
+) -> Iterator[Panel]:
     """Open the panel of ``ax`` for one round of description, and settle limits, marks and legend on leaving.
 
     Args:
@@ -76,9 +77,9 @@ class Panel:
         self.ax = ax
         self.missing = False
         self._theme = style.theme_of(ax.figure)
-        self._artists: dict[Any, tuple[Any, Artist]] = {}
+        self._artists = Artists(ax)
         self._right: Axes | None = None
-        self._limits: dict[Axes, tuple[tuple[float, float], tuple[float, float]]] = {}
+        self._limits: dict[tuple[Axes, str], tuple[float, float]] = {}
         self._dress(ax)
 
     # One round ------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ class Panel:
         """Start a round: forget what was said in the last one, keep the artists."""
         self.run = run
         self._scale = scale
-        self._said: set[Any] = set()
+        self._artists.begin()
         self._legend: list[tuple[str, str, str]] = []
         self._extent: dict[str, list[np.ndarray]] = {"left": [], "right": []}
         self._wishes: list[float] = []
@@ -96,7 +97,10 @@ class Panel:
         self._spans: list[tuple[float, float]] = []
         self._limit_labels: list[tuple[str, str, np.ndarray, np.ndarray, str]] = []
         self.missing = bool(needs) and not any(len(scalars(run, name)[0]) for name in needs)
-        self._put_words("title", "lower left", [(title, self._theme.text, "bold", style.TITLE_SIZE), (unit, self._theme.muted, "normal", style.LEGEND_SIZE)])
+        words = [Word(title, self._theme.text, style.TITLE_SIZE, "bold")] + (
+            [Word(unit, self._theme.muted, style.LEGEND_SIZE)] if unit else []
+        )
+        self._artists.words("title", "lower left", [words], up=5)
         if self.missing:
             self._explain(f"not measured, because {why_missing(run, needs[0])}")
 
@@ -108,12 +112,12 @@ class Panel:
         self._mark_broken()
         self._mark_alerts()
         if self._legend:
-            words = []
-            for swatch, label, colour in _elide(self._legend):  # the label in text colour: not every series colour can be read
-                words += [(swatch, colour, "bold", style.LEGEND_SIZE), (label, self._theme.muted, "normal", style.LEGEND_SIZE)]
-            self._put_words("legend", "lower right", words)
-        for key in [key for key in self._artists if key not in self._said]:
-            self._artists.pop(key)[1].remove()
+            groups = [  # the label in text colour: not every series colour can be read
+                [Word(swatch, colour, style.LEGEND_SIZE, "bold"), Word(label, self._theme.muted, style.LEGEND_SIZE)]
+                for swatch, label, colour in _elide(self._legend)
+            ]
+            self._artists.words("legend", "lower right", groups, up=5)
+        self._artists.end()
         for axis in (self.ax.xaxis, self.ax.yaxis):
             axis.set_visible(not self.missing)
         self.ax.spines["bottom"].set_visible(not self.missing)
@@ -122,7 +126,16 @@ class Panel:
 
     # What a gauge can say -------------------------------------------------------------------------------------------
 
-    def line(self, name: str, *, label: str | None = None, colour: int = 0, dashed: bool = False, right: bool = False, smoothed: bool = True) -> None:
+    def line(
+        self,
+        name: str,
+        *,
+        label: str | None = None,
+        colour: int = 0,
+        dashed: bool = False,
+        right: bool = False,
+        smoothed: bool = True,
+    ) -> None:
         """Draw a reading, if it was measured; a long one faintly, with its smooth course on top.
 
         Args:
@@ -138,8 +151,16 @@ class Panel:
             self.curve(name, steps, values, label=label, colour=colour, dashed=dashed, right=right, smoothed=smoothed)
 
     def curve(
-        self, key: str, steps: np.ndarray, values: np.ndarray, *, label: str | None = None, colour: int = 0, dashed: bool = False,
-        right: bool = False, smoothed: bool = False,
+        self,
+        key: str,
+        steps: np.ndarray,
+        values: np.ndarray,
+        *,
+        label: str | None = None,
+        colour: int = 0,
+        dashed: bool = False,
+        right: bool = False,
+        smoothed: bool = False,
     ) -> None:
         """Draw any series; the parameters are those of :meth:`line`."""
         shade = self._theme.series[colour % len(self._theme.series)]
@@ -152,17 +173,21 @@ class Panel:
             self._below.append(steps[np.isfinite(values) & (values <= 0)])
         drawn = np.where(usable, values, np.nan)
         smoothed = smoothed and len(steps) >= SMOOTH_FROM
-        options: dict[str, Any] = {"color": shade, "linestyle": (0, (4, 2)) if dashed else "-", "solid_capstyle": "round"}
         ax = self._right_axes() if right else self.ax
-        dots = {"marker": "o" if len(steps) <= DOTS_UP_TO else "", "markersize": 3.4}
-        width, alpha = (style.FAINT_WIDTH, 0.35) if smoothed else (style.LINE_WIDTH, 1.0)
-        self._put_line(("curve", key), ax, *decimate(steps, drawn), linewidth=width, alpha=alpha, zorder=3, **dots, **options)
+        look: dict[str, Any] = {"color": shade, "linestyle": (0, (4, 2)) if dashed else "-", "solid_capstyle": "round"}
+        look |= {"linewidth": style.LINE_WIDTH, "zorder": 4, "marker": "o" if len(steps) <= DOTS_UP_TO else "", "markersize": 3.4}
         if smoothed:
-            self._put_line(("smooth", key), ax, *decimate(steps, smooth(drawn, log)), linewidth=style.LINE_WIDTH, zorder=4, **options)
+            self._artists.line(("smooth", key), ax, *decimate(steps, smooth(drawn, log)), look)
+            look = look | {"linewidth": style.FAINT_WIDTH, "alpha": 0.35, "zorder": 3}
+        else:
+            look["alpha"] = 1.0
+        self._artists.line(("curve", key), ax, *decimate(steps, drawn), look)
         if label is not None:
             self._legend.append(("╍" if dashed else "━", label, shade))
 
-    def band(self, key: str, steps: np.ndarray, low: np.ndarray, high: np.ndarray, *, label: str | None = None, colour: int = 0) -> None:
+    def band(
+        self, key: str, steps: np.ndarray, low: np.ndarray, high: np.ndarray, *, label: str | None = None, colour: int = 0
+    ) -> None:
         """Shade between two series, such as the least and the greatest layer or an estimate's error."""
         shade = self._theme.series[colour % len(self._theme.series)]
         if self._is_log([low, high]):
@@ -170,9 +195,8 @@ class Panel:
         self._extent["left"] += [low[np.isfinite(low)], high[np.isfinite(high)]]
         low_steps, low = decimate(steps, low)
         high = decimate(steps, high)[1]
-        self._drop(("band", key))
         area = self.ax.fill_between(low_steps, low, high, color=shade, alpha=0.16, linewidth=0, zorder=2)
-        self._keep(("band", key), None, area)
+        self._artists.area(("band", key), area)
         if label is not None:
             self._legend.append(("░", label, shade))
 
@@ -189,7 +213,8 @@ class Panel:
             shade = self._theme.trouble
             if len(steps) == 1:  # a limit holds all along, even if known at one step
                 steps, values = np.array([0, max(1, self._last_step())]), np.repeat(values, 2)
-            self._put_line(("limit", key), self.ax, *decimate(steps, values), color=shade, linestyle=(0, (5, 2.5)), linewidth=1.2, zorder=3.5)
+            look = {"color": shade, "linestyle": (0, (5, 2.5)), "linewidth": 1.2, "zorder": 3.5}
+            self._artists.line(("limit", key), self.ax, *decimate(steps, values), look)
             self._limit_labels.append((key, label, steps, values, shade))
 
     def level(self, key: str, value: float, label: str, trouble: bool = True) -> None:
@@ -199,18 +224,19 @@ class Panel:
         else:
             self._wishes.append(value)
             ends = np.array([0, max(1, self._last_step())])
-            self._put_line(("level", key), self.ax, ends, np.array([value, value]), color=self._theme.muted, linestyle=(0, (2, 2)), linewidth=1.0, zorder=2.5)
+            look = {"color": self._theme.muted, "linestyle": (0, (2, 2)), "linewidth": 1.0, "zorder": 2.5}
+            self._artists.line(("level", key), self.ax, ends, np.array([value, value]), look)
             self._limit_labels.append((key, label, ends, np.array([value, value]), self._theme.muted))
 
     def read(self, verdict: Verdict | None) -> None:
         """Say in one line under the gauge what it shows."""
         if verdict is None or self.missing:
             return
-        colour = style.health_colour(self._theme, verdict.health)
-        words = [(verdict.text, self._theme.text, "normal", style.VERDICT_SIZE)]
+        words = [Word(verdict.text, self._theme.text, style.VERDICT_SIZE)]
         if style.SYMBOLS[verdict.health]:
-            words.insert(0, (style.SYMBOLS[verdict.health], colour, "normal", style.VERDICT_SIZE))
-        self._put_words("verdict", "upper left", words, drop=21.0)
+            colour = style.health_colour(self._theme, verdict.health)
+            words.insert(0, Word(style.SYMBOLS[verdict.health], colour, style.VERDICT_SIZE))
+        self._artists.words("verdict", "upper left", [words], up=-21)
 
     # Settling a round -----------------------------------------------------------------------------------------------
 
@@ -227,16 +253,15 @@ class Panel:
             self.ax.set_yscale("log" if log else "linear")
             self.ax.yaxis.set_minor_locator(NullLocator())
             self._dress_values(self.ax, log)
-        self._set_limits(self.ax, "y", _value_limits(self._extent["left"], self._wishes, log))
+        self._set_limits(self.ax, "y", value_limits(self._extent["left"], self._wishes, log))
         if self._right is not None and self._extent["right"]:
-            self._set_limits(self._right, "y", _value_limits(self._extent["right"], [], False))
+            self._set_limits(self._right, "y", value_limits(self._extent["right"], [], False))
         bottom, top = self.ax.get_ylim()
         for number, (low, high) in enumerate(self._spans):
             ends = max(low, bottom), min(high, top)
-            self._drop(("healthy", number))
             if ends[0] < ends[1]:
                 area = self.ax.axhspan(*ends, color=self._theme.healthy, alpha=0.10, linewidth=0, zorder=0.5)
-                self._keep(("healthy", number), None, area)
+                self._artists.area(("healthy", number), area)
 
     def _label_limits(self) -> None:
         """Name each limit at the last of its points inside the view, on the side where there is room."""
@@ -247,9 +272,17 @@ class Panel:
                 at = (float(steps[visible[-1]]), float(values[visible[-1]]))
                 height = self.ax.transLimits.transform(self.ax.transScale.transform(at))[1]
                 below, at_left = height > 0.5, at[0] < 0.3 * self._last_step()
-                self._put_note(
-                    ("limit label", key), label, at, self.ax.transData, (0, -3 if below else 3), color=colour, size=style.MARK_SIZE,
-                    ha="left" if at_left else "right", va="top" if below else "bottom", backgroundcolor=self._theme.card,
+                self._artists.note(
+                    ("limit label", key),
+                    label,
+                    at,
+                    self.ax.transData,
+                    (0, -3 if below else 3),
+                    color=colour,
+                    size=style.MARK_SIZE,
+                    ha="left" if at_left else "right",
+                    va="top" if below else "bottom",
+                    backgroundcolor=self._theme.card,
                 )
 
     def _mark_broken(self) -> None:
@@ -260,14 +293,22 @@ class Panel:
             steps = np.unique(np.concatenate(found)) if found else np.array([])
             if len(steps):
                 steps = _spaced(steps, self._last_step() / 40)
-                self._put_line(
-                    ("marks", key), self.ax, steps, np.full(len(steps), height), transform=self.ax.get_xaxis_transform(), linestyle="",
-                    marker=marker, markersize=4.5, color=colour, markeredgewidth=1.3, zorder=6, clip_on=False,
-                )
+                transform = self.ax.get_xaxis_transform()
+                look = {"transform": transform, "linestyle": "", "marker": marker, "markersize": 4.5, "markeredgewidth": 1.3}
+                look |= {"color": colour, "zorder": 6, "clip_on": False}
+                self._artists.line(("marks", key), self.ax, steps, np.full(len(steps), height), look)
                 at_end = steps[0] > 0.8 * self._last_step()
-                self._put_note(
-                    ("mark label", key), word, (float(steps[0]), height), self.ax.get_xaxis_transform(), (-7 if at_end else 0, 0 if at_end else -6),
-                    color=colour, size=style.MARK_SIZE, ha="right" if at_end else "left", va="center" if at_end else "top", weight="bold",
+                self._artists.note(
+                    ("mark label", key),
+                    word,
+                    (float(steps[0]), height),
+                    transform,
+                    (-7 if at_end else 0, 0 if at_end else -6),
+                    color=colour,
+                    size=style.MARK_SIZE,
+                    ha="right" if at_end else "left",
+                    va="center" if at_end else "top",
+                    weight="bold",
                     backgroundcolor=self._theme.card,
                 )
 
@@ -280,81 +321,42 @@ class Panel:
             severity = alerts[0].severity
             colour = style.severity_colour(self._theme, severity)
             if rank == 0 and severity != "note":  # where trouble begins: all that follows is tinted
-                self._drop("trouble")
-                self._keep("trouble", None, self.ax.axvspan(step, right, color=colour, alpha=0.05, linewidth=0, zorder=0.4))
+                self._artists.area("trouble", self.ax.axvspan(step, right, color=colour, alpha=0.05, linewidth=0, zorder=0.4))
             transform = self.ax.get_xaxis_transform()
-            self._put_line(
-                ("alert", step), self.ax, np.array([step, step]), np.array([0.0, 1.0]), transform=transform, color=colour,
-                linestyle=style.SEVERITY_LINES[severity], linewidth=1.1, alpha=0.85, zorder=5,
+            look = {"transform": transform, "color": colour, "linestyle": style.SEVERITY_LINES[severity], "linewidth": 1.1}
+            self._artists.line(
+                ("alert", step), self.ax, np.array([step, step]), np.array([0.0, 1.0]), look | {"zorder": 5, "alpha": 0.85}
             )
             if all(abs(step - other) > 0.13 * (right - left) for other in labelled):
                 labelled.append(step)
                 text = alerts[0].code + (f" +{len(alerts) - 1}" if len(alerts) > 1 else "")
                 at_end = step > left + 0.85 * (right - left)
-                self._put_note(
-                    ("code", step), text, (step, 0.0), transform, (-3 if at_end else 3, 3), color=colour, size=style.MARK_SIZE,
-                    ha="right" if at_end else "left", va="bottom", weight="bold", backgroundcolor=self._theme.card,
+                self._artists.note(
+                    ("code", step),
+                    text,
+                    (step, 0.0),
+                    transform,
+                    (-3 if at_end else 3, 3),
+                    color=colour,
+                    size=style.MARK_SIZE,
+                    ha="right" if at_end else "left",
+                    va="bottom",
+                    weight="bold",
+                    backgroundcolor=self._theme.card,
                 )
 
-    # Artists --------------------------------------------------------------------------------------------------------
-
-    def _keep(self, key: Any, content: Any, artist: Artist) -> None:
-        self._artists[key] = (content, artist)
-        self._said.add(key)
-
-    def _drop(self, key: Any) -> None:
-        if key in self._artists:
-            self._artists.pop(key)[1].remove()
-
-    def _put_line(self, key: Any, ax: Axes, steps: np.ndarray, values: np.ndarray, **options: Any) -> None:
-        if key in self._artists:
-            line: Any = self._artists[key][1]
-            line.set_data(steps, values)
-            line.set(**{name: value for name, value in options.items() if name in ("linewidth", "alpha", "marker", "color")})
-        else:
-            (line,) = ax.plot(steps, values, **options)
-        self._keep(key, None, line)
-
-    def _put_note(self, key: Any, text: str, at: tuple[float, float], transform: Any, offset: tuple[float, float], **options: Any) -> None:
-        content = (text, at, offset, tuple(sorted(options.items())))
-        if key in self._artists and self._artists[key][0] == content:
-            self._said.add(key)
-            return
-        self._drop(key)
-        note = self.ax.annotate(
-            text, at, xycoords=transform, xytext=offset, textcoords="offset points", family=style.font_family(), parse_math=False,
-            annotation_clip=False, zorder=7, **options,
-        )
-        if note.get_bbox_patch() is not None:
-            note.set_bbox({"facecolor": self._theme.card, "edgecolor": "none", "pad": 0.6, "alpha": 0.85})
-        self._keep(key, content, note)
-
-    def _put_words(self, key: str, corner: str, words: list[tuple[str, str, str, float]], drop: float = 0.0) -> None:
-        """Put a row of words, each of its own colour, weight and size, above or below the axes; build it only if it changed."""
-        words = [word for word in words if word[0] or key == "legend"]
-        if key in self._artists and self._artists[key][0] == words:
-            self._said.add(key)
-            return
-        self._drop(key)
-        family = style.font_family()
-        areas: list[Any] = [
-            TextArea(text, textprops={"color": colour, "weight": weight, "size": size, "family": family, "parse_math": False})
-            for text, colour, weight, size in words
-        ]
-        if key == "legend":  # each swatch close to its label
-            areas = [HPacker(children=areas[start : start + 2], pad=0, sep=3, align="baseline") for start in range(0, len(areas), 2)]
-        above = corner.startswith("lower")
-        box = AnchoredOffsetbox(
-            corner, child=HPacker(children=areas, pad=0, sep=10 if key == "legend" else 5, align="baseline"), frameon=False, pad=0,
-            borderpad=0, bbox_to_anchor=(1.0 if corner.endswith("right") else 0.0, 1.0 if above else 0.0),
-            bbox_transform=self.ax.transAxes + _points(self.ax, 5.0 if above else -drop),
-        )
-        self._keep(key, words, self.ax.add_artist(box))
-
     def _explain(self, text: str) -> None:
-        self._put_note(
-            "missing", textwrap.fill(text, 46), (0.5, 0.5), self.ax.transAxes, (0, 0), color=self._theme.muted, size=style.VERDICT_SIZE,
-            ha="center", va="center", linespacing=1.5,
+        self._artists.note(
+            "missing",
+            textwrap.fill(text, 46),
+            (0.5, 0.5),
+            self.ax.transAxes,
+            (0, 0),
+            color=self._theme.muted,
+            size=style.VERDICT_SIZE,
+            ha="center",
+            va="center",
+            linespacing=1.5,
         )
 
     # Axes -----------------------------------------------------------------------------------------------------------
@@ -382,7 +384,9 @@ class Panel:
         for spine in ("top", "right", "left"):
             ax.spines[spine].set_visible(False)
         ax.spines["bottom"].set_color(self._theme.edge)
-        ax.tick_params(length=0, labelsize=style.TICK_SIZE, labelcolor=self._theme.muted, pad=3, labelfontfamily=style.font_family())
+        ax.tick_params(
+            length=0, labelsize=style.TICK_SIZE, labelcolor=self._theme.muted, pad=3, labelfontfamily=style.font_family()
+        )
         ax.xaxis.set_major_locator(StepTicks())
         ax.xaxis.set_major_formatter(StepLabels())
         self._dress_values(ax, log=False)
@@ -397,44 +401,11 @@ class Panel:
 
     def _set_limits(self, ax: Axes, direction: Literal["x", "y"], wanted: tuple[float, float]) -> None:
         """Set limits, unless a person has zoomed since: then the view is theirs."""
-        now = ax.get_xlim() if direction == "x" else ax.get_ylim()
-        index = 0 if direction == "x" else 1
-        ours = self._limits.get(ax, (None, None))[index]
-        if ours is not None and not np.allclose(now, ours):
-            return
-        (ax.set_xlim if direction == "x" else ax.set_ylim)(*wanted)
-        settled = ax.get_xlim() if direction == "x" else ax.get_ylim()
-        before = list(self._limits.get(ax, (None, None)))
-        before[index] = settled  # type: ignore[call-overload]
-        self._limits[ax] = tuple(before)  # type: ignore[assignment]
-
-
-def _points(ax: Axes, up: float) -> Transform:
-    return ScaledTranslation(0, up / 72, ax.figure.dpi_scale_trans)
-
-
-def _value_limits(found: list[np.ndarray], wishes: list[float], log: bool) -> tuple[float, float]:
-    """Return limits that hold all data, and the limits and references that lie within reach of it."""
-    found = [values for values in found if len(values)]
-    if not found:
-        return (0.1, 10.0) if log else (0.0, 1.0)
-    low, high = float(min(values.min() for values in found)), float(max(values.max() for values in found))
-    low, high = float(np.clip(low, -1e300, 1e300)), float(np.clip(high, -1e300, 1e300))
-    if log:
-        low, high = math.log10(max(low, 1e-300)), math.log10(max(high, 1e-300))
-        wishes = [math.log10(value) for value in wishes if value > 0]
-    reach = max(1.0, 0.5 * (high - low)) if log else max(high - low, 0.5 * max(abs(low), abs(high)))
-    for value in wishes:
-        if low - reach <= value <= high + reach:
-            low, high = min(low, value), max(high, value)
-    if log:
-        middle, half = (low + high) / 2, max(0.5 * (high - low), 0.15)
-        return 10 ** max(middle - 1.12 * half, -305.0), 10 ** min(middle + 1.12 * half, 305.0)
-    if low == high:
-        low, high = low - (0.1 * abs(low) or 1.0), high + (0.1 * abs(high) or 1.0)
-    margin = 0.07 * (high - low)
-    bottom = 0.0 if low >= 0 and low < 0.35 * high else low - margin
-    return bottom, high + margin
+        get, put = (ax.get_xlim, ax.set_xlim) if direction == "x" else (ax.get_ylim, ax.set_ylim)
+        ours = self._limits.get((ax, direction))
+        if ours is None or np.allclose(get(), ours, rtol=1e-9, atol=0):
+            put(*wanted)
+            self._limits[ax, direction] = get()
 
 
 def _marks(alerts: Sequence[Alert]) -> list[tuple[int, list[Alert]]]:
@@ -446,7 +417,7 @@ def _marks(alerts: Sequence[Alert]) -> list[tuple[int, list[Alert]]]:
 
 
 def _spaced(steps: np.ndarray, distance: float) -> np.ndarray:
-    """Return the first of the steps and those at least ``distance`` behind the one before, so that marks do not merge into a bar."""
+    """Return the first step and those at least ``distance`` after the one kept before, so that marks do not merge into a bar."""
     kept: list[float] = []
     for step in steps if len(steps) < 10_000 else steps[:: len(steps) // 5_000]:
         if not kept or step - kept[-1] >= distance:

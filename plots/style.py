@@ -65,14 +65,28 @@ class Theme:
 
 
 LIGHT = Theme(
-    page="#f3f4f6", card="#ffffff", edge="#d9dce1", grid="#eceef1", text="#1d2430", muted="#667080",
+    page="#f3f4f6",
+    card="#ffffff",
+    edge="#d9dce1",
+    grid="#eceef1",
+    text="#1d2430",
+    muted="#667080",
     series=("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73"),
-    healthy="#009e73", warning="#b36b00", trouble="#d04a00",
+    healthy="#009e73",
+    warning="#b36b00",
+    trouble="#d04a00",
 )
 DARK = Theme(
-    page="#14171c", card="#1d2128", edge="#363c47", grid="#2a2f38", text="#e8eaee", muted="#98a1af",
+    page="#14171c",
+    card="#1d2128",
+    edge="#363c47",
+    grid="#2a2f38",
+    text="#e8eaee",
+    muted="#98a1af",
     series=("#56b4e9", "#e69f00", "#cc79a7", "#f0e442", "#2fc79a"),
-    healthy="#2fc79a", warning="#f0b13c", trouble="#ff7a3d",
+    healthy="#2fc79a",
+    warning="#f0b13c",
+    trouble="#ff7a3d",
 )
 THEMES = {"light": LIGHT, "dark": DARK}
 
