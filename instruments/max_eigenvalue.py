@@ -70,10 +70,8 @@ class MaxEigenvalue(Instrument):
             curvature.product, start, tolerance=self.tolerance, max_products=self.max_products, max_vectors=vectors
         )
         self._eigenvector = pair.vector if math.isfinite(pair.value) else None
-        exact = pair.converged and pair.residual == 0.0
         notes = [note for note in (curvature.note, None if pair.converged else "not converged: a lower bound") if note]
-        kind = "exact" if exact else "estimated"
-        return {self.name: Reading(pair.value, kind, residual=pair.residual, note="; ".join(notes) or None)}
+        return {self.name: Reading(pair.value, "estimated", residual=pair.residual, note="; ".join(notes) or None)}
 
     def _start(self, curvature: Curvature) -> Tensor:
         """Return the last eigenvector, or the gradient the first time, with something to leave it by."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from cockpit_lite.errors import NotMeasured
 
@@ -14,11 +15,14 @@ from cockpit_lite.errors import NotMeasured
 _MODULE_HOOK = "BackwardHookFunctionBackward"
 _COMPILED = "CompiledFunctionBackward"
 _CHECKPOINT = "CheckpointFunctionBackward"
+_WEIGHT_NORM = "WeightNormInterfaceBackward0"
 
 _REENTRANT = "re-entrant activation checkpointing allows no gradient beside the training's own (use_reentrant=False does)"
 _NO_SECOND_DERIVATIVE = {
     _COMPILED: "compiled code has no second derivative",
     _CHECKPOINT: _REENTRANT,
+    # It takes the saved norms for constants, without an error (seen in PyTorch 2.15): its Hessian is not even symmetric.
+    _WEIGHT_NORM: "the second derivative of PyTorch's weight normalisation is wrong",
 }
 
 #: Larger graphs (long unrolled loops) are not searched to the end: a search may not cost more than a product.
@@ -29,7 +33,6 @@ _SENTENCES = {
     r"derivative for '?(?:aten::)?_?(\w*attention\w*)'? is not implemented": "the fused kernel {0} has no second derivative",
     r"derivative for '?(?:aten::)?_?(\w+)'? is not implemented": "the operation {0} has no second derivative",
     r"not supported for CuDNN RNNs": "the cuDNN recurrent kernel has no second derivative",
-    r"once_differentiable": "a custom autograd function is marked once_differentiable, so it has no second derivative",
     r"aot_autograd does not currently support double backward": "compiled code has no second derivative",
     r"Checkpointing is not compatible": _REENTRANT,
     r"modified by an inplace operation": "a tensor that the second derivative needs was changed in place after the forward pass",
@@ -53,34 +56,56 @@ def explain(error: RuntimeError) -> str:
     return f"the loss could not be differentiated twice: {first_line}"
 
 
-def python_functions(loss: Tensor) -> list[str]:
-    """Return the names of the graph nodes that are autograd functions written in Python, in order of their discovery."""
-    found: dict[str, None] = {}
-    pending = [loss.grad_fn]
+def check_nodes(roots: Iterable[Tensor], stops: Collection[Tensor] = ()) -> list[str]:
+    """Make sure that the graph of ``roots``, up to the ``stops``, can be differentiated twice.
+
+    Returns:
+        Names of the custom autograd functions in it, whose second derivatives are taken on trust.
+
+    Raises:
+        NoSecondDerivative: with the operation that is known to have none.
+        NotMeasured: if a module has a backward hook.
+    """
+    custom: dict[str, None] = {}
+    ends = {stop.grad_fn for stop in stops}
+    pending = [root.grad_fn for root in roots]
     seen = set(pending)
     while pending and len(seen) < MOST_NODES:
         node = pending.pop()
-        if node is None:
+        if node is None or node in ends:
             continue
-        if isinstance(node, BackwardCFunction) or node.name() == _MODULE_HOOK:
-            found[node.name()] = None
+        name = node.name()
+        if name == _MODULE_HOOK:
+            raise NotMeasured("a module has a backward hook that would fire a second time")
+        if name in _NO_SECOND_DERIVATIVE:
+            raise NoSecondDerivative(_NO_SECOND_DERIVATIVE[name])
+        if isinstance(node, BackwardCFunction):
+            function = name.removesuffix("Backward")
+            # Autograd raises nothing here: it would leave the part behind it out of the Hessian in silence.
+            if _is_once_differentiable(type(node)):
+                raise NoSecondDerivative(f"the custom autograd function {function} is marked once_differentiable")
+            custom[function] = None
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return list(found)
+    return list(custom)
 
 
-def check_graph(loss: Tensor, model: nn.Module | None) -> list[str]:
+def _is_once_differentiable(node_type: type) -> bool:
+    backward = getattr(getattr(node_type, "_forward_cls", None), "backward", None)
+    return getattr(backward, "__globals__", {}).get("__name__") == once_differentiable.__module__ and hasattr(
+        backward, "__wrapped__"
+    )
+
+
+def check_loss(loss: Tensor, model: nn.Module | None) -> None:
     """Make sure that ``loss`` can be differentiated beside the user's own backward without the user noticing.
 
     Args:
         loss: The root of the graph.
         model: Its modules are searched for backward hooks, which would fire once more in each of our passes. Hooks on
             inner tensors cannot be seen from outside.
-
-    Returns:
-        Names of the user's own autograd functions in the graph, whose second derivatives are taken on trust.
 
     Raises:
         NotMeasured: with the reason why it cannot.
@@ -89,16 +114,12 @@ def check_graph(loss: Tensor, model: nn.Module | None) -> list[str]:
         raise NotMeasured(f"the loss is not a single number but has the shape {tuple(loss.shape)}")
     if loss.grad_fn is None:
         raise NotMeasured("the loss has no graph: it does not depend on the parameters through autograd")
-    if model is not None:
-        for name, module in model.named_modules():
-            if module._backward_hooks or module._backward_pre_hooks:
-                raise NotMeasured(
-                    f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
-                )
-    functions = python_functions(loss)
-    if _MODULE_HOOK in functions:
-        raise NotMeasured("a module has a backward hook that would fire a second time")
-    for name in functions:
-        if name in _NO_SECOND_DERIVATIVE:
-            raise NoSecondDerivative(_NO_SECOND_DERIVATIVE[name])
-    return [name.removesuffix("Backward") for name in functions]
+    for name, module in model.named_modules() if model is not None else ():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise NotMeasured(f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time")
+
+
+def trust_note(custom_functions: Iterable[str]) -> list[str]:
+    """Return what to say of custom autograd functions, if there are any."""
+    names = ", ".join(dict.fromkeys(custom_functions))
+    return [f"second derivative taken on trust: {names}"] if names else []

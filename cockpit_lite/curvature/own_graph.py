@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.curvature.obstacles import NoSecondDerivative, check_graph
+from cockpit_lite.curvature.obstacles import NoSecondDerivative, check_loss, check_nodes, trust_note
 from cockpit_lite.errors import NotMeasured
 
 
@@ -23,7 +23,8 @@ class OwnGraph:
     """
 
     def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], model: nn.Module | None):
-        custom_functions = check_graph(loss, model)
+        check_loss(loss, model)
+        custom_functions = check_nodes([loss])
         self._parameters = parameters
         self.slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         if all(slope is None for slope in self.slopes):
@@ -32,7 +33,7 @@ class OwnGraph:
             raise NoSecondDerivative(
                 f"the gradient of the custom autograd function {custom_functions[0]} cannot be differentiated"
             )
-        self.notes = ["second derivative taken on trust: " + ", ".join(custom_functions)] if custom_functions else []
+        self.notes = trust_note(custom_functions)
 
     def multiply(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return the Hessian times ``vectors``, None for zero."""

@@ -1,6 +1,7 @@
 r"""Hessian products where the user's own graph does not allow them: by a second, guarded forward pass.
 
-Fused attention kernels, compiled code and re-entrant checkpoints cannot be differentiated twice, but have a twin that can.
+Fused attention kernels, compiled code, re-entrant checkpoints and PyTorch's weight normalisation cannot be differentiated
+twice, or not rightly, but have a twin that can.
 Running the user's own forward with the twin would move their weights by rounding, so the model is called once more beside
 it, with the same random numbers, on copies of its buffers.
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
+from cockpit_lite.curvature.obstacles import check_nodes, trust_note
 from cockpit_lite.curvature.own_graph import derivative_along
 from cockpit_lite.errors import NotMeasured
 
@@ -97,11 +99,15 @@ class SecondForward:
         self._outputs = [outputs[index] for index in used]
         self._repeated = [repeated[index] for index in used]
         _compare(self._outputs, self._repeated, _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE)
+        custom_functions = check_nodes([loss], self._outputs) + check_nodes(self._repeated)
         self._loss_slopes = torch.autograd.grad(loss, self._outputs, create_graph=True)
         seeds = [slope.detach().to(output) for slope, output in zip(self._loss_slopes, self._repeated, strict=True)]
         self._seeds = [seed.requires_grad_() for seed in seeds]
         self.slopes = torch.autograd.grad(self._repeated, parameters, self._seeds, create_graph=True, allow_unused=True)
-        self.notes = ["by a second forward pass" + (" in full precision" if forward.autocast else "")]
+        self.notes = [
+            "by a second forward pass" + (" in full precision" if forward.autocast else ""),
+            *trust_note(custom_functions),
+        ]
 
     def multiply(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return the Hessian times ``vectors``, None for zero."""
@@ -229,7 +235,11 @@ def _package(hook: Callable[..., Any]) -> set[str]:
 def _twins(model: nn.Module) -> Iterator[None]:
     """Let operations without a second derivative be done by those that have one."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    apply = checkpoint.CheckpointFunction.apply
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, twin: Callable[..., Any]) -> None:
+        replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, twin)
 
     def without_reentrance(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         return checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
@@ -240,11 +250,18 @@ def _twins(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        checkpoint.CheckpointFunction.apply = without_reentrance
         try:
+            replace(checkpoint.CheckpointFunction, "apply", without_reentrance)
+            replace(torch, "_weight_norm", _weight_norm)
+            replace(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm)
             yield
         finally:
-            checkpoint.CheckpointFunction.apply = apply
+            for owner, name, original in replaced:
+                setattr(owner, name, original)
+
+
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    return direction * (length / torch.norm_except_dim(direction, 2, dim))
 
 
 def _generator(device: torch.device) -> Any:

@@ -1,0 +1,103 @@
+"""The user's training must not notice: same gradients, buffers, random numbers, hooks fired once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature.obstacles import NoSecondDerivative
+from cockpit_lite.errors import NotMeasured
+from tests.curvature.cases import Watched, forward
+from tests.zoo import ZOO
+
+
+def state_after_backward(watched: Watched) -> list[Tensor]:
+    watched.loss.backward()
+    gradients = [torch.empty(0) if p.grad is None else p.grad for p in watched.model.parameters()]
+    return [*gradients, *watched.model.buffers(), torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("second_forward", [False, True])
+@pytest.mark.parametrize("name", ZOO)
+def test_training_stays_as_it_is_to_the_bit(name: str, second_forward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = state_after_backward(forward(ZOO[name]))
+    watched = forward(ZOO[name])
+    if second_forward:
+        monkeypatch.setattr("cockpit_lite.curvature.hessian.OwnGraph", no_own_graph)
+    curvature = watched.curvature(model=watched.model, forward=watched.call)
+    measured = True
+    try:
+        curvature.product(torch.ones(curvature.dimension))
+    except NotMeasured:
+        measured = False
+    assert all(parameter.grad is None for parameter in watched.model.parameters())
+    assert measured or second_forward or ZOO[name].no_double_backward == "embedding bag"
+    for before, after in zip(plain, state_after_backward(watched), strict=True):
+        assert torch.equal(before, after)
+
+
+def no_own_graph(*args: object) -> None:
+    raise NoSecondDerivative("the test wants a second forward")
+
+
+def test_hooks_on_parameters_do_not_fire_and_do_not_change_the_curvature() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    fired = []
+
+    def halve(gradient: Tensor) -> Tensor:
+        fired.append(gradient)
+        return gradient / 2
+
+    weight.register_hook(halve)
+    loss = (weight**3).sum()
+    curvature = Curvature(loss, {"weight": weight}, torch.Generator())
+    assert curvature.product(torch.ones(2)).tolist() == [6.0, 12.0]
+    assert not fired
+    loss.backward()
+    assert len(fired) == 1
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1.5, 6.0]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["model given", "found in the graph"])
+def test_a_module_with_a_backward_hook_is_left_alone(given: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    fired = []
+    model[1].register_full_backward_hook(lambda *args: fired.append(args))
+    loss = model(torch.ones(4, 3)).sum()
+    curvature = Curvature(loss, dict(model.named_parameters()), torch.Generator(), model=model if given else None)
+    with pytest.raises(NotMeasured, match="backward hook that would fire a second time"):
+        curvature.product(torch.ones(8))
+    loss.backward()
+    assert len(fired) == 1
+
+
+def test_recomputed_activations_move_no_statistics_and_draw_no_random_numbers() -> None:
+    inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    # Without preserving the random state each recomputation draws anew.
+    loss = checkpoint(inner, torch.randn(8, 3), use_reentrant=False, preserve_rng_state=False).pow(2).sum()
+    before = [*map(torch.clone, inner.buffers()), torch.get_rng_state()]
+    curvature = Curvature(loss, dict(inner.named_parameters()), torch.Generator(), model=inner)
+    curvature.product(torch.ones(curvature.dimension))
+    for old, new in zip(before, [*inner.buffers(), torch.get_rng_state()], strict=True):
+        assert torch.equal(old, new)
+
+
+def test_autocast_around_the_backward_does_not_round_the_products() -> None:
+    model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 1))
+    loss = model(torch.randn(16, 30)).pow(2).mean()
+    vector = torch.randn(sum(parameter.numel() for parameter in model.parameters()))
+    plain = Curvature(loss, dict(model.named_parameters()), torch.Generator()).product(vector)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = Curvature(loss, dict(model.named_parameters()), torch.Generator()).product(vector)
+    assert torch.equal(plain, inside)
+
+
+def test_works_where_gradients_are_switched_off() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    loss = (weight**2).sum()
+    with torch.no_grad():
+        assert Curvature(loss, {"weight": weight}, torch.Generator()).product(torch.ones(2)).tolist() == [2.0, 2.0]

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature.obstacles import NoSecondDerivative
+from cockpit_lite.curvature.second_forward import ForwardCall
+from cockpit_lite.errors import NotMeasured
+from tests.curvature.cases import forward, random_vectors
+from tests.zoo import ZOO
+
+# Losses that are more than a function of independent outputs of one call.
+REASONS = {
+    "vae": "one is made of another",
+    "physics_informed": "uses parameters beside the model's output",
+    "recommender": "no second derivative",
+    "recommender_offsets": "no second derivative",
+}
+
+
+@pytest.fixture
+def no_own_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise NoSecondDerivative("the test wants a second forward")
+
+    monkeypatch.setattr("cockpit_lite.curvature.hessian.OwnGraph", refuse)
+
+
+class Attention(nn.Module):
+    """Fused attention, with dropout that a repetition must draw again and traces that it must not leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        query, key, value = self.project(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        self.last = self.norm(self.drop(mixed).transpose(1, 2))
+        return self.last
+
+
+def watch(model: nn.Module, *args: Any) -> tuple[Tensor, ForwardCall]:
+    call = ForwardCall(model, args, {})
+    call.output = model(*args)
+    return call.output, call
+
+
+def curvature_of(loss: Tensor, model: nn.Module, call: ForwardCall | None) -> Curvature:
+    return Curvature(loss, dict(model.named_parameters()), torch.Generator(), model=model, forward=call)
+
+
+OWN_GRAPH_TOO = [
+    name
+    for name, architecture in ZOO.items()
+    if name not in REASONS
+    and name != "weight_norm"
+    and not architecture.no_double_backward
+    and architecture.checkpointed != "reentrant"
+]
+
+
+@pytest.mark.parametrize("name", OWN_GRAPH_TOO)
+def test_agrees_with_the_users_own_graph(name: str, request: pytest.FixtureRequest) -> None:
+    watched = forward(ZOO[name], torch.float64)
+    vectors = list(random_vectors(watched.model).values())
+    own, second = watched.curvature(), watched.curvature(forward=watched.call)
+    expected, gradient = own.flatten(own.hessian_vector_product(vectors)), own.flat_gradient()
+    request.getfixturevalue("no_own_graph")
+    product = second.flatten(second.hessian_vector_product(vectors))
+    assert second.note == "by a second forward pass"
+    assert (product - expected).norm() <= 1e-10 * expected.norm()
+    assert (second.flat_gradient() - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+@pytest.mark.usefixtures("no_own_graph")
+@pytest.mark.parametrize("name", REASONS)
+def test_what_it_cannot_tell_apart_has_a_reason(name: str) -> None:
+    watched = forward(ZOO[name])
+    with pytest.raises(NotMeasured, match=REASONS[name]):
+        curvature = watched.curvature(forward=watched.call)
+        curvature.product(torch.ones(curvature.dimension))
+
+
+def test_leaves_no_trace_on_the_model() -> None:
+    model = Attention()
+    output, call = watch(model, torch.randn(5, 8, 8))
+    loss = output.pow(3).mean()
+    before = [*map(torch.clone, model.buffers()), torch.get_rng_state()]
+    curvature = curvature_of(loss, model, call)
+    curvature.product(torch.ones(curvature.dimension))
+    assert curvature.note == "by a second forward pass"
+    assert model.calls == 1
+    assert model.last is output
+    for old, new in zip(before, [*model.buffers(), torch.get_rng_state()], strict=True):
+        assert torch.equal(old, new)
+
+
+def test_without_the_call_the_fused_kernel_is_named() -> None:
+    model = Attention()
+    loss = model(torch.randn(5, 8, 8)).pow(3).mean()
+    curvature = curvature_of(loss, model, None)
+    with pytest.raises(
+        NotMeasured, match="fused kernel scaled_dot_product_flash_attention_for_cpu_backward has no second derivative"
+    ):
+        curvature.product(torch.ones(curvature.dimension))
+
+
+def compiled() -> Callable[..., Any]:
+    return torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), backend="aot_eager")  # type: ignore[return-value]
+
+
+def test_a_compiled_model_is_run_eagerly() -> None:
+    model = compiled()
+    assert isinstance(model, nn.Module)
+    inputs = torch.randn(6, 3)
+    output, call = watch(model, inputs)
+    compiled_curvature = curvature_of(output.pow(2).mean(), model, call)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    plain.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in model.state_dict().items()})
+    expected = curvature_of(plain(inputs).pow(2).mean(), plain, None).product(torch.ones(26))
+    torch.testing.assert_close(compiled_curvature.product(torch.ones(26)), expected)
+    assert compiled_curvature.note == "by a second forward pass"
+
+
+def test_under_autocast_it_is_measured_in_full_precision() -> None:
+    model = Attention()
+    inputs = torch.randn(5, 8, 8)
+    torch.manual_seed(1)
+    expected = curvature_of(*_loss(model, inputs)).product(torch.ones(232))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        call_output, call = watch(model, inputs)
+        loss = call_output.float().pow(3).mean()
+    curvature = curvature_of(loss, model, call)
+    product = curvature.product(torch.ones(232))
+    assert curvature.note == "by a second forward pass in full precision"
+    # The outputs, at which the loss is differentiated, are still the rounded ones.
+    assert (product - expected).norm() < 0.05 * expected.norm()
+
+
+def _loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, nn.Module, ForwardCall]:
+    output, call = watch(model, inputs)
+    return output.pow(3).mean(), model, call
+
+
+def test_a_forward_hook_of_the_user_is_not_fired_again() -> None:
+    model = Attention()
+    fired = []
+    model.drop.register_forward_hook(lambda *args: fired.append(args))
+    output, call = watch(model, torch.randn(5, 8, 8))
+    curvature = curvature_of(output.pow(3).mean(), model, call)
+    with pytest.raises(NotMeasured, match="the module 'drop' has a forward hook that would fire a second time"):
+        curvature.product(torch.ones(curvature.dimension))
+    assert len(fired) == 1
+
+
+def test_our_own_forward_hooks_rest_meanwhile() -> None:
+    model = Attention()
+    fired = []
+
+    def hook(*args: object) -> None:
+        fired.append(args)
+
+    hook.__module__ = "cockpit_lite.probes.somewhere"
+    model.drop.register_forward_hook(hook)
+    output, call = watch(model, torch.randn(5, 8, 8))
+    curvature = curvature_of(output.pow(3).mean(), model, call)
+    curvature.product(torch.ones(curvature.dimension))
+    assert len(fired) == 1
+    assert list(model.drop._forward_hooks.values()) == [hook]
+
+
+def test_a_forward_that_cannot_be_repeated_has_a_reason() -> None:
+    class Changing(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            settings.append(None)
+            return super().forward(x) + len(settings)
+
+    settings: list[None] = []
+    model = Changing()
+    output, call = watch(model, torch.randn(5, 8, 8))
+    with pytest.raises(NotMeasured, match="forward cannot be repeated"):
+        curvature_of(output.pow(3).mean(), model, call).product(torch.ones(232))
+
+
+def test_inputs_changed_in_place_have_a_reason() -> None:
+    model, inputs = Attention(), torch.randn(5, 8, 8)
+    output, call = watch(model, inputs)
+    loss = output.pow(3).mean()
+    inputs.add_(1)
+    with pytest.raises(NotMeasured, match="changed in place"):
+        curvature_of(loss, model, call).product(torch.ones(232))
+
+
+def test_a_loss_from_another_call_has_a_reason() -> None:
+    model = Attention()
+    loss = model(torch.randn(5, 8, 8)).pow(3).mean()
+    _, call = watch(model, torch.randn(5, 8, 8))
+    with pytest.raises(NotMeasured, match="parameters beside the model's output"):
+        curvature_of(loss, model, call).product(torch.ones(232))
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, slope: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * slope  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_functions_without_a_second_derivative_are_found_there_too(where: str) -> None:
+    class Checkpointed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=True)
+
+        def inner(self, x: Tensor) -> Tensor:
+            hidden = super().forward(x)
+            return _Once.apply(hidden) if where == "model" else hidden
+
+    model = Checkpointed(3, 2)
+    output, call = watch(model, torch.randn(4, 3, requires_grad=True))
+    loss = (_Once.apply(output) if where == "loss" else output).pow(2).sum()
+    with pytest.raises(NotMeasured, match="_Once is marked once_differentiable"):
+        curvature_of(loss, model, call).product(torch.ones(8))
