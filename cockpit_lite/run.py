@@ -120,6 +120,8 @@ class Run:
         else:
             steps = [int(line["step"])] if "values" in line else []
             columns = {str(name): [decode(value)] for name, value in line.get("values", {}).items()}
+        if any(step.bit_length() > 63 for step in steps):
+            raise ValueError("a step number is beyond any training")
         if any(len(column) != len(steps) or not all(map(_is_numeric, column)) for column in columns.values()):
             raise ValueError("a reading is not a number, or there are more values than steps")
         for name, column in columns.items():
@@ -131,7 +133,9 @@ class Run:
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, list) and all(map(_is_numeric, value)))
+    if isinstance(value, int):
+        return value.bit_length() < 1024  # JSON knows integers that no float can hold
+    return isinstance(value, float) or (isinstance(value, list) and all(map(_is_numeric, value)))
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:

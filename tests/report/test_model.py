@@ -163,3 +163,26 @@ def test_torn_and_foreign_lines_are_counted_not_fatal(make_run):
     report = build_report(run, RULES)
     assert [finding.code for finding in report.findings] == ["CL901"]
     assert report.to_dict()["bad_lines"] == 2
+
+
+def test_numbers_that_no_float_holds_are_left_out(make_run):
+    run = make_run()
+    with open(run.folder / "readings.jsonl", "a", encoding="utf-8") as file:
+        file.write(f'{{"step": 40, "values": {{"loss": {10**400}}}}}\n{{"step": {10**30}, "values": {{"loss": 1.0}}}}\n')
+    run.refresh()
+    report = build_report(run, RULES)
+    assert report.to_dict()["bad_lines"] == 2
+    assert report.steps == 40
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**400, "NaN", "<b>\ud800", [], [[1], {"a": 2}], {}, {"": {"x": None}}])
+@pytest.mark.parametrize("key", ["model", "optimizer", "status", "steps", "cost", "budget", "exception", "versions"])
+def test_any_content_of_run_json_ends_in_a_report(make_run, key, value):
+    run = make_run(steps=2)
+    content = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    (run.folder / "run.json").write_text(json.dumps({**content, key: value}), encoding="utf-8")
+    run.refresh()
+    report = build_report(run, RULES)
+    assert json.loads(report.to_json())["summary"] == report.summary
+    assert str(report)
+    report.save()
