@@ -30,6 +30,7 @@ class Call:
         outputs: The tensors it returned, detached, in the order of ``tree_flatten``.
         forward: Number of the forward (outermost call) it belongs to.
         layout: Where the samples are in it, once that is known.
+        random_state: Of the random number generators before the call, for modules whose rule draws them again.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
     """
 
@@ -40,6 +41,7 @@ class Call:
     forward: int
     deltas: list[Tensor | None] = field(default_factory=list)
     layout: Layout | None = None
+    random_state: tuple[Tensor, ...] | None = None
     _versions: tuple[int, ...] = ()
 
     @classmethod

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
+from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey
 
@@ -52,6 +53,7 @@ class PerSampleProbe:
         self._forwards: list[Forward] = []
         self._in_backward = False
         self._paused = False
+        self._random_states: dict[int, tuple[Tensor, ...]] = {}  # of the modules that are being called
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
 
@@ -130,6 +132,8 @@ class PerSampleProbe:
         if not self._open and not self._in_backward:
             self._forwards.append(Forward(len(self._forwards)))
         self._open.append(id(module))
+        if isinstance(module, nn.MultiheadAttention) and module.training and module.dropout and torch.is_grad_enabled():
+            self._random_states[id(module)] = random_state(next(module.parameters()).device)
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._paused or id(module) not in self._modules:
@@ -159,6 +163,7 @@ class PerSampleProbe:
         if not any(tensor.requires_grad for tensor in tensors):
             return None
         call = Call.of(module, args, kwargs, output, forward.number)
+        call.random_state = self._random_states.pop(id(module), None)
         for position, tensor in enumerate(tensors):
             if tensor.requires_grad:
                 tensor.register_hook(self._recorder(call, position))

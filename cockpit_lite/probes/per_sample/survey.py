@@ -189,6 +189,8 @@ class Survey:
         named = dict(module._parameters)
         if is_parametrized(module):
             named.update({f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()})  # type: ignore[union-attr]
+        if isinstance(module, nn.MultiheadAttention):  # it never calls its output projection, it takes the weights
+            named.update({f"out_proj.{name}": p for name, p in module.out_proj._parameters.items()})
         return {local: self.names[id(parameter)] for local, parameter in named.items() if id(parameter) in self.names}
 
     def _check_sums(
@@ -246,7 +248,7 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
     if layout.reason:
         raise NoRule(f"{type(module).__name__}: {layout.reason}")
     rule = RULES.get(type(module))
-    if rule is not None and set(parameters) <= set(rule.parameters):
+    if rule is not None and set(parameters) <= set(rule.names(module)):
         try:
             return ruled_forms(call, rule, parameters, layout, batch_size)
         except NoRule:
@@ -262,24 +264,33 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
     inputs, delta = call.bound(), call.deltas[0]
-    if delta is None or not inputs or not isinstance(inputs[0], Tensor):
+    if (delta is None and not _any_axis(module)) or not inputs or not isinstance(inputs[0], Tensor):
         raise NoRule(f"{kind} was called without input")
+    deltas = list(call.deltas)
     if layout.axis == FLAT:
+        assert delta is not None  # layouts of several axes are for modules with one output
         trailing = rule.trailing_axes(module)
         assert trailing is not None
         inputs = [inputs[0].flatten(0, inputs[0].dim() - trailing[0] - 1), *inputs[1:]]
-        delta = rows(delta, FLAT, trailing[1])
-    axis = max(layout.axis, 0)
-    if inputs[0].shape[axis] != delta.shape[axis] and not isinstance(module, nn.EmbeddingBag):
+        deltas = [rows(delta, FLAT, trailing[1])]
+    axis, output = max(layout.axis, 0), call.outputs[0] if layout.axis != FLAT else deltas[0]
+    if inputs[0].shape[axis] != output.shape[axis] and not isinstance(module, nn.EmbeddingBag):
         raise NoRule(f"{kind}: input and output have different numbers of rows")
-    copy = shadow(module, inputs, call.outputs[0])
-    forms = {name: getattr(rule, name)(_FORMS, copy, (), (delta,), None) for name in names}
+    copy = shadow(module, inputs, None if call.outputs_overwritten else call.outputs[0])
+    if call.random_state is not None:
+        copy.__dict__["random_state"] = call.random_state
+    forms = rule.measure_all(_FORMS, copy, names, (), deltas)
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
     return forms
 
 
 _FORMS = Forms()
+
+
+def _any_axis(module: nn.Module) -> bool:
+    """Whether a gradient may arrive at another output than the first: the final states of recurrent layers."""
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention)
 
 
 def _squared_norms(form: Form) -> Tensor:

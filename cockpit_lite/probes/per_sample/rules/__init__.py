@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from cockpit_lite.probes.per_sample.rules.attention import PerSampleAttention
 from cockpit_lite.probes.per_sample.rules.convolution import PerSampleConvolution, PerSampleTransposedConvolution
 from cockpit_lite.probes.per_sample.rules.embedding import PerSampleEmbedding, PerSampleEmbeddingBag
 from cockpit_lite.probes.per_sample.rules.linear import PerSampleLinear
@@ -14,6 +15,7 @@ from cockpit_lite.probes.per_sample.rules.normalization import (
     PerSampleLayerNorm,
     PerSampleRMSNorm,
 )
+from cockpit_lite.probes.per_sample.rules.recurrent import PerSampleRecurrent
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule
 
 #: Exact classes, as in BackPACK: a subclass may calculate something else, and goes to the generic rule.
@@ -28,6 +30,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: PerSampleGroupNorm(),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), PerSampleInstanceNorm()),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), PerSampleBatchNorm()),
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), PerSampleRecurrent()),
+    nn.MultiheadAttention: PerSampleAttention(),
 }
 
 __all__ = ["RULES", "NoRule", "Rule"]

@@ -12,8 +12,11 @@ A rule answers in what form the per-sample gradients of a parameter come (see :m
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 
@@ -36,6 +39,21 @@ class Rule(FirstOrderModuleExtension):
     def __init__(self) -> None:
         super().__init__(params=list(self.parameters))
 
+    def names(self, module: Any) -> tuple[str, ...]:
+        """Return the names of the module's parameters that the rule covers."""
+        return self.parameters
+
+    def measure_all(self, ext: Any, module: Any, names: Iterable[str], g_inp: Any, g_out: Any) -> dict[str, Any]:
+        """Return the measurements of several parameters; a rule whose parameters share work does them at once."""
+        return {name: getattr(self, name)(ext, module, g_inp, g_out, None) for name in names}
+
+    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
+        """Save the measurement on every parameter: what BackPACK calls."""
+        parameters = {name: module.get_parameter(name) for name in self.names(module) if _exists(module, name)}
+        trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        for name, value in self.measure_all(extension, module, trainable, g_inp, g_out).items():
+            setattr(parameters[name], extension.savefield, value)
+
     def trailing_axes(self, module: nn.Module) -> tuple[int, int] | None:
         """Return how many last axes of input and output are special, if all axes before them are alike; otherwise None.
 
@@ -46,6 +64,44 @@ class Rule(FirstOrderModuleExtension):
     def batch_axis(self, module: nn.Module) -> int:
         """Return the axis of input and output that holds the samples."""
         return 0
+
+
+def _exists(module: nn.Module, name: str) -> bool:
+    *path, last = name.split(".")
+    return module.get_submodule(".".join(path))._parameters.get(last) is not None
+
+
+def agrees(repeated: Tensor, output: Tensor | None) -> bool:
+    """Whether a repeated call gave what the user's call returned; the user's may have been changed in place since (None)."""
+    if output is None:
+        return True
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(output.dtype, 5e-2)
+    return bool((repeated.detach() - output).abs().max() <= tolerance * output.abs().max()) or not bool(output.isfinite().all())
+
+
+@contextmanager
+def random_numbers_of(module: Any) -> Iterator[None]:
+    """Draw the random numbers that the user's call drew, then go on as if nothing had been drawn.
+
+    The probe leaves the state of the generators before the call in ``module.random_state``: one for the CPU, one for the device.
+    """
+    states = module.__dict__.get("random_state")
+    if states is None:
+        if module.training and getattr(module, "dropout", 0):
+            raise NoRule(f"the random numbers of {type(module).__name__} are not known")
+        yield
+        return
+    device = module.input0.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the state of the generators that a call on this device draws from."""
+    return (torch.get_rng_state(), torch.cuda.get_rng_state(device)) if device.type == "cuda" else (torch.get_rng_state(),)
 
 
 def channel_sums(values: Tensor) -> Dense:

@@ -1,0 +1,126 @@
+"""MultiheadAttention: input projections, attention, output projection, in one call that shows none of them.
+
+The attention itself has no parameters. It is repeated between the projections, with the identity in their place, which gives the
+input of the output projection and, going backward, the gradients behind the input projections. Dropout of the attention weights
+is repeated with the random numbers of the user's call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, accurate
+from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, random_numbers_of
+
+
+class PerSampleAttention(Rule):
+    """All parameters from one repetition of the call."""
+
+    def names(self, module: Any) -> tuple[str, ...]:
+        """The output projection is a child that is never called."""
+        own = tuple(name for name, parameter in module._parameters.items() if parameter is not None)
+        return own if module.bias_k is not None else (*own, "out_proj.weight", "out_proj.bias")
+
+    def batch_axis(self, module: Any) -> int:
+        """The second axis, if not asked otherwise."""
+        return 0 if module.batch_first else 1
+
+    def measure_all(
+        self, ext: Any, module: Any, names: Iterable[str], g_inp: Any, g_out: Sequence[Tensor | None]
+    ) -> dict[str, Any]:
+        """Repeat the attention and read the gradients at the projections."""
+        if module.bias_k is not None:
+            raise NoRule("MultiheadAttention with add_bias_kv=True")
+        if module.input0.dim() != 3:
+            raise NoRule("MultiheadAttention without a batch")
+        forms = self._forms(module, g_out)
+        return {name: ext.measure(forms[name], module.get_parameter(name)) for name in names}
+
+    def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
+        arguments = [getattr(module, f"input{position}", default) for position, default in enumerate(_DEFAULTS)]
+        key_padding_mask, need_weights, attn_mask, average, causal = arguments[3:]
+        sources = [accurate(tensor) for tensor in arguments[:3]]
+        if module.batch_first:
+            sources = [tensor.transpose(0, 1) for tensor in sources]
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        separate = not module._qkv_same_embed_dim
+        weights = [accurate(getattr(module, name)) for name in names] if separate else accurate(module.in_proj_weight).chunk(3)
+        biases = [None] * 3 if module.in_proj_bias is None else accurate(module.in_proj_bias).chunk(3)
+        projected = [functional.linear(*triple) for triple in zip(sources, weights, biases, strict=True)]
+        identity = torch.eye(module.embed_dim, dtype=projected[0].dtype, device=projected[0].device)
+        with torch.enable_grad(), random_numbers_of(module):
+            projected = [tensor.requires_grad_() for tensor in projected]
+            attended, attention = functional.multi_head_attention_forward(
+                *projected,
+                embed_dim_to_check=module.embed_dim,
+                num_heads=module.num_heads,
+                in_proj_weight=None,
+                in_proj_bias=None,
+                bias_k=None,
+                bias_v=None,
+                add_zero_attn=module.add_zero_attn,
+                dropout_p=module.dropout,
+                out_proj_weight=identity,
+                out_proj_bias=None,
+                training=module.training,
+                key_padding_mask=_mask(key_padding_mask, projected[0]),
+                need_weights=need_weights,
+                attn_mask=_mask(attn_mask, projected[0]),
+                use_separate_proj_weight=True,
+                q_proj_weight=identity,
+                k_proj_weight=identity,
+                v_proj_weight=identity,
+                average_attn_weights=average,
+                is_causal=causal,
+            )
+        out_weight = accurate(module.out_proj.weight)
+        out_bias = None if module.out_proj.bias is None else accurate(module.out_proj.bias)
+        output = functional.linear(attended.detach(), out_weight, out_bias)
+        if not agrees(output.transpose(0, 1) if module.batch_first else output, module.output):
+            raise NoRule("the call of MultiheadAttention could not be repeated")
+        outputs, cotangents = [], []
+        delta = torch.zeros_like(output)
+        if g_out[0] is not None:
+            delta = accurate(g_out[0])
+            delta = delta.transpose(0, 1) if module.batch_first else delta
+            outputs, cotangents = [attended], [delta @ out_weight]
+        if len(g_out) > 1 and g_out[1] is not None:
+            outputs, cotangents = [*outputs, attention], [*cotangents, g_out[1].to(attention.dtype)]
+        deltas = torch.autograd.grad(outputs, projected, cotangents, allow_unused=True)
+        deltas = [torch.zeros_like(p) if d is None else d for d, p in zip(deltas, projected, strict=True)]
+        forms: dict[str, Form] = {
+            "out_proj.weight": OuterProducts(_positions(attended.detach()), _positions(delta), out_weight.shape),
+            "out_proj.bias": Dense(delta.sum(0)),
+            "in_proj_bias": Dense(torch.cat([delta.sum(0) for delta in deltas], -1)),
+        }
+        if separate:
+            for name, source, at, weight in zip(names, sources, deltas, weights, strict=True):
+                forms[name] = OuterProducts(_positions(source), _positions(at), weight.shape)
+        else:
+            longest = max(len(tensor) for tensor in sources)
+            stacked = [torch.cat([_positions(_padded(tensor, longest)) for tensor in group], 1) for group in (sources, deltas)]
+            forms["in_proj_weight"] = OuterProducts(*stacked, module.in_proj_weight.shape)
+        return forms
+
+
+#: Defaults of the arguments of ``MultiheadAttention.forward``, in its order.
+_DEFAULTS = (None, None, None, None, True, None, True, False)
+
+
+def _mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(like.dtype)
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """Return (N, 1, T, E) from (T, N, E)."""
+    return tensor.transpose(0, 1)[:, None]
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Queries and keys may be of different number; positions of zeros change nothing."""
+    return functional.pad(tensor, (0, 0, 0, 0, 0, length - len(tensor)))
