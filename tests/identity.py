@@ -62,7 +62,17 @@ class Outcome:
     exception: BaseException | None
 
 
-def assert_identical(train: Train, run: Path, cockpit_options: Mapping[str, Any] | None = None, *, seed: int = 0) -> Run:
+def cockpit(model: nn.Module, optimizer: Any, *arguments: Any, report: bool = False, **options: Any) -> Cockpit:
+    """Return a Cockpit without the report at the end: its pictures take longer than most tests, and have their own."""
+    made = Cockpit(model, optimizer, *arguments, **options)
+    if not report:
+        made._write_results = lambda: None  # type: ignore[method-assign]
+    return made
+
+
+def assert_identical(
+    train: Train, run: Path, cockpit_options: Mapping[str, Any] | None = None, *, seed: int = 0, report: bool = False
+) -> Run:
     """Run ``train`` plain and watched, and require the same outcome, bit for bit.
 
     Args:
@@ -70,12 +80,13 @@ def assert_identical(train: Train, run: Path, cockpit_options: Mapping[str, Any]
         run: Folder of the run; a second cockpit's is beside it, with "-2" behind its name.
         cockpit_options: Arguments of Cockpit; left out: :data:`EVERYTHING`.
         seed: Of Python's, numpy's and torch's generators.
+        report: Whether to write the report at the end too.
 
     Returns:
         The recorded (first) run, so that a test can check that something was measured at all.
     """
     plain = outcome(train, None, seed)
-    watched = outcome(train, _CockpitFactory(run, EVERYTHING if cockpit_options is None else cockpit_options), seed)
+    watched = outcome(train, _CockpitFactory(run, report, EVERYTHING if cockpit_options is None else cockpit_options), seed)
     differences = list(compare(plain.observed, watched.observed))
     assert not differences, "watching changed the training:\n" + "\n".join(differences[:20])
     return load_run(run)
@@ -84,13 +95,13 @@ def assert_identical(train: Train, run: Path, cockpit_options: Mapping[str, Any]
 class _CockpitFactory:
     """Makes cockpits with a run folder each."""
 
-    def __init__(self, run: Path, options: Mapping[str, Any]) -> None:
-        self.run, self.options, self.count = run, options, 0
+    def __init__(self, run: Path, report: bool, options: Mapping[str, Any]) -> None:
+        self.run, self.report, self.options, self.count = run, report, options, 0
 
     def __call__(self, model: nn.Module, optimizer: Any, *arguments: Any) -> Cockpit:
         self.count += 1
         folder = self.run if self.count == 1 else self.run.with_name(f"{self.run.name}-{self.count}")
-        return Cockpit(model, optimizer, *arguments, run=folder, **self.options)
+        return cockpit(model, optimizer, *arguments, report=self.report, run=folder, **self.options)
 
 
 def outcome(train: Train, cockpit_for: Callable[..., Cockpit] | None, seed: int) -> Outcome:
@@ -103,8 +114,8 @@ def outcome(train: Train, cockpit_for: Callable[..., Cockpit] | None, seed: int)
         if cockpit_for is None:
             yield Unwatched()
         else:
-            with cockpit_for(model, optimizer, *arguments) as cockpit:
-                yield cockpit
+            with cockpit_for(model, optimizer, *arguments) as watching:
+                yield watching
 
     random.seed(seed)
     np.random.seed(seed)
@@ -194,7 +205,7 @@ def module_state(module: nn.Module) -> dict[str, Any]:
         key: describe_hooks(value) for key, value in vars(module).items() if key.endswith("_hooks") and isinstance(value, dict)
     }
     return {
-        "class": type(module),
+        "class": type(module).__qualname__,  # parametrized modules have a class each
         "training": module.training,
         "attributes": sorted(vars(module)),
         "hooks": hooks,

@@ -1,0 +1,573 @@
+"""Watching changes nothing: weights, gradients, random numbers, hooks and exceptions are those of the plain loop."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cockpit_lite import load_run
+from tests.identity import EVERYTHING, Watch, assert_identical, cockpit, compare, outcome
+from tests.optimizers import OPTIMIZERS, OptimizerCase
+from tests.zoo import ZOO, Architecture
+
+
+def dropout_and_batch_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.2),
+        nn.Flatten(),
+        nn.Linear(64, 16),
+        nn.BatchNorm1d(16),
+        nn.Tanh(),
+        nn.Dropout(0.3),
+        nn.Linear(16, 4),
+    )
+
+
+def batches(steps: int, size: int = 16) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        targets = torch.randint(4, (size,), generator=generator)
+        yield torch.randn(size, 1, 6, 6, generator=generator) + targets.view(-1, 1, 1, 1), targets
+
+
+def classify(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(model(inputs), targets)
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.detach().clone() for p in model.parameters()]
+
+
+def simple(watch: Watch, between: Callable[[nn.Module, int], Any] = lambda model, step: None, steps: int = 4) -> Any:
+    """A plain loop; what ``between`` returns is compared too."""
+    model = dropout_and_batch_norm()
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    seen = []
+    with watch(model, optimizer):
+        for step, (inputs, targets) in enumerate(batches(steps)):
+            optimizer.zero_grad()
+            loss = classify(model, inputs, targets)
+            seen.append(between(model, step))
+            loss.backward()
+            seen.append(between(model, step))
+            optimizer.step()
+            seen.append(between(model, step))
+            seen.append(loss.detach())
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------------- the harness itself
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda model, optimizer: next(model.parameters()).data.mul_(1 + 1e-7),
+        lambda model, optimizer: torch.rand(1),
+        lambda model, optimizer: random.random(),
+        lambda model, optimizer: np.random.rand(),
+        lambda model, optimizer: model.eval(),
+        lambda model, optimizer: model.register_forward_hook(lambda *_: None),
+        lambda model, optimizer: next(model.parameters()).register_hook(lambda grad: None),
+        lambda model, optimizer: next(model.parameters()).register_post_accumulate_grad_hook(lambda p: None),
+        lambda model, optimizer: optimizer.register_step_post_hook(lambda *_: None),
+        lambda model, optimizer: model[1].running_mean.add_(1e-6),
+        lambda model, optimizer: setattr(model, "marked", True),
+        lambda model, optimizer: setattr(next(model.parameters()), "marked", True),
+        lambda model, optimizer: optimizer.state[next(model.parameters())]["momentum_buffer"].neg_(),
+        lambda model, optimizer: next(model.parameters()).grad.mul_(-1),
+        lambda model, optimizer: warnings.warn("something", stacklevel=2),
+        lambda model, optimizer: (_ for _ in ()).throw(RuntimeError("boom")),
+    ],
+)
+def test_the_harness_sees_a_disturbance(disturb: Callable[[Any, Any], Any]) -> None:
+    def train(watch: Watch, disturbed: bool) -> None:
+        model = dropout_and_batch_norm()
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+        with watch(model, optimizer):
+            for inputs, targets in batches(2):
+                classify(model, inputs, targets).backward()
+                optimizer.step()
+        if disturbed:
+            disturb(model, optimizer)
+
+    plain = outcome(lambda watch: train(watch, False), None, 0)
+    assert list(compare(plain.observed, outcome(lambda watch: train(watch, False), None, 0).observed)) == []
+    assert list(compare(plain.observed, outcome(lambda watch: train(watch, True), None, 0).observed))
+
+
+def test_the_harness_sees_a_function_that_was_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.autograd.backward
+
+    def train(watch: Watch, careless: bool) -> None:
+        model = nn.Linear(2, 1)
+        with watch(model, SGD(model.parameters(), lr=0.1)):
+            if careless:
+                monkeypatch.setattr(torch.autograd, "backward", lambda *args, **kwargs: original(*args, **kwargs))
+
+    plain = outcome(lambda watch: train(watch, False), None, 0)
+    assert any(
+        "torch.autograd.backward" in line
+        for line in compare(plain.observed, outcome(lambda watch: train(watch, True), None, 0).observed)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ optimizers and the zoo
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.name)
+def test_fifty_steps_with_every_optimizer(case: OptimizerCase, tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = dropout_and_batch_norm()
+        optimizer = case.factory(model)
+        seen = []
+        with watch(model, optimizer):
+            for inputs, targets in batches(50):
+                seen.append(case.step(optimizer, partial(classify, model, inputs, targets)))
+                seen.append(gradients(model))
+        return seen
+
+    run = assert_identical(train, tmp_path / "run")
+    for name in ("loss", "learning_rate", "grad_norm", "update_size", "distance"):
+        assert list(run.series(name)[0]) == list(range(50)), name
+
+
+@pytest.mark.parametrize("architecture", ZOO.values(), ids=ZOO.keys())
+def test_the_whole_zoo(architecture: Architecture, tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = architecture.build()
+        optimizer = AdamW(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(2)
+        seen = []
+        with watch(model, optimizer):
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss = architecture.loss(model, architecture.batch(6, generator))
+                loss.backward()
+                optimizer.step()
+                seen.append((loss.detach(), gradients(model)))
+        return seen
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("loss")[0]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("instruments", ["light", "standard", "full"])
+def test_every_preset(instruments: str, tmp_path: Path) -> None:
+    assert_identical(simple, tmp_path / "run", {"instruments": instruments}, report=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+# ------------------------------------------------------------------------------------------------- copies and snapshots
+
+
+def test_pickle_of_the_model_at_any_moment(tmp_path: Path) -> None:
+    def pickled(model: nn.Module, step: int) -> Any:
+        data = pickle.dumps(model)
+        assert b"cockpit" not in data
+        return [sorted(vars(module)) for module in pickle.loads(data).modules()], len(data)
+
+    assert_identical(lambda watch: simple(watch, pickled), tmp_path / "run")
+
+
+def test_torch_save_of_the_model_at_any_moment(tmp_path: Path) -> None:
+    def save(model: nn.Module, step: int) -> Any:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        return list(torch.load(buffer, weights_only=False).state_dict().items())
+
+    assert_identical(lambda watch: simple(watch, save), tmp_path / "run")
+
+
+def test_state_dict_at_any_moment(tmp_path: Path) -> None:
+    def state_dict(model: nn.Module, step: int) -> Any:
+        state = model.state_dict()
+        return [(key, value.clone()) for key, value in state.items()], dict(state._metadata)
+
+    assert_identical(lambda watch: simple(watch, state_dict), tmp_path / "run")
+
+
+def test_a_deepcopy_is_a_free_model(tmp_path: Path) -> None:
+    """The copy carries no hook of ours: it trains by itself, inside the block and after it."""
+    copies: list[nn.Module] = []
+
+    def duplicate(model: nn.Module, step: int) -> Any:
+        clone = copy.deepcopy(model)
+        copies.append(clone)
+        hooks = [key for module in clone.modules() for key, value in vars(module).items() if key.endswith("_hooks") and value]
+        clone.eval()
+        clone.zero_grad()
+        clone(torch.ones(2, 1, 6, 6)).sum().backward()
+        return hooks, gradients(clone)
+
+    run = assert_identical(lambda watch: simple(watch, duplicate), tmp_path / "run")
+    assert list(run.series("loss")[0]) == [0, 1, 2, 3]  # the copies' backward passes are not steps, and not in the loss
+    copies[-1](torch.ones(2, 1, 6, 6)).sum().backward()
+
+
+def test_exponential_moving_average(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = dropout_and_batch_norm()
+        optimizer = Adam(model.parameters(), lr=0.01)
+        average = None
+        with watch(model, optimizer):
+            for step, (inputs, targets) in enumerate(batches(8)):
+                optimizer.zero_grad()
+                classify(model, inputs, targets).backward()
+                optimizer.step()
+                if step == 3:
+                    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+                elif average is not None:
+                    average.update_parameters(model)
+        assert average is not None
+        return list(average.state_dict().items())
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_weights_loaded_in_the_middle(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = dropout_and_batch_norm()
+        optimizer = Adam(model.parameters(), lr=0.01)
+        start = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        with watch(model, optimizer):
+            for step, (inputs, targets) in enumerate(batches(8)):
+                optimizer.zero_grad()
+                classify(model, inputs, targets).backward()
+                optimizer.step()
+                if step == 4:
+                    model.load_state_dict(start[0])
+                    optimizer.load_state_dict(start[1])
+
+    assert_identical(train, tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------------------ the user's
+
+
+def test_hooks_of_the_user_fire_as_often_and_in_the_same_order(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        optimizer = SGD(model.parameters(), lr=0.1)
+        events: list[str] = []
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: events.append(f"pre {name}"))
+            module.register_forward_hook(lambda *_, name=name: events.append(f"forward {name}"))
+            if name:
+                module.register_full_backward_hook(lambda *_, name=name: events.append(f"backward {name}"))
+        for name, parameter in model.named_parameters():
+            parameter.register_hook(lambda grad, name=name: events.append(f"gradient {name}"))
+            parameter.register_post_accumulate_grad_hook(lambda p, name=name: events.append(f"accumulated {name}"))
+        optimizer.register_step_pre_hook(lambda *_: events.append("before step"))
+        optimizer.register_step_post_hook(lambda *_: events.append("after step"))
+        inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+        with watch(model, optimizer):
+            for _ in range(3):
+                optimizer.zero_grad()
+                outputs = model(inputs)
+                outputs.register_hook(lambda grad: events.append("outputs"))
+                outputs.pow(2).mean().backward()
+                optimizer.step()
+        return events
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_output_hooks_alone_fire_as_often(tmp_path: Path) -> None:
+    """A hook on an intermediate tensor can be found on no parameter and on no module."""
+
+    def train(watch: Watch) -> Any:
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        optimizer = SGD(model.parameters(), lr=0.1)
+        events: list[Tensor] = []
+        inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+        with watch(model, optimizer):
+            for _ in range(3):
+                optimizer.zero_grad()
+                hidden = model[1](model[0](inputs))
+                hidden.register_hook(lambda grad: events.append(grad.clone()))
+                model[2](hidden).pow(2).mean().backward()
+                optimizer.step()
+        return events
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_gradient_scaled_by_a_parameter_hook(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = dropout_and_batch_norm()
+        for parameter in model.parameters():
+            parameter.register_hook(lambda grad: grad * 0.5)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with watch(model, optimizer):
+            for inputs, targets in batches(4):
+                optimizer.zero_grad()
+                classify(model, inputs, targets).backward()
+                optimizer.step()
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_optimizer_in_backward(tmp_path: Path) -> None:
+    """One optimizer a parameter, stepped from its accumulation hook: the gradient is gone when backward returns."""
+
+    def train(watch: Watch) -> None:
+        model = dropout_and_batch_norm()
+        optimizers = {parameter: SGD([parameter], lr=0.05) for parameter in model.parameters()}
+
+        def step(parameter: Tensor) -> None:
+            optimizers[parameter].step()
+            optimizers[parameter].zero_grad()
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        with watch(model, list(optimizers.values())):
+            for inputs, targets in batches(4):
+                classify(model, inputs, targets).backward()
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_random_numbers_of_all_generators(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = dropout_and_batch_norm()
+        optimizer = Adam(model.parameters(), lr=0.01)
+        inputs, targets = next(batches(1, 64))
+        loader = DataLoader(TensorDataset(inputs, targets), batch_size=16, shuffle=True)  # from the global generator
+        drawn = []
+        with watch(model, optimizer):
+            for _ in range(2):
+                for some, labels in loader:
+                    scale = 1 + 0.1 * random.random() + 0.1 * np.random.rand()
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(some * scale), labels).backward()
+                    optimizer.step()
+                    drawn.append((random.random(), float(np.random.rand()), torch.rand(2)))
+        return drawn
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_graph_of_the_user_is_freed_as_ever(tmp_path: Path) -> None:
+    """A second backward through the freed graph fails, and with retain_graph it works, watched or not."""
+
+    def train(watch: Watch) -> Any:
+        model = dropout_and_batch_norm()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        messages = []
+        with watch(model, optimizer):
+            for step, (inputs, targets) in enumerate(batches(4)):
+                optimizer.zero_grad()
+                loss = classify(model, inputs, targets)
+                loss.backward(retain_graph=step % 2 == 0)
+                try:
+                    loss.backward()
+                except RuntimeError as error:
+                    messages.append(str(error))
+                optimizer.step()
+        return messages
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_gradient_penalty_and_own_grad_calls(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        model = nn.Sequential(nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 1))
+        optimizer = Adam(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(0)
+        seen = []
+        with watch(model, optimizer):
+            for _ in range(4):
+                x = torch.randn(5, 6, generator=generator, requires_grad=True)
+                optimizer.zero_grad()
+                (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+                (model(x).mean() + (slope.norm(dim=1) - 1).pow(2).mean()).backward()
+                optimizer.step()
+                seen.append((slope.detach(), x.grad))
+        return seen
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_anomaly_detection(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        with torch.autograd.set_detect_anomaly(True):
+            return simple(watch)
+
+    assert_identical(train, tmp_path / "run")
+
+
+def test_a_backward_of_the_user_s_own_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has replaced ``torch.autograd.backward``: theirs is called, and theirs is put back."""
+    original, calls = torch.autograd.backward, []
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        calls.append(len(args))
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "backward", counted)
+    assert_identical(simple, tmp_path / "run")
+    assert torch.autograd.backward is counted
+    assert len(calls) == 8  # four steps, plain and watched
+
+
+# ------------------------------------------------------------------------------------------------------------ exceptions
+
+
+class FailingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("failed in backward")
+
+
+class Failing(nn.Module):
+    """Raises ``error`` at the third forward pass, or in the backward pass that follows."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+        self.linear = nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            if self.error is not None:
+                raise self.error
+            return self.linear(FailingBackward.apply(x.flatten(1).requires_grad_()))
+        return self.linear(x.flatten(1))
+
+
+def exceptions() -> list[BaseException]:
+    chained = RuntimeError("with a cause", 3)
+    chained.__cause__ = KeyError("the cause")
+    return [RuntimeError("out of memory"), chained, KeyboardInterrupt(), SystemExit(3), StopIteration("end"), GeneratorExit()]
+
+
+@pytest.mark.parametrize("error", exceptions(), ids=lambda error: type(error).__name__)
+def test_exceptions_pass_through_unchanged(error: BaseException, tmp_path: Path) -> None:
+    model = Failing(error)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(type(error)) as caught, cockpit(model, optimizer, run=tmp_path / "run", **EVERYTHING):
+        for inputs, targets in batches(5):
+            optimizer.zero_grad()
+            classify(model, inputs, targets).backward()
+            optimizer.step()
+    assert caught.value is error
+    assert error.__context__ is None
+    innermost = caught.traceback[-1]
+    assert innermost.name == "forward"  # the traceback ends where the user's code raised
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("in forward"), KeyboardInterrupt(), None], ids=["forward", "interrupt", "backward"]
+)
+@pytest.mark.parametrize("handled", ["inside", "outside", "not"])
+def test_everything_is_put_back_after_an_exception(error: BaseException | None, handled: str, tmp_path: Path) -> None:
+    """... also where the user catches it and goes on with the next batch."""
+
+    def train(watch: Watch) -> None:
+        model = Failing(copy.copy(error))
+        optimizer = Adam(model.parameters(), lr=0.01)
+        outside = contextlib.suppress(BaseException) if handled == "outside" else contextlib.nullcontext()
+        with outside, watch(model, optimizer):
+            for inputs, targets in batches(6):
+                with contextlib.suppress(BaseException) if handled == "inside" else contextlib.nullcontext():
+                    optimizer.zero_grad()
+                    classify(model, inputs, targets).backward()
+                    optimizer.step()
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("loss")[0]) == list(range(5 if handled == "inside" else 2))
+
+
+@pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.closure], ids=lambda case: case.name)
+def test_an_exception_in_a_closure(case: OptimizerCase, tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = Failing(ZeroDivisionError("in the closure"))
+        optimizer = case.factory(model)
+        with watch(model, optimizer):
+            for inputs, targets in batches(4):
+                case.step(optimizer, partial(classify, model, inputs, targets))
+
+    assert_identical(train, tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------- several at once, again
+
+
+def test_one_cockpit_after_the_other(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = dropout_and_batch_norm()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        for _ in range(2):
+            with watch(model, optimizer):
+                for inputs, targets in batches(3):
+                    optimizer.zero_grad()
+                    classify(model, inputs, targets).backward()
+                    optimizer.step()
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("loss")[0]) == [0, 1, 2]
+
+
+def test_two_cockpits_on_one_model(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = dropout_and_batch_norm()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        with watch(model, optimizer):
+            for step, (inputs, targets) in enumerate(batches(6)):
+                with watch(model, optimizer) if step == 2 else contextlib.nullcontext():
+                    optimizer.zero_grad()
+                    classify(model, inputs, targets).backward()
+                    optimizer.step()
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("grad_norm")[0]) == list(range(6))
+
+
+def test_two_models_side_by_side_left_in_any_order(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        models = [dropout_and_batch_norm(), dropout_and_batch_norm()]
+        optimizers = [SGD(model.parameters(), lr=0.05) for model in models]
+        first, second = (watch(model, optimizer) for model, optimizer in zip(models, optimizers, strict=True))
+        first.__enter__()
+        second.__enter__()
+        for step, (inputs, targets) in enumerate(batches(6)):
+            if step == 4:
+                first.__exit__(None, None, None)  # the one that came first leaves first
+            for model, optimizer in zip(models, optimizers, strict=True):
+                optimizer.zero_grad()
+                classify(model, inputs, targets).backward()
+                optimizer.step()
+        second.__exit__(None, None, None)
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("loss")[0]) == [0, 1, 2, 3]
+    other = load_run(tmp_path / "run-2")
+    assert list(other.series("loss")[0]) == [0, 1, 2, 3, 4, 5]
+    assert run.series("grad_norm")[1][0] != other.series("grad_norm")[1][0]  # each recorded its own model
