@@ -1,6 +1,6 @@
 """The explanation of a finding: the docstring of its rule, cut into paragraphs, lists and code.
 
-Only what the rules' docstrings use is understood: paragraphs, ``- `` lists, indented code and double backquotes.
+Only what the rules' docstrings use is understood: paragraphs, ``- `` lists, indented code and backquotes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 from cockpit_lite.diagnosis.rule import Rule
 
 _BULLET = re.compile(r"[-*] +")
+_CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def blocks(text: str) -> list[Block]:
 
 
 def code_spans(text: str) -> list[tuple[bool, str]]:
-    """Split text at double backquotes into ``(is code, text)`` pieces.
+    """Split text at backquotes, double or single, into ``(is code, text)`` pieces.
 
-    >>> code_spans("set ``lr`` lower")
-    [(False, 'set '), (True, 'lr'), (False, ' lower')]
+    >>> code_spans("set ``lr`` to `0.1`")
+    [(False, 'set '), (True, 'lr'), (False, ' to '), (True, '0.1')]
     """
-    return [(bool(index % 2), piece) for index, piece in enumerate(text.split("``")) if piece]
+    pieces = _CODE.split(text)  # text, double quoted, single quoted, text, ...
+    return [(bool(index % 3), piece) for index, piece in enumerate(pieces) if piece]

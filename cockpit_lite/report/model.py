@@ -81,7 +81,8 @@ class Cost:
         """The cost in one sentence."""
         if self.share is None:
             return f"What measuring cost is not known: {self.source}."
-        text = f"Measuring cost {format_share(self.share)} of the training time"
+        share = f"{self.share:,.1f} times" if self.share >= 2 else f"{format_share(self.share)} of"
+        text = f"Measuring cost {share} the training time"
         if self.measuring_seconds is None or self.training_seconds is None:
             text += f" ({self.source})."
         else:

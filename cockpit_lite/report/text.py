@@ -38,7 +38,7 @@ def format_value(value: Any) -> str:
     """Return a number, text, list or mapping in a short form.
 
     >>> format_value(0.000123456), format_value(12345.678), format_value(0.5), format_value(float("nan"))
-    ('1.23e-04', '12,346', '0.5', 'NaN')
+    ('0.000123', '12,346', '0.5', 'NaN')
     >>> format_value([1, 2, 3, 4, 5, 6, 7, 8])
     '1, 2, 3, 4, 5, 6, ... (8 in all)'
     """
@@ -109,7 +109,7 @@ def _format_float(value: float) -> str:
         return "infinity" if value > 0 else "-infinity"
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.4g}"
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.2e}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _escaped(character: str) -> str:

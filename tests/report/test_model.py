@@ -89,6 +89,10 @@ def test_nothing_checked_is_not_called_clean(make_run):
         ),
         ({"measuring_seconds": 1.0, "training_seconds": 10.0}, "Measuring cost 10 % of the training time: 1.0 s beside 10.0 s."),
         ({"share": 0.04, "instruments": [1]}, "Measuring cost 4 % of the training time (written at the end of the run)."),
+        (
+            {"measuring_seconds": 3.0, "training_seconds": 0.46, "share": 6.48},
+            "Measuring cost 6.5 times the training time: 3.0 s beside 460 ms.",
+        ),
         ({"share": "NaN", "instruments": {"a": "x"}}, "What measuring cost is not known: the log holds no figure for it."),
         ({"share": True, "measuring_seconds": 10**400}, "What measuring cost is not known: the log holds no figure for it."),
         ("nonsense", "What measuring cost is not known: the log holds no figure for it."),
