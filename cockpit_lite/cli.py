@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="for scripts and CI: fail if a run has findings",
-        description="Exit with 0 if the run is clean, 1 if it has findings, 2 if it cannot be read or saw no step.",
+        description="Exit with 0 if the run is clean, 1 if it has findings, 2 if it cannot be read or nothing could be checked.",
     )
     check.add_argument("run", metavar="RUN", help="folder of the run")
     check.add_argument("--fail-on", choices=SEVERITIES, default="error", help="the mildest finding that fails (default: error)")
@@ -188,7 +188,7 @@ def _check(options: argparse.Namespace) -> int:
         print_alert(alert, console)
     if findings:
         return FINDINGS
-    if not report.steps:  # "clean" would be a verdict on nothing
+    if not report.passed and not report.findings:  # "clean" would be a verdict on nothing
         return _fail(report.summary)
     console.print(one_line(f"{report.summary} {report.ending}"), markup=False, highlight=False, soft_wrap=True)
     return CLEAN

@@ -82,6 +82,15 @@ def test_check_calls_a_run_without_steps_neither_clean_nor_broken(make_run, caps
     assert capsys.readouterr().err == "cockpit-lite: No training step was seen, so nothing could be checked.\n"
 
 
+def test_check_calls_a_run_without_the_readings_it_needs_neither_clean_nor_broken(make_run, capsys, monkeypatch):
+    class Blind(LossRises):
+        needs = ("never_measured",)
+
+    monkeypatch.setattr("cockpit_lite.diagnosis.RULES", (Blind(),))
+    assert cli.main(["check", make_run()]) == 2
+    assert "no check had the readings that it needs" in capsys.readouterr().err
+
+
 def test_check_says_that_lines_were_unreadable(make_run, capsys):
     run = make_run()
     with open(os.path.join(run, "alerts.jsonl"), "a", encoding="utf-8") as file:
