@@ -207,13 +207,13 @@ def test_module_and_command_are_the_same(arguments):
 @pytest.mark.parametrize("command", ["check", "explain", "report --terminal", "report --json"])
 def test_reading_commands_load_neither_torch_nor_matplotlib(make_run, command):
     name, *options = command.split()
-    arguments = [name, *options, *([make_run()] if name != "explain" else [])]
+    arguments = [name, *options, *([make_run("error")] if name != "explain" else [])]
     code = (
         "import sys; from cockpit_lite.cli import main; code = main(sys.argv[1:]);"
         "loaded = {'torch', 'matplotlib', 'jinja2'} & set(sys.modules); sys.exit(f'loaded {loaded}' if loaded else code)"
     )
     result = python("-c", code, *arguments)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (1 if name == "check" else 0, "")
 
 
 @pytest.mark.parametrize("command", ["check", "report --json", "report --terminal"])
