@@ -74,7 +74,9 @@ class CurvatureAlongGradient(Instrument):
 
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
-        if not any(bool(torch.any(slope != 0)) for slope in curvature.gradient.values()):
+        if not bool(torch.any(curvature.flat_gradient() != 0)):
             raise NotMeasured("the gradient is zero, so it points nowhere")
-        result = gradient_step(curvature, step.parameter_learning_rates)
-        return {name: Reading(value, note=curvature.note) for name, value in vars(result).items()}
+        readings = vars(gradient_step(curvature, step.parameter_learning_rates))
+        if not step.parameter_learning_rates:  # an optimizer without a learning rate takes no such step
+            readings = {self.name: readings[self.name]}
+        return {name: Reading(value, note=curvature.note) for name, value in readings.items()}

@@ -33,6 +33,7 @@ class HessianTrace(Instrument):
 
     name = "hessian_trace"
     needs = (CURVATURE,)
+    preset = "full"
 
     def __init__(self, samples: int = 6):
         if samples < 2:

@@ -50,6 +50,7 @@ class MaxEigenvalue(Instrument):
 
     name = "max_eigenvalue"
     needs = (CURVATURE,)
+    preset = "full"
 
     def __init__(self, tolerance: float = 3e-2, max_products: int = 12, memory: int = 2**31):
         if not tolerance > 0:

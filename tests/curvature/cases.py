@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.curvature.second_forward import ForwardCall
 from tests import reference
 from tests.zoo import Architecture, Batch
@@ -34,18 +34,14 @@ def forward(architecture: Architecture, dtype: torch.dtype = torch.float32, trai
     """Run the forward pass of ``architecture`` on a batch of four and remember the last call of the model."""
     model = architecture.build(dtype=dtype).train(train)
     batch = architecture.batch(4, torch.Generator().manual_seed(0), dtype)
-    calls: list[ForwardCall] = []
-    handles = [
-        model.register_forward_pre_hook(
-            lambda module, args, kwargs: calls.append(ForwardCall(module, args, kwargs)), with_kwargs=True
-        ),
-        model.register_forward_hook(lambda module, args, output: setattr(calls[-1], "output", output)),
-    ]
+    probe = ForwardProbe(model)
+    probe.start()
     torch.manual_seed(_SEED)
     loss = architecture.loss(model, batch)
-    for handle in handles:
-        handle.remove()
-    return Watched(model, batch, loss, calls[-1])
+    call = probe.call
+    probe.stop()
+    assert call is not None
+    return Watched(model, batch, loss, call)
 
 
 def difference_along(architecture: Architecture, vectors: dict[str, Tensor], train: bool = True) -> Tensor:
