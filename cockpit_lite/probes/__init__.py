@@ -1,0 +1,1 @@
+"""Probes: how a step is observed, by hooks that exist only while it runs."""
