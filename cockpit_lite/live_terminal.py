@@ -68,11 +68,12 @@ def dashboard(run: Run, state: str) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for title, name, judge in _ROWS:
-        verdict = judge(run)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            verdict, course = judge(run), sparkline(scalars(run, name)[1])
         if verdict is not None:
             colour = _COLOURS[verdict.health]
             words = Text.assemble((SYMBOLS[verdict.health] or " ", colour), " ", verdict.text)
-            table.add_row(title, Text(sparkline(scalars(run, name)[1]), style="blue"), words)
+            table.add_row(title, Text(course, style="blue"), words)
     return Group(header, Text(), table, Text(), _alerts(run))
 
 

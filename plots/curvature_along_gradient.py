@@ -26,8 +26,8 @@ def curvature_along_gradient(run: Run, ax: Axes) -> None:
         if p.missing:
             return
         if len(scalars(run, _GAIN)[0]) and len(scalars(run, _PRICE)[0]):
-            p.line(_GAIN, label="gain e·g'g")
-            p.line(_PRICE, label="curvature ½e²·g'Hg", colour=1)
+            p.line(_GAIN, label="e·g'g")
+            p.line(_PRICE, label="½e²·g'Hg", colour=1)
         else:
             p.line("curvature_along_gradient", label="g'Hg / g'g")
             steps, limits = stability_limit(run)

@@ -69,6 +69,15 @@ def described(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def elide(text: str, length: int) -> str:
+    """Return the text, cut to a length.
+
+    >>> elide("short", 8), elide("rather long", 8)
+    ('short', 'rather …')
+    """
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def optimizer_name(run: Run) -> str:
     """Return the class name of the optimizer, or of all of them."""
     return described(run.info.get("optimizer"))

@@ -16,7 +16,7 @@ from cockpit_lite.run import Run
 
 def gradient_noise_scale(run: Run, ax: Axes) -> None:
     """Draw the noise scale with its standard error, and the batch size it is to be compared with."""
-    with panel(run, ax, "Gradient noise scale", unit="samples", scale="log", needs="gradient_noise_scale") as p:
+    with panel(run, ax, "Noise scale", unit="samples", scale="log", needs="gradient_noise_scale") as p:
         if p.missing:
             return
         steps, values = scalars(run, "gradient_noise_scale")
@@ -24,7 +24,7 @@ def gradient_noise_scale(run: Run, ax: Axes) -> None:
         if np.isfinite(errors).any():
             # Below a tenth of the value the band would only say that the lower end is unknown, and squeeze the rest.
             p.band("error", steps, np.maximum(values - errors, 0.1 * values), values + errors)
-        p.line("gradient_noise_scale", label="noise scale")
+        p.line("gradient_noise_scale", label="noise")
         p.line("batch_size", label="batch", colour=1, dashed=True, smoothed=False)
         p.read(verdict(run))
 

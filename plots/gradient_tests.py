@@ -17,6 +17,7 @@ from cockpit_lite.run import Run
 #: Limits used by Bollapragada 2017; the one of orthogonality is tan 80 degrees.
 INNER_LIMIT, ORTHOGONALITY_LIMIT = 0.9, 5.84
 _TESTS = {"norm_test": "norm", "inner_product_test": "inner product", "orthogonality_test": "orthogonality"}
+_LEGEND = ("norm", "inner", "orthogonal")
 
 
 def gradient_tests(run: Run, ax: Axes) -> None:
@@ -24,7 +25,7 @@ def gradient_tests(run: Run, ax: Axes) -> None:
     with panel(run, ax, "Gradient tests", scale="log", needs=list(_TESTS)) as p:
         if p.missing:
             return
-        for index, (name, label) in enumerate(_TESTS.items()):
+        for index, (name, label) in enumerate(zip(_TESTS, _LEGEND, strict=True)):
             p.line(name, label=label, colour=index)
         p.healthy(0.0, INNER_LIMIT)
         p.level("limit", INNER_LIMIT, f"limit {INNER_LIMIT:g}")

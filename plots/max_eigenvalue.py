@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import at_steps, broken_since, optimizer_name, recent, scalars, stability_factor
+from cockpit_lite.plots.facts import at_steps, broken_since, elide, optimizer_name, recent, scalars, stability_factor
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -46,7 +46,7 @@ def verdict(run: Run) -> Verdict | None:
     rate = at_steps(run, "learning_rate", scalars(run, "max_eigenvalue")[0][-1:])[0]
     if not factor or not rate > 0:
         optimizer = optimizer_name(run)
-        return Verdict(f"{short(now)}" + (f"; {optimizer} has no fixed limit" if optimizer and not factor else ""))
+        return Verdict(f"{short(now)}" + (f"; {elide(optimizer, 24)} has no fixed limit" if optimizer and not factor else ""))
     share = now * float(rate) / factor
     if share > 1.5:
         return Verdict(f"{short(now)}, {short(share, 2)} times the limit: steps overshoot", "trouble")

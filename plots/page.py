@@ -20,7 +20,7 @@ from matplotlib.text import Text
 
 from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.plots import style
-from cockpit_lite.plots.facts import described, is_running, recent
+from cockpit_lite.plots.facts import described, elide, is_running, recent
 from cockpit_lite.plots.layout import OVERVIEW, Layout
 from cockpit_lite.plots.numbers import percent
 from cockpit_lite.run import Run
@@ -195,17 +195,17 @@ class Page:
         status = state or ("running" if is_running(run) else str(run.info["status"]))
         self.state = status
         steps = "no step yet" if run.last_step is None else f"step {run.last_step:,}"
-        facts = [described(run.info.get("optimizer")), status, steps, _duration(run.seconds)]
+        facts = [elide(described(run.info.get("optimizer")), 40), status, steps, _duration(run.seconds)]
         cost = recent(run, "overhead")
         if cost is not None:
             facts.append(f"measuring costs {percent(cost)}")
-        facts.append(run.folder.name)
+        facts.append(elide(run.folder.name, 50))
         room = int(9.5 * (width - 4.5))
         self._write(
             "model",
             _MARGIN + 0.04,
             height - 0.34,
-            _elide(model, 64),
+            elide(model, 64),
             size=style.HEADLINE_SIZE,
             weight="bold",
             color=self._theme.text,
@@ -216,7 +216,7 @@ class Page:
             "facts",
             _MARGIN + 0.05,
             height - 0.62,
-            _elide(line, room),
+            elide(line, room),
             size=style.SUBLINE_SIZE,
             color=self._theme.muted,
             va="center",
@@ -276,7 +276,7 @@ class Page:
         fitting = _how_many_fit([_LINE * (1 + len(lines)) + _LINE / 2 for lines in causes], room, _LINE)
         for number, (alert, lines) in enumerate(zip(alerts[:fitting], causes[:fitting], strict=True)):
             symbol = {"error": "■", "warning": "▲"}.get(alert.severity, "●")
-            title = _elide(f"{symbol} {alert.code} {alert.name}, step {alert.step:,}", columns)
+            title = elide(f"{symbol} {alert.code} {alert.name}, step {alert.step:,}", columns)
             colour = style.severity_colour(self._theme, alert.severity)
             look = {"size": style.VERDICT_SIZE, "va": "center"}
             self._write(("alert", number), left, place, title, weight="bold", color=colour, **look)
@@ -293,10 +293,6 @@ def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi:
     page = Page(theme)
     page.update(run)
     page.save(path, dpi)
-
-
-def _elide(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _how_many_fit(heights: Sequence[float], room: float, rest: float) -> int:

@@ -17,7 +17,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.plots import style
 from cockpit_lite.plots.artists import Artists, Word
-from cockpit_lite.plots.facts import scalars, why_missing
+from cockpit_lite.plots.facts import elide, scalars, why_missing
 from cockpit_lite.plots.limits import value_limits
 from cockpit_lite.plots.numbers import LogTicks, ShortLabels, StepLabels, StepTicks, ValueTicks, decimate, smooth
 from cockpit_lite.plots.verdict import Verdict
@@ -41,7 +40,8 @@ DOTS_UP_TO = 40
 #: More alerts than this are not marked one by one: the worst ones are.
 MOST_MARKS = 8
 
-_panels: WeakKeyDictionary[Axes, Panel] = WeakKeyDictionary()
+#: A panel is kept on its axes, so that it goes when they go.
+_ATTRIBUTE = "_cockpit_lite_panel"
 
 
 @contextmanager
@@ -58,12 +58,15 @@ def panel(
         scale: Of the value axis; ``"auto"`` is logarithmic for positive values that span more than a factor of twenty.
         needs: Reading or readings of which at least one must be there; else the panel says why the first is missing.
     """
-    if ax not in _panels:
-        _panels[ax] = Panel(ax)
-    board = _panels[ax]
-    board.begin(run, title, unit, scale, [needs] if isinstance(needs, str) else list(needs))
-    yield board
-    board.end()
+    board: Panel | None = getattr(ax, _ATTRIBUTE, None)
+    if board is None:
+        board = Panel(ax)
+        setattr(ax, _ATTRIBUTE, board)
+    # Runs that blow up are what people look at gauges for: the largest numbers there are must not raise in turn.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        board.begin(run, title, unit, scale, [needs] if isinstance(needs, str) else list(needs))
+        yield board
+        board.end()
 
 
 class Panel:
@@ -87,6 +90,7 @@ class Panel:
     def begin(self, run: Run, title: str, unit: str, scale: Scale, needs: list[str]) -> None:
         """Start a round: forget what was said in the last one, keep the artists."""
         self.run = run
+        self._last_step = max([run.last_step or 0, *(alert.step for alert in run.alerts)])
         self._scale = scale
         self._artists.begin()
         self._legend: list[tuple[str, str, str]] = []
@@ -114,7 +118,7 @@ class Panel:
         if self._legend:
             groups = [  # the label in text colour: not every series colour can be read
                 [Word(swatch, colour, style.LEGEND_SIZE, "bold"), Word(label, self._theme.muted, style.LEGEND_SIZE)]
-                for swatch, label, colour in _elide(self._legend)
+                for swatch, label, colour in _shorten(self._legend)
             ]
             self._artists.words("legend", "lower right", groups, up=5)
         self._artists.end()
@@ -198,7 +202,7 @@ class Panel:
         area = self.ax.fill_between(low_steps, low, high, color=shade, alpha=0.16, linewidth=0, zorder=2)
         self._artists.area(("band", key), area)
         if label is not None:
-            self._legend.append(("░", label, shade))
+            self._legend.append(("■", label, style.mix(shade, self._theme.card, 0.3)))
 
     def healthy(self, low: float, high: float) -> None:
         """Shade the healthy range of values; infinite ends reach to the edge."""
@@ -212,7 +216,7 @@ class Panel:
             self._wishes += [float(np.nanmin(values[finite])), float(np.nanmax(values[finite]))]
             shade = self._theme.trouble
             if len(steps) == 1:  # a limit holds all along, even if known at one step
-                steps, values = np.array([0, max(1, self._last_step())]), np.repeat(values, 2)
+                steps, values = np.array([0, max(1, self._last_step)]), np.repeat(values, 2)
             look = {"color": shade, "linestyle": (0, (5, 2.5)), "linewidth": 1.2, "zorder": 3.5}
             self._artists.line(("limit", key), self.ax, *decimate(steps, values), look)
             self._limit_labels.append((key, label, steps, values, shade))
@@ -223,7 +227,7 @@ class Panel:
             self.limit(key, np.array([0]), np.array([value]), label)
         else:
             self._wishes.append(value)
-            ends = np.array([0, max(1, self._last_step())])
+            ends = np.array([0, max(1, self._last_step)])
             look = {"color": self._theme.muted, "linestyle": (0, (2, 2)), "linewidth": 1.0, "zorder": 2.5}
             self._artists.line(("level", key), self.ax, ends, np.array([value, value]), look)
             self._limit_labels.append((key, label, ends, np.array([value, value]), self._theme.muted))
@@ -232,7 +236,7 @@ class Panel:
         """Say in one line under the gauge what it shows."""
         if verdict is None or self.missing:
             return
-        words = [Word(verdict.text, self._theme.text, style.VERDICT_SIZE)]
+        words = [Word(elide(verdict.text, 68), self._theme.text, style.VERDICT_SIZE)]
         if style.SYMBOLS[verdict.health]:
             colour = style.health_colour(self._theme, verdict.health)
             words.insert(0, Word(style.SYMBOLS[verdict.health], colour, style.VERDICT_SIZE))
@@ -240,11 +244,8 @@ class Panel:
 
     # Settling a round -----------------------------------------------------------------------------------------------
 
-    def _last_step(self) -> int:
-        return max([self.run.last_step or 0, *(alert.step for alert in self.run.alerts)])
-
     def _settle_steps(self) -> None:
-        last = max(1, self._last_step())
+        last = max(1, self._last_step)
         self._set_limits(self.ax, "x", (-0.015 * last, 1.015 * last))
 
     def _settle_values(self) -> None:
@@ -271,7 +272,7 @@ class Panel:
             if len(visible):
                 at = (float(steps[visible[-1]]), float(values[visible[-1]]))
                 height = self.ax.transLimits.transform(self.ax.transScale.transform(at))[1]
-                below, at_left = height > 0.5, at[0] < 0.3 * self._last_step()
+                below, at_left = height > 0.5, at[0] < 0.3 * self._last_step
                 self._artists.note(
                     ("limit label", key),
                     label,
@@ -292,12 +293,12 @@ class Panel:
         ):
             steps = np.unique(np.concatenate(found)) if found else np.array([])
             if len(steps):
-                steps = _spaced(steps, self._last_step() / 40)
+                steps = _spaced(steps, self._last_step / 40)
                 transform = self.ax.get_xaxis_transform()
                 look = {"transform": transform, "linestyle": "", "marker": marker, "markersize": 4.5, "markeredgewidth": 1.3}
                 look |= {"color": colour, "zorder": 6, "clip_on": False}
                 self._artists.line(("marks", key), self.ax, steps, np.full(len(steps), height), look)
-                at_end = steps[0] > 0.8 * self._last_step()
+                at_end = steps[0] > 0.8 * self._last_step
                 self._artists.note(
                     ("mark label", key),
                     word,
@@ -425,6 +426,6 @@ def _spaced(steps: np.ndarray, distance: float) -> np.ndarray:
     return np.array(kept)
 
 
-def _elide(legend: list[tuple[str, str, str]], most: int = 4, length: int = 26) -> list[tuple[str, str, str]]:
-    entries = [(swatch, label if len(label) <= length else label[: length - 1] + "…", colour) for swatch, label, colour in legend]
+def _shorten(legend: list[tuple[str, str, str]], most: int = 4, length: int = 24) -> list[tuple[str, str, str]]:
+    entries = [(swatch, elide(label, length if len(legend) < most else length // 2), colour) for swatch, label, colour in legend]
     return entries if len(entries) <= most else [*entries[: most - 1], ("", f"+{len(entries) - most + 1}", legend[-1][2])]

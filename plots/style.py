@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.font_manager import fontManager
 
 if TYPE_CHECKING:
@@ -103,6 +103,15 @@ def font_family() -> list[str]:
     installed = {font.name for font in fontManager.ttflist}
     family = next(name for name in _FAMILIES if name in installed or name == "DejaVu Sans")
     return list(dict.fromkeys([family, "DejaVu Sans"]))
+
+
+def mix(colour: str, background: str, share: float) -> str:
+    """Return what ``share`` of a colour on a background looks like.
+
+    >>> mix("#000000", "#ffffff", 0.2)
+    '#cccccc'
+    """
+    return to_hex([share * front + (1 - share) * back for front, back in zip(to_rgb(colour), to_rgb(background), strict=True)])
 
 
 def severity_colour(theme: Theme, severity: str) -> str:
