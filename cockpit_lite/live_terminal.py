@@ -21,7 +21,7 @@ from cockpit_lite.plots.facts import described, recent, scalars
 from cockpit_lite.plots.follow import Follower
 from cockpit_lite.plots.grad_norm import verdict as grad_norm_verdict
 from cockpit_lite.plots.gradient_noise_scale import verdict as noise_verdict
-from cockpit_lite.plots.gradient_tests import verdict as tests_verdict
+from cockpit_lite.plots.gradient_tests import verdict as gradient_tests_verdict
 from cockpit_lite.plots.hessian_trace import verdict as trace_verdict
 from cockpit_lite.plots.learning_rate import verdict as learning_rate_verdict
 from cockpit_lite.plots.loss import verdict as loss_verdict
@@ -40,7 +40,7 @@ _ROWS: tuple[tuple[str, str, Callable[[Run], Verdict | None]], ...] = (
     ("Update ratio", "update_ratio", update_ratio_verdict),
     ("Way travelled", "distance", update_size_verdict),
     ("Gradient norm", "grad_norm", grad_norm_verdict),
-    ("Gradient tests", "inner_product_test", tests_verdict),
+    ("Gradient tests", "inner_product_test", gradient_tests_verdict),
     ("Noise scale", "gradient_noise_scale", noise_verdict),
     ("Gain and curvature", "taylor_curvature_term", curvature_verdict),
     ("Largest eigenvalue", "max_eigenvalue", eigenvalue_verdict),

@@ -111,7 +111,10 @@ def mix(colour: str, background: str, share: float) -> str:
     >>> mix("#000000", "#ffffff", 0.2)
     '#cccccc'
     """
-    return to_hex([share * front + (1 - share) * back for front, back in zip(to_rgb(colour), to_rgb(background), strict=True)])
+    red, green, blue = (
+        share * front + (1 - share) * back for front, back in zip(to_rgb(colour), to_rgb(background), strict=True)
+    )
+    return to_hex((red, green, blue))
 
 
 def severity_colour(theme: Theme, severity: str) -> str:
