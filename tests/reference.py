@@ -7,6 +7,7 @@ Nothing here is clever, so that what is clever elsewhere can be compared with it
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,22 +31,41 @@ def gradient(architecture: Architecture, model: nn.Module, batch: Batch) -> dict
 def contributions(architecture: Architecture, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Return c_n by parameter name, each (N, *shape) in float64, by a loop over one-sample batches.
 
+    Where noise is drawn (dropout in train mode), the model sees the whole batch each time, with the random numbers that come
+    next, and the loss one sample's row of the output: one sample alone would get the first sample's noise.
+
     Raises:
-        ValueError: if there is no such thing: samples interact, batch statistics are used, or noise is drawn.
+        ValueError: if there is no such thing: samples interact, or batch statistics are used.
     """
-    if model.training and (architecture.batch_norm or architecture.dropout):
+    if model.training and architecture.batch_norm:
         raise ValueError(f"{architecture.name} in train mode: one sample alone is not the same function. Call model.eval().")
     exact, batch = copy.deepcopy(model).double(), batch.to(torch.float64)
-    rows = [
-        {name: weight * values for name, values in gradient(architecture, exact, sample).items()}
-        for sample, weight in zip(architecture.samples(batch), architecture.weights(batch), strict=True)
-    ]
+    rows = []
+    for i, (sample, weight) in enumerate(zip(architecture.samples(batch), architecture.weights(batch), strict=True)):
+        with torch.random.fork_rng(devices=[]):
+            whole = _OneRow(exact, batch.inputs, i) if architecture.dropout and model.training else exact
+            found = gradient(architecture, whole, sample)
+        rows.append({name.removeprefix("model."): weight * values for name, values in found.items()})
     return {name: torch.stack([row[name] for row in rows]) for name in trainable(model)}
+
+
+class _OneRow(nn.Module):
+    """Runs the model on a whole batch, whatever it is called with, and returns one row of each output."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], i: int) -> None:
+        super().__init__()
+        self.model, self.inputs, self.i = model, inputs, i
+        self.train(model.training)
+
+    def forward(self, *sample: Tensor) -> Any:
+        outputs = self.model(*self.inputs)
+        rows = [output[self.i : self.i + 1] for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        return tuple(rows) if isinstance(outputs, tuple) else rows[0]
 
 
 def matrix(by_parameter: dict[str, Tensor]) -> Tensor:
     """Return the (N, D) matrix of per-sample values that are given by parameter, in the order of the dictionary."""
-    return torch.cat([values.flatten(1) for values in by_parameter.values()], 1)
+    return torch.cat([values.reshape(len(values), -1) for values in by_parameter.values()], 1)
 
 
 def hessian(architecture: Architecture, model: nn.Module, batch: Batch) -> Tensor:

@@ -100,10 +100,20 @@ def test_interacting_samples_have_no_single_loss(architecture: Architecture) -> 
         architecture.sample(batch, 0)
 
 
-@pytest.mark.parametrize("name", ["mlp_batch_norm_dropout", "vae"])
-def test_no_reference_in_train_mode_where_one_sample_is_another_function(name: str) -> None:
+def test_no_reference_with_batch_statistics() -> None:
+    architecture = ZOO["resnet_batch_norm"]
     with pytest.raises(ValueError, match="eval"):
-        reference.contributions(ZOO[name], ZOO[name].build(), ZOO[name].batch(3, generator()))
+        reference.contributions(architecture, architecture.build(), architecture.batch(3, generator()))
+
+
+@pytest.mark.parametrize("architecture", [a for a in ZOO.values() if a.dropout and not a.batch_norm], ids=lambda a: a.name)
+def test_contributions_add_up_with_noise(architecture: Architecture) -> None:
+    model, batch = architecture.build(dtype=torch.float64), architecture.batch(5, generator(), torch.float64)
+    state = torch.get_rng_state()
+    contributions = reference.contributions(architecture, model, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, values in reference.gradient(architecture, model, batch).items():
+        torch.testing.assert_close(contributions[name].sum(0), values, rtol=1e-10, atol=1e-13)
 
 
 def test_hessian_of_a_quadratic_is_known() -> None:

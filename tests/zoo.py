@@ -218,6 +218,12 @@ def _mlp_batch_norm_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
 
 
+def _mlp_dropout() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(inplace=True), nn.Dropout(0.4), nn.Linear(16, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, 4)
+    )
+
+
 def _deep_linear() -> nn.Module:
     return nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(6)), nn.Linear(8, 3))
 
@@ -287,6 +293,7 @@ def _class_weights(batch: Batch, size: int) -> Tensor:
 
 _add("linear_regression", lambda: nn.Linear(7, 3), pairs(7, 3), squared_error)
 _add("mlp", _mlp, images(1, 6, 6))
+_add("mlp_dropout", _mlp_dropout, vectors(12, 4), dropout=True)
 _add("mlp_batch_norm_dropout", _mlp_batch_norm_dropout, vectors(12, 4), batch_norm=True, dropout=True)
 _add("deep_linear", _deep_linear, pairs(8, 3), squared_error)
 _add("residual_mlp", ResidualMLP, vectors(12, 4))
@@ -850,6 +857,18 @@ def _diagonal_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(logits)))
 
 
+class TwoTowers(nn.Module):
+    """An encoder for each side, as in image-text models; the loss is contrastive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return F.normalize(self.left(left), dim=-1) @ F.normalize(self.right(right), dim=-1).T / self.temperature
+
+
 class VAE(nn.Module):
     """Two losses; the latent noise is drawn in the forward pass in train mode."""
 
@@ -882,6 +901,7 @@ _add(
 )
 _add("siamese", Siamese, pairs(8, 1, inputs=2), squared_error, input_axes=(0, 0), shared=True)
 _add("contrastive", Contrastive, pairs(8, 1, inputs=2), _diagonal_cross_entropy, input_axes=(0, 0), shared=True, interacts=True)
+_add("two_towers", TwoTowers, pairs(8, 1, inputs=2), _diagonal_cross_entropy, input_axes=(0, 0), bare=True, interacts=True)
 _add("vae", VAE, reconstruction(10), _evidence_bound, dropout=True)
 
 
