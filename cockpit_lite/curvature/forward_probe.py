@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as module_registry
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.second_forward import ForwardCall
 
 
 class ForwardProbe:
-    """Two hooks on the model itself, there between :meth:`start` and :meth:`stop` only.
+    """Watches the calls of a model between :meth:`start` and :meth:`stop`.
+
+    By hooks on all modules at once: nothing is set on the user's model, so a copy of it carries nothing of ours. Only the
+    wrapper that ``torch.compile`` makes gets the hooks itself, since PyTorch warns of the others there; a model compiled in
+    another way is not watched, since a hook would have it compiled again.
 
     Attributes:
         call: The last call that came to its end, or None.
@@ -27,22 +33,36 @@ class ForwardProbe:
     def start(self) -> None:
         """Watch the calls from now on."""
         self.stop()
-        self._handles = [
-            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._model.register_forward_hook(self._after),
-        ]
+        model = self._model
+        if _is_compiled(model):
+            self._handles = [
+                model.register_forward_pre_hook(self._before),
+                model.register_forward_hook(self._after, with_kwargs=True),
+            ]
+        elif not any(_is_compiled(module) or module._compiled_call_impl is not None for module in model.modules()):
+            self._handles = [
+                register_module_forward_pre_hook(self._before),
+                register_module_forward_hook(self._after, with_kwargs=True),
+            ]
 
     def stop(self) -> None:
-        """Take the hooks away and forget the call, which holds the model's inputs and outputs."""
+        """Take the hooks away and forget the call, which holds the model's inputs and outputs. May be called twice."""
         for handle in self._handles:
             handle.remove()
+            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
+            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles, self._begun, self.call = [], [], None
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._begun.append(ForwardCall(module, args, kwargs))
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is self._model:
+            self._begun.append(ForwardCall(module))
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         # A call that raised leaves an entry behind; the last one begun is the one that ended.
-        if self._begun:
+        if module is self._model and self._begun:
             self.call = self._begun.pop()
-            self.call.output = output
+            self.call.finish(args, kwargs, output)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"  # its import takes seconds

@@ -54,7 +54,7 @@ class Curvature:
         generator: torch.Generator,
         *,
         model: nn.Module | None = None,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | None = None,
         forward: ForwardCall | None = None,
     ):
         """Look at ``loss`` just before its backward.
@@ -64,7 +64,7 @@ class Curvature:
             parameters: By name. Those the loss does not depend on count as zero, those that are frozen are left out.
             generator: For random vectors.
             model: Where backward hooks are looked for and buffers are kept safe.
-            scale: What a gradient scaler multiplied the loss with; divided out of gradient and products.
+            scale: What a gradient scaler multiplied the loss with, if any; divided out of gradient and products.
             forward: The call of the model that the loss comes from. With it, operations without a second derivative that
                 have a twin with one (fused attention) are run a second time, see :class:`SecondForward`.
         """
@@ -179,7 +179,8 @@ class Curvature:
 
     def _complete(self, values: Sequence[Tensor | None]) -> list[Tensor]:
         """Write zeros out and divide by the scale of the loss."""
-        return [
-            torch.zeros_like(parameter, requires_grad=False) if value is None else value.detach() / self._scale
-            for parameter, value in zip(self.parameters.values(), values, strict=True)
-        ]
+        complete = []
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            tensor = torch.zeros_like(parameter, requires_grad=False) if value is None else value.detach()
+            complete.append(tensor if self._scale is None else tensor / self._scale)
+        return complete

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.nn.modules import module as module_registry
 
 from cockpit_lite.errors import NotMeasured
 
@@ -114,6 +115,8 @@ def check_loss(loss: Tensor, model: nn.Module | None) -> None:
         raise NotMeasured(f"the loss is not a single number but has the shape {tuple(loss.shape)}")
     if loss.grad_fn is None:
         raise NotMeasured("the loss has no graph: it does not depend on the parameters through autograd")
+    if module_registry._global_backward_hooks or module_registry._global_backward_pre_hooks:
+        raise NotMeasured("all modules have a backward hook that would fire a second time")
     for name, module in model.named_modules() if model is not None else ():
         if module._backward_hooks or module._backward_pre_hooks:
             raise NotMeasured(f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as module_registry
 
 
 @contextmanager
@@ -15,8 +17,8 @@ def quietly(parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> Iterator
 
     Hooks on the parameters do not fire: they count or clip the training's own gradients, and curvature is that of the
     loss. Autocast is off, so that a backward inside an autocast block is not rounded a second time. Activation checkpoints
-    recompute parts of the forward during a backward pass and may draw random numbers or move the statistics of batch norm:
-    the generators' states and the buffers are put back.
+    recompute parts of the forward during a backward pass: what they draw of random numbers and move of the statistics of
+    batch norm is put back, and our own probes do not see them.
     """
     parameters, buffers = list(parameters), list(buffers)
     devices = {parameter.device for parameter in parameters}
@@ -29,6 +31,7 @@ def quietly(parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> Iterator
         for device_type in {device.type for device in devices}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(own_hooks_resting([None]))
         try:
             for hooks, _ in saved_hooks:
                 hooks.clear()
@@ -39,3 +42,34 @@ def quietly(parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> Iterator
             for buffer, saved_buffer in saved_buffers:
                 # .data: the graph may have saved the buffer, and its version must not move.
                 buffer.data.copy_(saved_buffer)
+
+
+@contextmanager
+def own_hooks_resting(modules: Iterable[nn.Module | None]) -> Iterator[None]:
+    """Take our own forward hooks away from ``modules`` (None: from all modules at once) and put them back in their places."""
+    places = [(hooks, dict(hooks)) for module in modules for hooks in forward_hooks(module) if hooks]
+    try:
+        for hooks, saved in places:
+            for key, hook in saved.items():
+                if package(hook) == "cockpit_lite":
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, saved in places:
+            hooks.clear()
+            hooks.update(saved)
+
+
+def forward_hooks(module: nn.Module | None) -> tuple[dict[int, Callable[..., Any]], ...]:
+    """Return the dictionaries that hold the forward hooks of a module, or for None those of all modules."""
+    if module is None:
+        return module_registry._global_forward_pre_hooks, module_registry._global_forward_hooks
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def package(hook: Callable[..., Any]) -> str:
+    """Return the top-level package that a hook was written in."""
+    while hasattr(hook, "func"):  # functools.partial
+        hook = hook.func
+    module: str | None = getattr(hook, "__module__", None)
+    return (module or type(hook).__module__).split(".")[0]

@@ -29,6 +29,7 @@ from torch.utils import checkpoint
 
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
 from cockpit_lite.curvature.own_graph import derivative_along
+from cockpit_lite.curvature.quietly import forward_hooks, own_hooks_resting, package
 from cockpit_lite.errors import NotMeasured
 
 # How far the second forward may be from the first one, relative: other kernels round differently, autocast much more.
@@ -39,23 +40,32 @@ _TOLERANCE_AUTOCAST = 5e-2
 class ForwardCall:
     """One call of the model, remembered so that it can be repeated.
 
-    Make it just before the forward pass, and set ``output`` just after.
+    Make it just before the forward pass, and :meth:`finish` it just after.
 
     Attributes:
-        model: The model, or the module in it, that was called.
+        model: The model, or the module in it, that is called.
         output: What it returned: tensors in any nesting of tuples, lists, mappings and dataclasses.
+        autocast: Whether it ran under autocast.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+    def __init__(self, model: nn.Module):
         self.model = model
-        self.args = args
-        self.kwargs = dict(kwargs)
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
         self.output: Any = None
-        devices = {tensor.device for tensor in model.parameters()} | {tensor.device for tensor in _tensors((args, self.kwargs))}
-        self.devices = sorted((device for device in devices if device.type not in ("cpu", "meta")), key=str)
-        self.autocast = any(torch.is_autocast_enabled(kind) for kind in {device.type for device in devices})
-        self._random_states = [torch.get_rng_state(), *(_generator(device).get_rng_state(device) for device in self.devices)]
-        self._versions = [tensor._version for tensor in _tensors((args, self.kwargs))]
+        kinds = {parameter.device for parameter in model.parameters()}
+        self.autocast = any(torch.is_autocast_enabled(kind) for kind in {device.type for device in kinds})
+        self._devices = sorted((device for device in kinds if device.type not in ("cpu", "meta")), key=str)
+        self._random_states = [torch.get_rng_state(), *(_generator(device).get_rng_state(device) for device in self._devices)]
+        self._versions: list[int] = []
+
+    def finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Remember what the call was given and what it returned."""
+        self.args, self.kwargs, self.output = args, dict(kwargs), output
+        self._versions = self._input_versions()
+
+    def _input_versions(self) -> list[int]:
+        return [tensor._version for tensor in _tensors((self.args, self.kwargs))]
 
     def repeat(self) -> list[Tensor]:
         """Call the model again and return the tensors of its output, in the order of those of ``output``.
@@ -63,16 +73,16 @@ class ForwardCall:
         Raises:
             NotMeasured: if the call cannot be repeated.
         """
-        if [tensor._version for tensor in _tensors((self.args, self.kwargs))] != self._versions:
+        if self._input_versions() != self._versions:
             raise NotMeasured("the inputs of the model were changed in place, so the forward pass cannot be repeated")
         model = self.model
         if isinstance(model, nn.parallel.DistributedDataParallel):  # its forward prepares the reduction of the gradients
             model = model.module
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        accelerator = self.devices[0].type if self.devices else "cuda"
-        with torch.random.fork_rng(self.devices, device_type=accelerator), _undisturbed(model), _twins(model):
+        accelerator = self._devices[0].type if self._devices else "cuda"
+        with torch.random.fork_rng(self._devices, device_type=accelerator), _undisturbed(model), _twins(model):
             torch.set_rng_state(self._random_states[0])
-            for device, state in zip(self.devices, self._random_states[1:], strict=True):
+            for device, state in zip(self._devices, self._random_states[1:], strict=True):
                 _generator(device).set_rng_state(state, device)
             return _tensors(torch.func.functional_call(model, buffers, self.args, self.kwargs))
 
@@ -197,38 +207,20 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     Raises:
         NotMeasured: if the user has placed forward hooks, which would fire a second time.
     """
-    hooks = []
-    for name, module in model.named_modules():
-        for registered in (module._forward_pre_hooks, module._forward_hooks):
-            for hook in registered.values():
-                if not _package(hook) & {"cockpit_lite", "torch"}:
-                    raise NotMeasured(
-                        f"the module {name or type(module).__name__!r} has a forward hook that would fire a second time"
-                    )
-            hooks.append((registered, dict(registered)))
+    for name, module in [("", None), *model.named_modules()]:
+        for hook in (hook for hooks in forward_hooks(module) for hook in hooks.values()):
+            if package(hook) not in ("cockpit_lite", "torch"):
+                where = "every module" if module is None else f"the module {name or type(module).__name__!r}"
+                raise NotMeasured(f"{where} has a forward hook that would fire a second time")
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        for registered, saved in hooks:
-            for key, hook in saved.items():
-                if "cockpit_lite" in _package(hook):
-                    del registered[key]
-        yield
-    finally:
-        for registered, saved in hooks:
-            registered.clear()
-            registered.update(saved)
-        for module, saved_attributes in attributes:
-            for name in vars(module).keys() - saved_attributes.keys():
-                del vars(module)[name]
-            vars(module).update(saved_attributes)
-
-
-def _package(hook: Callable[..., Any]) -> set[str]:
-    """Return the top-level package that a hook was written in."""
-    while hasattr(hook, "func"):  # functools.partial
-        hook = hook.func
-    module = getattr(hook, "__module__", None) or type(hook).__module__
-    return {module.split(".")[0]}
+    with own_hooks_resting([None, *model.modules()]):
+        try:
+            yield
+        finally:
+            for module, saved_attributes in attributes:
+                for name in vars(module).keys() - saved_attributes.keys():
+                    del vars(module)[name]
+                vars(module).update(saved_attributes)
 
 
 @contextmanager

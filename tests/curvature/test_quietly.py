@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 from torch.utils.checkpoint import checkpoint
 
 from cockpit_lite.curvature import Curvature
@@ -73,6 +74,36 @@ def test_a_module_with_a_backward_hook_is_left_alone(given: bool) -> None:
         curvature.product(torch.ones(8))
     loss.backward()
     assert len(fired) == 1
+
+
+def test_a_backward_hook_on_all_modules_is_left_alone() -> None:
+    model, fired = nn.Linear(3, 2), []
+    handle = register_module_full_backward_hook(lambda *args: fired.append(args))
+    try:
+        loss = model(torch.ones(4, 3, requires_grad=True)).sum()
+        with pytest.raises(NotMeasured, match="all modules have a backward hook"):
+            Curvature(loss, dict(model.named_parameters()), torch.Generator()).product(torch.ones(8))
+    finally:
+        handle.remove()
+    assert not fired
+
+
+def test_recomputed_activations_are_not_seen_by_our_own_probes() -> None:
+    model, fired = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), []
+
+    def hook(*args: object) -> None:
+        fired.append(args)
+
+    hook.__module__ = "cockpit_lite.probes.somewhere"
+    loss = checkpoint(model, torch.ones(4, 3, requires_grad=True), use_reentrant=False).sum()
+    handle = register_module_forward_hook(hook)
+    try:
+        Curvature(loss, dict(model.named_parameters()), torch.Generator()).product(torch.ones(12))
+        assert not fired
+        loss.backward()
+        assert fired  # it could have
+    finally:
+        handle.remove()
 
 
 def test_recomputed_activations_move_no_statistics_and_draw_no_random_numbers() -> None:

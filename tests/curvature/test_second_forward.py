@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as module_registry
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
-from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.curvature.obstacles import NoSecondDerivative
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
@@ -52,9 +54,14 @@ class Attention(nn.Module):
 
 
 def watch(model: nn.Module, *args: Any) -> tuple[Tensor, ForwardCall]:
-    call = ForwardCall(model, args, {})
-    call.output = model(*args)
-    return call.output, call
+    probe = ForwardProbe(model)
+    probe.start()
+    output = model(*args)
+    call = probe.call
+    probe.stop()
+    assert call is not None
+    assert probe.call is None
+    return output, call
 
 
 def curvature_of(loss: Tensor, model: nn.Module, call: ForwardCall | None) -> Curvature:
@@ -166,7 +173,8 @@ def test_a_forward_hook_of_the_user_is_not_fired_again() -> None:
     assert len(fired) == 1
 
 
-def test_our_own_forward_hooks_rest_meanwhile() -> None:
+@pytest.mark.parametrize("everywhere", [False, True], ids=["on the module", "on all modules"])
+def test_our_own_forward_hooks_rest_meanwhile(everywhere: bool) -> None:
     model = Attention()
     fired = []
 
@@ -174,12 +182,38 @@ def test_our_own_forward_hooks_rest_meanwhile() -> None:
         fired.append(args)
 
     hook.__module__ = "cockpit_lite.probes.somewhere"
-    model.drop.register_forward_hook(hook)
-    output, call = watch(model, torch.randn(5, 8, 8))
-    curvature = curvature_of(output.pow(3).mean(), model, call)
-    curvature.product(torch.ones(curvature.dimension))
-    assert len(fired) == 1
-    assert list(model.drop._forward_hooks.values()) == [hook]
+    handle = register_module_forward_hook(hook) if everywhere else model.drop.register_forward_hook(hook)
+    try:
+        output, call = watch(model, torch.randn(5, 8, 8))
+        before = len(fired)
+        curvature = curvature_of(output.pow(3).mean(), model, call)
+        curvature.product(torch.ones(curvature.dimension))
+        assert len(fired) == before
+        model.drop(output)
+        assert len(fired) == before + 1
+    finally:
+        handle.remove()
+
+
+def test_the_probe_leaves_nothing_on_the_model_and_sees_the_last_call() -> None:
+    model, probe = Attention(), ForwardProbe(nn.Linear(2, 2))
+    probe.start()
+    model(torch.randn(5, 8, 8))
+    assert probe.call is None  # another model
+    probe.stop()
+    probe = ForwardProbe(model)
+    probe.start()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    with pytest.raises(RuntimeError):
+        model(torch.randn(5, 8, 7))
+    first, second = model(torch.randn(5, 8, 8)), model(torch.randn(5, 8, 8))
+    assert probe.call is not None
+    assert probe.call.output is second is not first
+    probe.stop()
+    assert not module_registry._has_any_global_hook()  # type: ignore[no-untyped-call]
+    model(torch.randn(5, 8, 8))
+    assert probe.call is None
 
 
 def test_a_forward_that_cannot_be_repeated_has_a_reason() -> None:
