@@ -17,7 +17,7 @@ from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.isolation import warn
 from cockpit_lite.live import Viewer
 from cockpit_lite.plots.curvature_along_gradient import verdict as curvature_verdict
-from cockpit_lite.plots.facts import described, recent, scalars
+from cockpit_lite.plots.facts import cost, described, recent, scalars
 from cockpit_lite.plots.follow import Follower
 from cockpit_lite.plots.grad_norm import verdict as grad_norm_verdict
 from cockpit_lite.plots.gradient_noise_scale import verdict as noise_verdict
@@ -26,7 +26,7 @@ from cockpit_lite.plots.hessian_trace import verdict as trace_verdict
 from cockpit_lite.plots.learning_rate import verdict as learning_rate_verdict
 from cockpit_lite.plots.loss import verdict as loss_verdict
 from cockpit_lite.plots.max_eigenvalue import verdict as eigenvalue_verdict
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.style import SYMBOLS
 from cockpit_lite.plots.update_ratio import verdict as update_ratio_verdict
 from cockpit_lite.plots.update_size import verdict as update_size_verdict
@@ -57,9 +57,9 @@ def dashboard(run: Run, state: str) -> RenderableType:
     """Return the whole view of a run as it stands."""
     steps = "no step yet" if run.last_step is None else f"step {run.last_step:,}"
     facts = [described(run.info.get("optimizer")), state, steps, f"{run.seconds:.0f} s"]
-    cost = recent(run, "overhead")
-    if cost is not None:
-        facts.append(f"measuring costs {percent(cost)}")
+    share = recent(run, "overhead")
+    if share is not None:
+        facts.append(cost(share))
     header = Text.assemble(
         (described(run.info.get("model")) or run.folder.name, "bold"), "  ", (" · ".join(filter(None, facts)), "dim")
     )

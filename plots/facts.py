@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.run import Run
 
 NOTHING = (np.array([], dtype=np.int64), np.array([], dtype=np.float64))
@@ -76,6 +77,15 @@ def elide(text: str, length: int) -> str:
     ('short', 'rather …')
     """
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def cost(share: float) -> str:
+    """Return what measuring costs, as a share of the training.
+
+    >>> cost(0.04), cost(4.93)
+    ('measuring costs 4 %', 'measuring costs 4.9 times the training')
+    """
+    return f"measuring costs {percent(share)}" if share < 1 else f"measuring costs {short(share, 2)} times the training"
 
 
 def optimizer_name(run: Run) -> str:

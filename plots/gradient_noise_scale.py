@@ -7,7 +7,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import recent, scalars
+from cockpit_lite.plots.facts import broken_since, recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -31,6 +31,9 @@ def gradient_noise_scale(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare the batch size with the noise scale; suggest the power of two next to it where noise dominates."""
+    broken = broken_since(run, "gradient_noise_scale")
+    if broken:
+        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
     scale, batch = recent(run, "gradient_noise_scale", 20), recent(run, "batch_size")
     if scale is None:
         return None

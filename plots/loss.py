@@ -14,6 +14,7 @@ from cockpit_lite.plots.verdict import Verdict
 from cockpit_lite.run import Run
 
 _STEPS_TO_JUDGE = 10
+_STEPS_TO_EXPECT_MORE = 50
 
 
 def loss(run: Run, ax: Axes) -> None:
@@ -30,7 +31,7 @@ def loss(run: Run, ax: Axes) -> None:
 
 
 def verdict(run: Run) -> Verdict | None:
-    """Say where the loss is and whether it falls: its last tenth against the tenth before, beyond their own scatter."""
+    """Say where the loss is and whether it falls: its last tenth against the first and the one before, beyond their scatter."""
     broken = broken_since(run, "loss")
     if broken:
         return Verdict(f"loss is {short(broken[1])} since step {broken[0]}", "trouble")
@@ -46,12 +47,14 @@ def verdict(run: Run) -> Verdict | None:
     scatter = math.sqrt((float(np.var(last)) + float(np.var(before))) / tail)
     change = now - float(np.median(before))
     course = f"loss {short(now)}, at the start {short(first)}"
-    if now > first + 3 * scatter:
+    early_scatter = math.sqrt((float(np.var(values[:tail])) + float(np.var(last))) / tail)
+    if now > first + 3 * early_scatter:
         return Verdict(f"{course}: worse than at the start", "trouble")
     if change > 3 * scatter:
         return Verdict(f"{course}; rising lately", "watch")
-    lately = "still falling" if change < -scatter else "level lately"
-    return Verdict(f"{course}; {lately}", "healthy" if now < first else "neutral")
+    if now > first - 3 * early_scatter:
+        return Verdict(f"{course}: has not fallen yet", "watch" if len(values) >= _STEPS_TO_EXPECT_MORE else "neutral")
+    return Verdict(f"{course}; {'still falling' if change < -scatter else 'level lately'}", "healthy")
 
 
 def _spoken(name: str) -> str:

@@ -20,9 +20,8 @@ from matplotlib.text import Text
 
 from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.plots import style
-from cockpit_lite.plots.facts import described, elide, is_running, recent
+from cockpit_lite.plots.facts import cost, described, elide, is_running, recent
 from cockpit_lite.plots.layout import OVERVIEW, Layout
-from cockpit_lite.plots.numbers import percent
 from cockpit_lite.run import Run
 
 #: Inches; at 100 dots an inch this is a laptop's 1440 x 900.
@@ -196,9 +195,9 @@ class Page:
         self.state = status
         steps = "no step yet" if run.last_step is None else f"step {run.last_step:,}"
         facts = [elide(described(run.info.get("optimizer")), 40), status, steps, _duration(run.seconds)]
-        cost = recent(run, "overhead")
-        if cost is not None:
-            facts.append(f"measuring costs {percent(cost)}")
+        share = recent(run, "overhead")
+        if share is not None:
+            facts.append(cost(share))
         facts.append(elide(run.folder.name, 50))
         room = int(9.5 * (width - 4.5))
         self._write(
@@ -270,7 +269,9 @@ class Page:
             return
         alerts = sorted(run.alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.step))
         columns = max(20, int((width - 0.4) * _LETTERS_AN_INCH))
-        causes = [textwrap.wrap(alert.cause, columns, max_lines=2, placeholder=" …") for alert in alerts]
+        causes = [_wrap(alert.cause, columns, 3 if len(alerts) == 1 else 2) for alert in alerts]
+        if len(alerts) == 1:  # then there is room for what to do about it
+            causes[0] += _wrap(f"→ {alerts[0].advice}", columns, 2)
         place = top - 0.30
         room = place - bottom - 0.08
         fitting = _how_many_fit([_LINE * (1 + len(lines)) + _LINE / 2 for lines in causes], room, _LINE)
@@ -293,6 +294,10 @@ def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi:
     page = Page(theme)
     page.update(run)
     page.save(path, dpi)
+
+
+def _wrap(text: str, columns: int, lines: int) -> list[str]:
+    return textwrap.wrap(text, columns, max_lines=lines, placeholder=" …")
 
 
 def _how_many_fit(heights: Sequence[float], room: float, rest: float) -> int:

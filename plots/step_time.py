@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import recent, scalars
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.facts import cost, recent, scalars
+from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
 from cockpit_lite.run import Run
@@ -28,5 +28,5 @@ def verdict(run: Run) -> Verdict | None:
     seconds, share = recent(run, "step_time"), recent(run, "overhead")
     words = [] if seconds is None else [f"{short(1e3 * seconds)} ms a step"]
     if share is not None:
-        words.append(f"measuring costs {percent(share)}")
+        words.append(cost(share))
     return Verdict(", ".join(words)) if words else None

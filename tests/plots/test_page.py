@@ -77,6 +77,12 @@ def test_the_alerts_follow_the_run(tmp_path: Path) -> None:
     assert "■ CL302 exploding-gradients, step 195" not in texts(page)
 
 
+def test_a_single_alert_says_what_to_do(tmp_path: Path) -> None:
+    page = Page()
+    page.update(training_run(tmp_path, alerts=["learning-rate-too-high"]))
+    assert "→ Lower the learning rate to 0.02." in texts(page)
+
+
 def test_more_alerts_than_fit_are_counted(tmp_path: Path) -> None:
     page = Page()
     page.update(
