@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -29,6 +30,7 @@ class Call:
         kwargs: Keyword arguments, detached.
         outputs: The tensors it returned, detached, in the order of ``tree_flatten``.
         forward: Number of the forward (outermost call) it belongs to.
+        autocast: The type that automatic mixed precision calculated in; ``None`` without it.
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
@@ -40,6 +42,7 @@ class Call:
     outputs: list[Tensor]
     forward: int
     deltas: list[Tensor | None] = field(default_factory=list)
+    autocast: torch.dtype | None = None
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
     _versions: tuple[int, ...] = ()
@@ -49,6 +52,8 @@ class Call:
         """Remember a call that has just returned."""
         outputs = [value.detach() for value in tensors_in(output)]
         call = cls(module, tree_map(_cut, args), tree_map(_cut, dict(kwargs)), outputs, forward, [None] * len(outputs))
+        device = outputs[0].device.type if outputs else "cpu"
+        call.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         call._versions = call._now()
         return call
 
@@ -76,6 +81,11 @@ class Call:
         """Add an output gradient; several losses may be taken back through one call."""
         known = self.deltas[position]
         self.deltas[position] = delta.detach() if known is None else known + delta.detach()
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether anything in it was calculated in less than single precision."""
+        return self.autocast is not None or any(output.dtype in (torch.float16, torch.bfloat16) for output in self.outputs)
 
     def bound(self) -> list[Any]:
         """Return the arguments in the order of the signature of ``forward``."""

@@ -1,7 +1,7 @@
 """BackPACK extensions over the per-sample rules.
 
-The rules of :mod:`cockpit_lite.probes.per_sample.rules` are BackPACK module extensions with BackPACK's own signature, so they also
-serve who uses BackPACK directly::
+The rules of :mod:`cockpit_lite.probes.per_sample.rules` are BackPACK module extensions with BackPACK's own signature, so they
+also serve who uses BackPACK directly::
 
     model, loss_function = extend(model), extend(loss_function)
     with backpack(SquaredNorms()):

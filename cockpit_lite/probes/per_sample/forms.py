@@ -133,6 +133,15 @@ class OuterProducts(Form):
         answers = self.inputs @ matrices.transpose(-1, -2)
         return answers.mul_(self.deltas).sum((1, 2, 3))
 
+    def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the inner products with ``left right'``, the same for every group: cheaper than any other direction.
+
+        Args:
+            left: Shape (O,).
+            right: Shape (I,).
+        """
+        return ((self.deltas @ left) * (self.inputs @ right)).sum((1, 2))
+
     def gradients(self) -> Tensor:
         """Sum the outer products."""
         return torch.cat(list(self._matrices())).reshape(self.batch_size, *self.shape)

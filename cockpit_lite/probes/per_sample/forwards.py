@@ -60,7 +60,7 @@ class Forward:
         self.outputs, self.edges = [], []
 
     def survey(self, known: dict[tuple[object, ...], Answer]) -> None:
-        """Give every call its layout: from ``known`` structures, from the graph, or where that cannot be asked from the shapes."""
+        """Give every call its layout: from ``known`` structures, from the graph, or if that cannot be asked from the shapes."""
         self.surveyed = True
         structure = self.structure()
         if structure in known:
@@ -157,14 +157,14 @@ class Forward:
             if agreement is not None and not agreement > AGREEMENT:
                 return Layout(reason="its rows do not belong to single samples")
             return None  # by shape
-        return passes.layout(position, axes, trailing(call.module))
+        return passes.layout(position, axes, trailing_axes(call.module))
 
 
 def _failures(layouts: Sequence[Layout | None]) -> int:
     return sum(1 for layout in layouts if layout is not None and layout.reason)
 
 
-def trailing(module: nn.Module) -> int:
+def trailing_axes(module: nn.Module) -> int:
     """Return how many last axes of the output are no leading ones."""
     rule = RULES.get(type(module))
     axes = None if rule is None else rule.trailing_axes(module)

@@ -7,8 +7,12 @@ cannot be repeated sample by sample (noise, batch statistics, samples that inter
 
 from __future__ import annotations
 
+import random
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -20,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from cockpit_lite.probes.per_sample.calls import Call, tensors_in
 from cockpit_lite.probes.per_sample.forms import CHUNK, Dense
 from cockpit_lite.probes.per_sample.owners import Layout
-from cockpit_lite.probes.per_sample.rules.rule import NoRule
+from cockpit_lite.probes.per_sample.rules.rule import NoRule, random_state
 from cockpit_lite.probes.per_sample.shadow import shadow_tree
 
 #: Greatest difference of the repeated call from the user's, relative to its largest value.
@@ -28,6 +32,8 @@ REPEATED = {torch.float64: 1e-9, torch.float32: 1e-3}
 REPEATED_HALF_PRECISION = 5e-2
 #: At most so many arguments may look like a batch without anybody knowing.
 AMBIGUOUS = 3
+#: Up to so many samples are repeated one after the other where vmap refuses.
+LOOP = 256
 
 
 def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: Layout, batch_size: int) -> dict[str, Dense]:
@@ -51,7 +57,8 @@ def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: La
     values = {name: parameter.detach() for name, parameter in parameters.items()}
     copy = shadow_tree(call.module)
     deltas = [
-        torch.zeros_like(output) if delta is None else delta for output, delta in zip(call.outputs, call.deltas, strict=True)
+        torch.zeros_like(output) if delta is None else delta
+        for output, delta in zip(call.outputs, _external(call, copy), strict=True)
     ]
     output_axes = [_axis(output, axis, count) for output in call.outputs]
     if None in output_axes:
@@ -69,27 +76,33 @@ def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: La
             outputs = tensors_in(functional_call(copy, replaced, args, kwargs))
             return tuple(output.squeeze(at) for output, at in zip(outputs, output_axes, strict=True) if at is not None)
 
-        outputs, backward = vjp(forward, values)
+        outputs, backward = vjp(forward, values)[:2]
         return outputs, backward(tuple(cotangents))[0]
 
     reason = f"{kind}'s call is not the same for one sample alone"
     for candidate in _batch_arguments(leaves, axis, count):
         positions = [position for position, _ in candidate]
         axes = [at for _, at in candidate]
+        samples = [leaves[position] for position in positions]
+        by_sample = partial(one_sample, axes=axes)
+        drawn: list[bool] = []
         try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # vmap says when it is slow, and a forward what it said before
-                outputs, gradients = vmap(
-                    lambda chosen, cotangents, axes=axes: one_sample(chosen, cotangents, axes),
-                    in_dims=(axes, output_axes),
-                    randomness="error",
-                    chunk_size=max(1, CHUNK // max(1, elements)),
-                )([leaves[position] for position in positions], deltas)
+            with _as_called(call), random_numbers_kept(call.outputs[0].device, drawn):
+                chunk = max(1, CHUNK // max(1, elements))
+                try:
+                    mapped = vmap(by_sample, in_dims=(axes, output_axes), randomness="error", chunk_size=chunk)
+                    outputs, gradients = mapped(samples, deltas)
+                except Exception as error:  # vmap refuses some operations, and decisions that depend on values
+                    if "randomness" in str(error) or count > LOOP:
+                        raise
+                    outputs, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
         except Exception as error:  # whatever a user's forward may raise on one sample
             reason = _explain(kind, error)
             continue
+        if any(drawn):
+            raise NoRule(f"{kind} draws random numbers in its forward")
         same = all(
-            _close(found, output.movedim(at, 0), shape_only=call.outputs_overwritten)
+            _close(found, output.movedim(at, 0), call.outputs_overwritten, call.half_precision)
             for found, output, at, real in zip(outputs, call.outputs, output_axes, differentiable, strict=True)
             if real and at is not None
         )
@@ -99,6 +112,87 @@ def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: La
                 forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
             return forms
     raise NoRule(reason)
+
+
+def _external(call: Call, copy: nn.Module) -> list[Tensor | None]:
+    """Return the output gradients without the part that comes from the other outputs.
+
+    An output may be made from another one, as the hidden state of an LSTM cell from its cell state. The gradient that arrives at
+    the inner one then holds what goes through the outer one already, and would count it twice.
+    """
+    total = list(call.deltas)
+    arrived = [position for position, delta in enumerate(total) if delta is not None]
+    if len(arrived) < 2:
+        return total
+    values = {name: parameter.detach().requires_grad_(parameter.requires_grad) for name, parameter in copy.named_parameters()}
+    try:
+        with _as_called(call), random_numbers_kept(call.outputs[0].device, []):
+            outputs = tensors_in(functional_call(copy, values, call.args, dict(call.kwargs)))
+            external = list(total)
+            for _ in arrived:  # settles after as many rounds as outputs are nested
+                for inner in arrived:
+                    outer = [position for position in arrived if position != inner and outputs[position].requires_grad]
+                    if not outer or not outputs[inner].requires_grad:
+                        continue
+                    (through,) = torch.autograd.grad(
+                        [outputs[position] for position in outer],
+                        [outputs[inner]],
+                        [external[position] for position in outer],
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
+                    known = total[inner]
+                    external[inner] = known if through is None or known is None else known - through
+    except Exception as error:  # whatever a user's forward may raise when it is called again
+        raise NoRule(f"{type(call.module).__name__} could not be called again ({type(error).__name__})") from error
+    return external
+
+
+def _looped(
+    by_sample: Callable[..., tuple[Any, ...]],
+    samples: Sequence[Tensor],
+    axes: Sequence[int],
+    deltas: Sequence[Tensor],
+    output_axes: Sequence[int | None],
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Do what vmap does, one sample after the other."""
+    rows = [
+        by_sample(
+            [sample.select(at, n) for sample, at in zip(samples, axes, strict=True)],
+            [delta.select(at, n) for delta, at in zip(deltas, output_axes, strict=True) if at is not None],
+        )
+        for n in range(samples[0].shape[axes[0]])
+    ]
+    outputs = [torch.stack([row[0][position] for row in rows]).detach() for position in range(len(deltas))]
+    return outputs, {name: torch.stack([row[1][name] for row in rows]) for name in rows[0][1]}
+
+
+@contextmanager
+def _as_called(call: Call) -> Iterator[None]:
+    """Calculate as the user's call did, and keep quiet: vmap says when it is slow, and a forward what it said before."""
+    device = call.outputs[0].device.type
+    with torch.enable_grad(), warnings.catch_warnings(), torch.autocast(device, call.autocast, enabled=call.autocast is not None):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def random_numbers_kept(device: torch.device, drawn: list[bool]) -> Iterator[None]:
+    """Put all random number generators back afterwards, and append whether any was drawn from."""
+    numpy: Any = sys.modules.get("numpy")
+    states: tuple[Any, Any] = (random.getstate(), None if numpy is None else numpy.random.get_state())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        before = random_state(device)
+        try:
+            yield
+        finally:
+            drawn.append(not all(map(torch.equal, before, random_state(device))))
+            drawn.append(random.getstate() != states[0])
+            random.setstate(states[0])
+            if numpy is not None:
+                now = numpy.random.get_state()
+                drawn.append(now[2] != states[1][2] or not (now[1] == states[1][1]).all())
+                numpy.random.set_state(states[1])
 
 
 def _axis(tensor: Tensor, axis: int, count: int) -> int | None:
@@ -128,10 +222,10 @@ def _batch_arguments(leaves: Sequence[Any], axis: int, count: int) -> Iterator[l
             yield chosen
 
 
-def _close(found: Tensor, expected: Tensor, shape_only: bool) -> bool:
+def _close(found: Tensor, expected: Tensor, shape_only: bool, half_precision: bool) -> bool:
     if found.shape != expected.shape or shape_only:
         return found.shape == expected.shape
-    tolerance = REPEATED.get(expected.dtype, REPEATED_HALF_PRECISION)
+    tolerance = REPEATED_HALF_PRECISION if half_precision else REPEATED[expected.dtype]
     scale = expected.abs().max() if expected.numel() else torch.zeros(())
     difference = (found.detach() - expected).abs().nan_to_num()
     return not bool((difference > tolerance * scale.nan_to_num(posinf=0.0)).any())

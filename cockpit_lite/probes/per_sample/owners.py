@@ -1,10 +1,10 @@
 """Which rows of a module's output belong to which sample.
 
-Shapes do not say it: rows may be samples, or positions of samples in either order, or the tokens that a router sent to an expert,
-and a table of positions that happens to have as many rows as the batch has samples looks like a batch. Nor does the sum of the
-contributions, which is right however they are shared out. So the graph is asked: it is linear going backward, and if the output of
-sample n is weighted by w_n, then the gradient at every row of sample n is weighted by w_n, whatever lies between. Two passes with
-known weights give the owner of every row, and show the rows that have none because samples meet there.
+Shapes do not say it: rows may be samples, or positions of samples in either order, or the tokens that a router sent to an
+expert, and a table of positions that happens to have as many rows as the batch has samples looks like a batch. Nor does the sum
+of the contributions, which is right however they are shared out. So the graph is asked: it is linear going backward, and if the
+output of sample n is weighted by w_n, then the gradient at every row of sample n is weighted by w_n, whatever lies between. Two
+passes with known weights give the owner of every row, and show the rows that have none because samples meet there.
 
 The passes cost about one backward each; the probe makes them when a structure of calls is seen for the first time.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,11 +87,9 @@ class Passes:
             alone[axis] = self.batch_size
             for number, weight in enumerate([torch.ones(self.batch_size), *weights]):
                 cotangents[number].append(plain * weight.reshape(alone).to(like.device, like.dtype))
+        anchors: Any = [output for output, _, _ in outputs]  # tensors and edges: torch takes both, its annotation does not
         self.deltas = [
-            torch.autograd.grad(
-                [output for output, _, _ in outputs], list(edges), cotangent, retain_graph=True, allow_unused=True
-            )
-            for cotangent in cotangents
+            torch.autograd.grad(anchors, list(edges), cotangent, retain_graph=True, allow_unused=True) for cotangent in cotangents
         ]
 
     def layout(self, position: int, axes: Sequence[int], trailing: int) -> Layout | None:

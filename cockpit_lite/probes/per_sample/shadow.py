@@ -31,7 +31,7 @@ def shadow(
     aliases = {} if aliases is None else aliases
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
-    # nn.Module keeps parameters, buffers and children in dictionaries of their own: copy these too, or the user's would be written
+    # nn.Module keeps parameters, buffers and children in dictionaries of their own: without copies the user's would be written
     for registry in ("_parameters", "_buffers", "_modules"):
         copy.__dict__[registry] = dict(module.__dict__[registry])
     for name, parameter in module._parameters.items():

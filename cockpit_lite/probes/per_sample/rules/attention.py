@@ -42,7 +42,7 @@ class PerSampleAttention(Rule):
         return {name: ext.measure(forms[name], module.get_parameter(name)) for name in names}
 
     def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
-        arguments = [getattr(module, f"input{position}", default) for position, default in enumerate(_DEFAULTS)]
+        arguments: list[Any] = [getattr(module, f"input{position}", default) for position, default in enumerate(_DEFAULTS)]
         key_padding_mask, need_weights, attn_mask, average, causal = arguments[3:]
         sources = [accurate(tensor) for tensor in arguments[:3]]
         if module.batch_first:
@@ -56,7 +56,9 @@ class PerSampleAttention(Rule):
         with torch.enable_grad(), random_numbers_of(module):
             projected = [tensor.requires_grad_() for tensor in projected]
             attended, attention = functional.multi_head_attention_forward(
-                *projected,
+                projected[0],
+                projected[1],
+                projected[2],
                 embed_dim_to_check=module.embed_dim,
                 num_heads=module.num_heads,
                 in_proj_weight=None,
@@ -83,16 +85,17 @@ class PerSampleAttention(Rule):
         output = functional.linear(attended.detach(), out_weight, out_bias)
         if not agrees(output.transpose(0, 1) if module.batch_first else output, module.output):
             raise NoRule("the call of MultiheadAttention could not be repeated")
-        outputs, cotangents = [], []
+        outputs: list[Tensor] = []
+        cotangents: list[Tensor] = []
         delta = torch.zeros_like(output)
         if g_out[0] is not None:
             delta = accurate(g_out[0])
             delta = delta.transpose(0, 1) if module.batch_first else delta
             outputs, cotangents = [attended], [delta @ out_weight]
-        if len(g_out) > 1 and g_out[1] is not None:
+        if len(g_out) > 1 and g_out[1] is not None and attention is not None:
             outputs, cotangents = [*outputs, attention], [*cotangents, g_out[1].to(attention.dtype)]
-        deltas = torch.autograd.grad(outputs, projected, cotangents, allow_unused=True)
-        deltas = [torch.zeros_like(p) if d is None else d for d, p in zip(deltas, projected, strict=True)]
+        found = torch.autograd.grad(outputs, projected, cotangents, allow_unused=True)
+        deltas = [torch.zeros_like(p) if d is None else d for d, p in zip(found, projected, strict=True)]
         forms: dict[str, Form] = {
             "out_proj.weight": OuterProducts(_positions(attended.detach()), _positions(delta), out_weight.shape),
             "out_proj.bias": Dense(delta.sum(0)),
@@ -103,8 +106,8 @@ class PerSampleAttention(Rule):
                 forms[name] = OuterProducts(_positions(source), _positions(at), weight.shape)
         else:
             longest = max(len(tensor) for tensor in sources)
-            stacked = [torch.cat([_positions(_padded(tensor, longest)) for tensor in group], 1) for group in (sources, deltas)]
-            forms["in_proj_weight"] = OuterProducts(*stacked, module.in_proj_weight.shape)
+            together = [torch.cat([_positions(_padded(tensor, longest)) for tensor in group], 1) for group in (sources, deltas)]
+            forms["in_proj_weight"] = OuterProducts(together[0], together[1], module.in_proj_weight.shape)
         return forms
 
 

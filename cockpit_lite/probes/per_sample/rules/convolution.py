@@ -1,7 +1,7 @@
 """Convolutions and transposed convolutions in one to three dimensions, with groups, dilation, any padding and padding mode.
 
-A convolution is a Linear on patches of the padded input; a transposed one is the convolution that leads from its output back to its
-input, so the two tensors change places.
+A convolution is a Linear on patches of the padded input; a transposed one is the convolution that leads from its output back
+to its input, so the two tensors change places.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cockpit_lite.probes.per_sample.forms import OuterProducts, accurate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import Rows, accurate
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule
@@ -25,7 +25,7 @@ class PerSampleEmbedding(Rule):
         """All axes of the indices are alike."""
         return (0, 1)
 
-    def weight(self, ext: Any, module: nn.Embedding, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+    def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """One entry a token."""
         indices = module.input0
         rows = indices.reshape(-1).long()
@@ -43,19 +43,19 @@ class PerSampleEmbeddingBag(Rule):
 
     parameters = ("weight",)
 
-    def weight(self, ext: Any, module: nn.EmbeddingBag, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+    def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """One entry an item of a bag."""
         if module.mode == "max":
             raise NoRule("EmbeddingBag with mode='max'")
         if module.scale_grad_by_freq:
             raise NoRule("EmbeddingBag with scale_grad_by_freq=True")
         indices, deltas = module.input0, accurate(g_out[0])
-        offsets, weights = getattr(module, "input1", None), getattr(module, "input2", None)
+        weights = getattr(module, "input2", None)
         rows, batch_size = indices.reshape(-1).long(), deltas.shape[0]
         if indices.dim() == 2:
             samples = of_samples(indices.shape[1], batch_size, rows.device)
         else:
-            starts = offsets.long()[:batch_size]
+            starts = module.input1.long()[:batch_size]
             samples = torch.searchsorted(starts, torch.arange(len(rows), device=rows.device), right=True) - 1
         share = torch.ones(len(rows), dtype=deltas.dtype, device=rows.device)
         if weights is not None:

@@ -1,15 +1,15 @@
 """Normalisation layers: y = weight * normalised(x) + bias.
 
-LayerNorm, RMSNorm, GroupNorm and InstanceNorm normalise every sample for itself; so does BatchNorm in eval mode. BatchNorm in train
-mode does not: a sample moves the batch statistics and so the output of all others. What is returned then is the part of the gradient
-that flows through the sample at given batch statistics; it sums to the gradient, and is reported as conditional on them.
+LayerNorm, RMSNorm, GroupNorm and InstanceNorm normalise every sample for itself; so does BatchNorm in eval mode. BatchNorm in
+train mode does not: a sample moves the batch statistics and so the output of all others. What is returned then is the part of
+the gradient that flows through the sample at given batch statistics; it sums to the gradient, and is reported as conditional.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cockpit_lite.probes.per_sample.forms import accurate
@@ -19,7 +19,7 @@ from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums, traili
 class PerSampleLayerNorm(Rule):
     """Affine along the last axes, with any leading axes."""
 
-    parameters = ("weight", "bias")
+    parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def trailing_axes(self, module: Any) -> tuple[int, int]:
         """Only the normalised axes are special."""
@@ -41,7 +41,7 @@ class PerSampleLayerNorm(Rule):
 class PerSampleRMSNorm(PerSampleLayerNorm):
     """As LayerNorm, without mean and bias."""
 
-    parameters = ("weight",)
+    parameters: ClassVar[tuple[str, ...]] = ("weight",)
 
     def normalized(self, module: Any) -> Tensor:
         """Return the input over its root mean square."""

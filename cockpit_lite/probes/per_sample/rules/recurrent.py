@@ -1,8 +1,9 @@
 """RNN, LSTM and GRU with any number of layers, in both directions, batch or time first.
 
-All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The gradients dz at the gates come
-out of the fused kernel itself: it is run once more with the projected inputs x W' + b as its inputs and the identity as its input
-weight, and differentiated with respect to these inputs. In a GRU the reset gate multiplies the hidden part of the third gate.
+All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The gradients dz at the gates
+come out of the fused kernel itself: it is run once more with the projected inputs x W' + b as its inputs and the identity as its
+input weight, and differentiated with respect to these inputs. In a GRU the reset gate multiplies the hidden part of the third
+gate.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, accurate
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees
 
-_KERNELS = {"RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu, "GRU": torch._VF.gru}  # type: ignore[attr-defined]
+_KERNELS = {"RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu, "GRU": torch._VF.gru}
 
 
 class PerSampleRecurrent(Rule):
@@ -123,6 +124,6 @@ def _run(
         warnings.simplefilter("ignore")  # that the weights are not one block of memory
         options = (parameters, biases, 1, 0.0, True, False, False)
         if mode == "LSTM":
-            return torch._VF.lstm(projected, list(start), *options)  # type: ignore[attr-defined]
+            return torch._VF.lstm(projected, list(start), *options)
         outputs, last = _KERNELS[mode](projected, start[0], *options)
     return outputs, last, None

@@ -1,7 +1,7 @@
 """The shape of a rule: a BackPACK module extension with one method a parameter.
 
-A rule answers in what form the per-sample gradients of a parameter come (see :mod:`cockpit_lite.probes.per_sample.forms`). Axis 0 of
-``module.input0`` and of ``g_out[0]`` is the batch. All methods have BackPACK's signature ``(ext, module, g_inp, g_out, bpQuantities)``::
+A rule answers in what form the per-sample gradients of a parameter come (:mod:`cockpit_lite.probes.per_sample.forms`). Axis 0 of
+``module.input0`` and of ``g_out[0]`` is the batch. All methods have BackPACK's signature::
 
     class PerSampleScale(Rule):
         parameters = ("scale",)

@@ -1,0 +1,105 @@
+"""Properties of the forms: whatever the shapes, they agree with the gradients they stand for, and these sum to the gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cockpit_lite.probes.per_sample import forms
+from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, add
+from tests.per_sample.checker import watched
+
+SIZE = st.integers(1, 5)
+
+
+def outer(generator: torch.Generator, n: int, groups: int, positions: int, fan_in: int, fan_out: int) -> OuterProducts:
+    """Return random outer products."""
+    return OuterProducts(
+        torch.randn(n, groups, positions, fan_in, generator=generator, dtype=torch.float64),
+        torch.randn(n, groups, positions, fan_out, generator=generator, dtype=torch.float64),
+        torch.Size((groups * fan_out, fan_in)),
+    )
+
+
+def table(generator: torch.Generator, n: int, entries: int, shape: tuple[int, int]) -> Rows:
+    """Return random rows of a table."""
+    return Rows(
+        torch.randint(n, (entries,), generator=generator),
+        torch.randint(shape[0], (entries,), generator=generator),
+        torch.randn(entries, shape[1], generator=generator, dtype=torch.float64),
+        n,
+        torch.Size(shape),
+    )
+
+
+def agree(form: Form) -> None:
+    """Compare norms and products of a form with its gradients."""
+    gradients = form.gradients()
+    assert gradients.shape == (form.batch_size, *form.shape)
+    direction = torch.randn(form.shape, dtype=torch.float64)
+    torch.testing.assert_close(form.squared_norms(), gradients.flatten(1).square().sum(1))
+    torch.testing.assert_close(form.products(direction), (gradients * direction).flatten(1).sum(1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 999), SIZE, SIZE, st.integers(0, 9), SIZE, SIZE)
+def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, positions: int, fan_in: int, fan_out: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first = outer(generator, n, groups, positions, fan_in, fan_out)
+    agree(first)
+    agree(add([first, outer(generator, n, groups, 2, fan_in, fan_out)]))
+    flat = outer(generator, n, 1, positions, fan_in, fan_out)
+    rows = table(generator, n, positions, (fan_out, fan_in))
+    agree(rows)
+    for parts in ([flat, rows], [rows, rows], [flat, Dense(rows.gradients())]):
+        total = add(parts)
+        agree(total)
+        torch.testing.assert_close(total.gradients(), parts[0].gradients() + parts[1].gradients())
+    owners = torch.randint(3, (n,), generator=generator)
+    for form in (first, rows, add([flat, rows]), Dense(rows.gradients())):
+        folded = form.fold(owners, 3)
+        agree(folded)
+        expected = torch.zeros(3, *form.shape, dtype=torch.float64).index_add_(0, owners, form.gradients())
+        torch.testing.assert_close(folded.gradients(), expected)
+
+
+def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(forms, "CHUNK", 7)
+    agree(outer(generator, 5, 2, 3, 4, 4))
+    agree(outer(generator, 5, 2, 30, 4, 4))
+    agree(add([outer(generator, 5, 1, 3, 4, 6), table(generator, 5, 12, (6, 4))]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 999), st.integers(1, 6), st.lists(st.sampled_from(["linear", "conv", "norm", "twice"]), min_size=1, max_size=4)
+)
+def test_contributions_sum_to_the_gradient(seed: int, n: int, layers: list[str]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            kinds = {
+                "linear": lambda: nn.Linear(6, 6),
+                "conv": lambda: nn.Conv1d(4, 4, 3, padding=1, groups=2),
+                "norm": lambda: nn.LayerNorm(6),
+                "twice": lambda: nn.Linear(6, 6),
+            }
+            self.layers = nn.ModuleList(kinds[layer]() for layer in layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for kind, layer in zip(layers, self.layers, strict=True):
+                x = x + layer(x).tanh()
+                x = layer(x).sin() if kind == "twice" else x
+            return x
+
+    net = Net().double()
+    inputs = torch.randn(n, 4, 6, dtype=torch.float64)
+    statistics, gradient = watched(net, lambda: net(inputs).square().mean())
+    assert not statistics.not_covered
+    for name, along in statistics.products.items():
+        torch.testing.assert_close(along.sum(), gradient[name].square().sum())

@@ -1,0 +1,155 @@
+"""Modules without a rule, and parameters in odd places, against a loop over single samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from tests.per_sample.checker import check, watched
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (nn.PReLU(3), [(3, 4)]),
+        (nn.Bilinear(3, 4, 2), [(3,), (4,)]),
+        (nn.GRUCell(3, 4), [(3,)]),
+        (nn.LSTMCell(3, 4), [(3,)]),
+        (nn.TransformerDecoderLayer(8, 2, 12, dropout=0.0, batch_first=True), [(5, 8), (6, 8)]),
+    ],
+)
+def test_modules_without_a_rule(module: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    check(module, *(torch.randn(4, *shape) for shape in shapes))
+
+
+class ClassToken(nn.Module):
+    """Bare parameters beside a trainable child."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 5))
+        self.positions = nn.Parameter(torch.randn(1, 4, 5))
+        self.layer = nn.Linear(5, 5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.dropout(self.layer(x)).tanh()
+
+
+def test_bare_parameters() -> None:
+    check(ClassToken(), torch.randn(4, 3, 5))
+
+
+def test_random_numbers_in_the_forward_are_named_and_not_drawn_twice() -> None:
+    model = ClassToken(0.5)
+    torch.manual_seed(3)
+    statistics, _ = watched(model, lambda: model(torch.randn(4, 3, 5)).square().sum())
+    state = torch.get_rng_state()
+    assert set(statistics.not_covered) == {"token", "positions"}
+    assert "random numbers" in statistics.not_covered["token"]
+    torch.manual_seed(3)
+    model(torch.randn(4, 3, 5))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class TiedHead(nn.Module):
+    """The embedding is the output layer, through ``F.linear`` or through a module of its own."""
+
+    def __init__(self, through_module: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.layer = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False) if through_module else None
+        if self.head is not None:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.layer(self.embedding(tokens)).tanh()
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+
+@pytest.mark.parametrize("through_module", [True, False])
+def test_tied_head(through_module: bool) -> None:
+    check(TiedHead(through_module), torch.randint(7, (4, 5)))
+
+
+@pytest.mark.parametrize("normalization", [parametrizations.weight_norm, parametrizations.orthogonal, torch.nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_parametrized_weight(normalization: object) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = normalization(nn.Linear(5, 5))  # type: ignore[operator]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    if normalization is torch.nn.utils.weight_norm:  # its weight is no leaf, which deepcopy refuses: one step is enough
+        model, inputs = Net().double(), torch.randn(4, 5, dtype=torch.float64)
+        statistics, gradient = watched(model, lambda: model(inputs).square().sum())
+        assert not statistics.not_covered
+        for name, along in statistics.products.items():
+            torch.testing.assert_close(along.sum(), gradient[name].square().sum())
+        return
+    check(Net(), torch.randn(4, 5))
+
+
+def test_shared_module_called_twice_keeps_the_cross_term() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.conv, self.norm = nn.Linear(6, 6), nn.Conv1d(1, 1, 3, padding=1), nn.LayerNorm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = self.norm(self.layer(x).tanh() + self.conv(x[:, None])[:, 0].sin())
+            return x
+
+    check(Twice(), torch.randn(4, 6))
+
+
+def test_one_weight_in_different_modules() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+            self.scale = nn.LayerNorm(6)
+            self.scale.weight = self.first.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.scale(self.first(x)).tanh())
+
+    check(Tied(), torch.randn(4, 6))
+
+
+def test_outputs_made_from_each_other_are_not_counted_twice() -> None:
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.LSTMCell(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            state = None
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+            return state[1] * state[0], self.head(state[0])
+
+    check(Unrolled(), torch.randn(4, 5, 3), pick=lambda output: output[0] + output[1].sin())
+
+
+def test_a_forward_that_decides_by_value_is_repeated_sample_by_sample() -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = [row * self.weight if row.sum() > 0 else row - self.weight for row in x]
+            return torch.stack(rows).tanh()
+
+    check(Deciding(), torch.randn(6, 3))

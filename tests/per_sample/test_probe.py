@@ -1,0 +1,301 @@
+"""What the probe counts, what it ignores, what it leaves behind, and what it refuses to say."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+
+from cockpit_lite.probes.per_sample import PerSampleProbe
+from tests.per_sample.checker import watched
+
+
+def net() -> nn.Sequential:
+    """Return a small net whose activation works in place."""
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
+
+
+def data(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 5, generator=generator, dtype=torch.float64), torch.randint(3, (size,), generator=generator)
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def contributions(model: nn.Module, inputs: Tensor, targets: Tensor, weight: float) -> dict[str, Tensor]:
+    """Return the gradients of ``weight`` times the loss of every sample."""
+    rows = []
+    for x, y in zip(inputs, targets, strict=True):
+        loss = weight * F.cross_entropy(model(x[None]), y[None])
+        rows.append(torch.autograd.grad(loss, list(model.parameters())))
+    return {name: torch.stack(values) for name, values in zip(parameters_of(model), zip(*rows, strict=True), strict=True)}
+
+
+def assert_norms(statistics: object, expected: dict[str, Tensor]) -> None:
+    assert not statistics.not_covered
+    for name, rows in expected.items():
+        torch.testing.assert_close(statistics.squared_norms[name], rows.flatten(1).square().sum(1))
+
+
+def test_accumulated_micro_batches_are_concatenated() -> None:
+    model, probe_batches = net(), [data(4, 0), data(3, 1)]
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    for inputs, targets in probe_batches:
+        loss = F.cross_entropy(model(inputs), targets) / 2
+        probe.backward_begins()
+        loss.backward()
+        probe.backward_ends()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    statistics = probe.statistics(True, gradient)
+    probe.stop()
+    parts = [contributions(model, x, y, 0.5 / len(x)) for x, y in probe_batches]
+    assert statistics.batch_size == 7
+    assert_norms(statistics, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def test_losses_over_one_forward_add_up() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    outputs = model(inputs)
+    for factor in (1.0, 2.0):
+        loss = factor * F.cross_entropy(outputs, targets)
+        probe.backward_begins()
+        loss.backward(retain_graph=True)
+        probe.backward_ends()
+    statistics = probe.statistics(True, {name: p.grad for name, p in model.named_parameters()})
+    probe.stop()
+    assert statistics.batch_size == 4
+    assert_norms(statistics, contributions(model, inputs, targets, 3 / 4))
+
+
+def test_backwards_that_are_not_the_users_do_not_count() -> None:
+    model, (inputs, targets) = net(), data(4)
+    parameters = list(model.parameters())
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    loss = F.cross_entropy(model(inputs), targets)
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    torch.autograd.grad(gradient, parameters, [torch.ones_like(p) for p in parameters], retain_graph=True)
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    with probe.paused():
+        F.cross_entropy(model(inputs), targets).backward()
+    statistics = probe.statistics(True, dict(zip(parameters_of(model), (g.detach() for g in gradient), strict=True)))
+    probe.stop()
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_a_second_step_is_a_new_one() -> None:
+    model, probe = net(), None
+    probe = PerSampleProbe(model, parameters_of(model))
+    for seed, size in ((0, 4), (1, 6)):
+        inputs, targets = data(size, seed)
+        statistics, _ = watched(model, lambda x=inputs, y=targets: F.cross_entropy(model(x), y), probe=probe)
+        assert_norms(statistics, contributions(model, inputs, targets, 1 / size))
+
+
+def test_submodules_called_instead_of_the_model() -> None:
+    model, (inputs, targets) = net(), data(4)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model[2](model[1](model[0](inputs))), targets))
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_a_forward_without_backward_is_not_kept() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    validation = inputs.clone()
+    reference = weakref.ref(validation)
+    model(validation)
+    del validation
+    loss = F.cross_entropy(model(inputs), targets)
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    statistics = probe.statistics(True, {name: p.grad for name, p in model.named_parameters()})
+    probe.stop()
+    gc.collect()
+    assert reference() is None
+    assert statistics.batch_size == 4
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_nothing_stays_on_the_users_objects() -> None:
+    model, (inputs, targets) = net(), data(4)
+    hooks = [len(getattr(module_hooks, name)) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")]
+    plain = pickle.dumps(model)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    loss = F.cross_entropy(model(inputs), targets)
+    assert pickle.dumps(model) == plain
+    assert not copy.deepcopy(model)[0]._forward_hooks
+    probe.stop()
+    probe.stop()
+    loss.backward()
+    assert hooks == [len(getattr(module_hooks, name)) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")]
+
+
+def test_an_exception_in_a_forward_does_not_spoil_the_next() -> None:
+    model, (inputs, targets) = net(), data(4)
+
+    def run() -> Tensor:
+        with pytest.raises(RuntimeError):
+            model(inputs[:, :3])
+        return F.cross_entropy(model(inputs), targets)
+
+    statistics, _ = watched(model, run)
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+class UsedOutside(nn.Module):
+    """A weight that is also used outside of any module's call, where nothing can be repeated: the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_contributions_that_do_not_sum_to_the_gradient_are_named(products: bool) -> None:
+    model, (inputs, targets) = UsedOutside().double(), data(4)
+    penalty = lambda: F.cross_entropy(model(inputs), targets) + 0.1 * model.layer.weight.square().sum()  # noqa: E731
+    statistics, _ = watched(model, penalty, products)
+    assert "do not sum to the gradient" in statistics.not_covered["layer.weight"]
+    assert set(statistics.squared_norms) == {"layer.bias"}
+
+
+def test_an_input_that_is_overwritten_is_named() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            y = self.layer(x.detach())
+            x.zero_()
+            return y
+
+    model = Overwriting()
+    model.layer.weight.requires_grad_(False)  # otherwise autograd itself refuses
+    statistics, _ = watched(model, lambda: model(data(4)[0].float()).square().sum())
+    assert "bias" in next(iter(statistics.squared_norms), "") or "changed in place" in statistics.not_covered["layer.bias"]
+
+
+@pytest.mark.parametrize("positions", [4, 6])
+def test_a_table_of_positions_is_no_batch(positions: int) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(positions, 5), nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer((x + self.table(torch.arange(positions))).tanh())
+
+    model, inputs = Positions().double(), torch.randn(4, positions, 5, dtype=torch.float64)
+    statistics, _ = watched(model, lambda: model(inputs).square().sum())
+    rows = []
+    for x in inputs:
+        rows.append(torch.autograd.grad(model(x[None]).square().sum(), model.table.weight)[0])
+    torch.testing.assert_close(statistics.squared_norms["table.weight"], torch.stack(rows).flatten(1).square().sum(1))
+
+
+def test_attention_over_the_wrong_axis_is_named() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), nn.Flatten(), nn.Linear(24, 2))
+    statistics, _ = watched(model, lambda: model(torch.randn(4, 3, 5)).square().sum())  # batch first into a time-first layer
+    assert {"0.weight", "1.linear1.weight"} - set(statistics.squared_norms) == {"0.weight"}
+    assert "samples meet" in statistics.not_covered["0.weight"]
+
+
+def test_batch_statistics_are_said() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    statistics, gradient = watched(model, lambda: model(torch.randn(6, 5)).square().sum())
+    assert not statistics.not_covered
+    assert all("batch statistics" in note for note in statistics.conditional.values())
+    assert set(statistics.conditional) == set(gradient)
+    statistics, _ = watched(model.eval(), lambda: model(torch.randn(6, 5)).square().sum())
+    assert not statistics.conditional
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    model = net().to(dtype)
+    inputs, targets = data(8)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs.to(dtype)).float(), targets))
+    assert not statistics.not_covered
+    exact = contributions(copy.deepcopy(model).double(), inputs, targets, 1 / 8)
+    for name, rows in exact.items():
+        assert statistics.squared_norms[name].dtype == torch.float32
+        torch.testing.assert_close(
+            statistics.squared_norms[name].double(),
+            rows.flatten(1).square().sum(1),
+            rtol=0.1,
+            atol=1e-2 * float(rows.square().sum()),
+        )
+
+
+def test_autocast() -> None:
+    model, (inputs, targets) = net().float(), data(8)
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.cross_entropy(model(inputs.float()), targets)
+
+    statistics, _ = watched(model, run)
+    assert not statistics.not_covered
+
+
+def test_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 2))
+    statistics, gradient = watched(model, lambda: model(torch.randint(7, (5, 3))).square().sum())
+    assert gradient["0.weight"].is_sparse
+    assert not statistics.not_covered
+
+
+def test_keyword_inputs_and_non_finite_gradients() -> None:
+    model = nn.Linear(5, 3)
+    statistics, _ = watched(model, lambda: model(input=torch.full((4, 5), 1e30)).square().sum() * 1e30)
+    assert not statistics.not_covered
+    assert not statistics.squared_norms["weight"].isfinite().any()
+
+
+def test_batch_of_one_and_unused_parameters() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(5, 3), "unused": nn.Linear(5, 3)})
+    statistics, _ = watched(model, lambda: model["used"](torch.randn(1, 5)).square().sum())
+    assert statistics.batch_size == 1
+    assert not statistics.not_covered
+    assert not statistics.squared_norms["unused.weight"].any()
+
+
+def test_autocast_in_a_module_without_a_rule() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(5, 6), nn.Parameter(torch.randn(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.first(x) @ self.weight)
+
+    model, inputs = Bare(), data(8)[0].float()
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(inputs).float().square().mean()
+
+    statistics, _ = watched(model, run)
+    assert not statistics.not_covered

@@ -1,0 +1,173 @@
+"""Every rule against a loop over single samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.per_sample.checker import check
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (30, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    check(nn.Linear(5, 3, bias=bias), torch.randn(6, *shape))
+
+
+@pytest.mark.parametrize("size", [(12, 2), (3, 40)])  # Gram matrices, and one matrix a sample
+def test_linear_both_ways_to_the_norm(size: tuple[int, int]) -> None:
+    positions, features = size
+    check(nn.Linear(features, features), torch.randn(4, positions, features))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "groups": 2},
+        {"padding": "same", "dilation": 2},
+        {"padding": "valid", "bias": False},
+        {"padding": 1, "padding_mode": "circular"},
+        {"padding": 1, "padding_mode": "reflect", "stride": 2},
+        {"padding": "same", "padding_mode": "replicate"},
+        {"groups": 4},
+    ],
+)
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolution(options: dict, dimensions: int) -> None:
+    if dimensions == 3 and options.get("padding_mode") == "reflect":
+        pytest.skip("torch has no reflection padding in three dimensions for this layer on all platforms")
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    kernel = (3, 2, 2)[:dimensions] if options.get("padding") != "same" else 3
+    check(kind(4, 8, kernel, **options), torch.randn(3, 4, *(7, 6, 5)[:dimensions]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"stride": 3, "output_padding": 2, "bias": False},
+        {"dilation": 2, "groups": 2},
+    ],
+)
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_transposed_convolution(options: dict, dimensions: int) -> None:
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dimensions - 1]
+    check(kind(4, 6, 3, **options), torch.randn(3, 4, *(5, 4, 3)[:dimensions]))
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}])
+@pytest.mark.parametrize("shape", [(), (6,), (3, 4)])
+def test_embedding(options: dict, shape: tuple[int, ...]) -> None:
+    check(nn.Embedding(5, 4, **options), torch.randint(5, (4, *shape)))  # few rows: tokens repeat
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "sum"}, {"mode": "mean", "padding_idx": 1}])
+def test_embedding_bag(options: dict) -> None:
+    check(nn.EmbeddingBag(5, 4, **options), torch.randint(5, (4, 6)))
+
+
+def test_embedding_bag_with_weights() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(5, 4, mode="sum")
+
+        def forward(self, indices: Tensor, weights: Tensor) -> Tensor:
+            return self.bag(indices, per_sample_weights=weights)
+
+    check(Weighted(), torch.randint(5, (4, 6)), torch.rand(4, 6))
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("normalized", [(5,), (3, 5)])
+def test_norms_over_features(kind: type[nn.Module], normalized: tuple[int, ...]) -> None:
+    module = kind(normalized)
+    nn.init.normal_(module.weight)
+    check(module, torch.randn(4, 2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.GroupNorm(2, 4), (4, 3, 3)),
+        (nn.GroupNorm(1, 4), (4,)),
+        (nn.InstanceNorm1d(4, affine=True), (4, 6)),
+        (nn.InstanceNorm2d(4, affine=True, track_running_stats=True), (4, 3, 3)),
+        (nn.InstanceNorm2d(4, affine=True, track_running_stats=True).eval(), (4, 3, 3)),
+        (nn.InstanceNorm3d(4, affine=True), (4, 2, 2, 2)),
+        (nn.BatchNorm1d(4).eval(), (4,)),
+        (nn.BatchNorm1d(4).eval(), (4, 6)),
+        (nn.BatchNorm2d(4).eval(), (4, 3, 3)),
+        (nn.BatchNorm3d(4).eval(), (4, 2, 2, 2)),
+    ],
+)
+def test_norms_over_positions(module: nn.Module, shape: tuple[int, ...]) -> None:
+    nn.init.normal_(module.weight)
+    check(module, torch.randn(5, *shape))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_recurrent(kind: type[nn.Module], options: dict, batch_first: bool) -> None:
+    axis = 0 if batch_first else 1
+    inputs = torch.randn(4, 7, 3) if batch_first else torch.randn(7, 4, 3)
+    check(kind(3, 5, batch_first=batch_first, **options), inputs, axes=[axis], axis=axis)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_final_state(kind: type[nn.Module]) -> None:
+    def final(output: tuple) -> Tensor:
+        state = output[1]
+        return state if isinstance(state, Tensor) else state[0] + state[1].tanh()
+
+    check(kind(3, 5, batch_first=True, num_layers=2), torch.randn(4, 7, 3), axis=1, pick=final)
+
+
+def test_recurrent_initial_state() -> None:
+    check(nn.GRU(3, 5), torch.randn(7, 4, 3), torch.randn(1, 4, 5), axes=[1, 1], axis=1)
+
+
+class Attention(nn.Module):
+    """Self-attention with the mask the test asks for."""
+
+    def __init__(self, mask: str, need_weights: bool, **options: object) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, **options)
+        self.mask, self.need_weights = mask, need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = x.shape[1 if self.attention.batch_first else 0]
+        causal = nn.Transformer.generate_square_subsequent_mask(positions, dtype=x.dtype) if self.mask == "causal" else None
+        samples = x.shape[0 if self.attention.batch_first else 1]
+        padding = (torch.arange(positions) > 2).expand(samples, -1) if self.mask == "padding" else None
+        return self.attention(x, x, x, attn_mask=causal, key_padding_mask=padding, need_weights=self.need_weights)[0]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("mask", ["none", "causal", "padding"])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention(batch_first: bool, mask: str, need_weights: bool) -> None:
+    axis = 0 if batch_first else 1
+    inputs = torch.randn(4, 5, 8) if batch_first else torch.randn(5, 4, 8)
+    check(Attention(mask, need_weights, batch_first=batch_first), inputs, axes=[axis], axis=axis)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kdim": 6, "vdim": 6}, {"bias": False}, {"add_zero_attn": True}, {"kdim": 6, "vdim": 6, "add_bias_kv": True}]
+)
+def test_attention_across(options: dict) -> None:
+    module = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+    width = options.get("kdim", 8)
+    memory = torch.randn(4, 7, width)
+    check(module, torch.randn(4, 5, 8), memory, memory.clone())
+
+
+def test_attention_that_pays_attention_to_its_weights() -> None:
+    module = nn.MultiheadAttention(8, 2, batch_first=True)
+    inputs = torch.randn(4, 5, 8)
+    check(module, inputs, inputs.clone(), inputs.clone(), pick=lambda output: output[1].tanh())
