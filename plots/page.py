@@ -199,7 +199,7 @@ class Page:
         if share is not None:
             facts.append(cost(share))
         facts.append(elide(run.folder.name, 50))
-        room = int(9.5 * (width - 4.5))
+        room = int(15 * (width - 4.8))
         self._write(
             "model",
             _MARGIN + 0.04,
