@@ -83,7 +83,7 @@ class MaxEigenvalue(Instrument):
         start = _unit(torch.nan_to_num(gradient, posinf=0.0, neginf=0.0))
         if self._eigenvector is not None and shapes == self._shapes:
             known = self._eigenvector.to(gradient)
-            start = known + torch.copysign(start.new_tensor(_GRADIENT), known @ start) * start
+            start = known + torch.copysign(start.new_full((), _GRADIENT), known @ start) * start
         self._shapes = shapes
         return start + _NOISE * _unit(noise)
 

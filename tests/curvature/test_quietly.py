@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,3 +136,18 @@ def test_works_where_gradients_are_switched_off() -> None:
     loss = (weight**2).sum()
     with torch.no_grad():
         assert Curvature(loss, {"weight": weight}, torch.Generator()).product(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["mlp", "encoder_batch_first", "recommender"], ids=["own graph", "second forward", "failure"])
+def test_the_graph_is_let_go_of_at_once(name: str) -> None:
+    watched = forward(ZOO[name])
+    curvature = watched.curvature(model=watched.model, forward=watched.call)
+    with suppress(NotMeasured):
+        curvature.product(torch.ones(curvature.dimension))
+    loss = weakref.ref(watched.loss)
+    gc.disable()  # what only the garbage collector frees is memory the user's next step misses
+    try:
+        del watched, curvature
+        assert loss() is None
+    finally:
+        gc.enable()

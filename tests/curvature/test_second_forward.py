@@ -15,7 +15,7 @@ from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.curvature.obstacles import NoSecondDerivative
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
-from tests.curvature.cases import forward, random_vectors
+from tests.curvature.cases import dense, forward, random_vectors
 from tests.zoo import ZOO
 
 # Losses that are more than a function of independent outputs of one call.
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return self.last
 
 
-def watch(model: nn.Module, *args: Any) -> tuple[Tensor, ForwardCall]:
+def watch(model: nn.Module, *args: Any) -> tuple[Any, ForwardCall]:
     probe = ForwardProbe(model)
     probe.start()
     output = model(*args)
@@ -139,6 +139,32 @@ def test_a_compiled_model_is_run_eagerly() -> None:
     expected = curvature_of(plain(inputs).pow(2).mean(), plain, None).product(torch.ones(26))
     torch.testing.assert_close(compiled_curvature.product(torch.ones(26)), expected)
     assert compiled_curvature.note == "by a second forward pass"
+
+
+def test_a_loss_the_model_returns_among_other_things_and_scaled_by_the_user() -> None:
+    class OwnLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with pytest.warns(FutureWarning):  # the old way to normalise weights, by a hook
+                self.inner = nn.utils.weight_norm(nn.Linear(3, 4, dtype=torch.float64))
+            self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            logits = self.head(torch.tanh(self.inner(x)))
+            return {"logits": logits, "loss": F.cross_entropy(logits, y)}
+
+    def loss_of(weights: Tensor) -> Tensor:
+        direction, length, bias, *head = curvature.unflatten(weights)
+        hidden = F.linear(inputs, length * direction / direction.norm(dim=1, keepdim=True), bias)
+        return F.cross_entropy(F.linear(torch.tanh(hidden), *head), targets) / 4
+
+    model, inputs, targets = OwnLoss(), torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
+    output, call = watch(model, inputs, targets)
+    named = dict(model.named_parameters())
+    named = {name: named[name] for name in ("inner.weight_v", "inner.weight_g", "inner.bias", "head.weight", "head.bias")}
+    curvature = Curvature(output["loss"] / 4, named, torch.Generator(), model=model, forward=call)
+    weights = curvature.flatten(list(named.values()))
+    torch.testing.assert_close(dense(curvature.product, weights), torch.autograd.functional.hessian(loss_of, weights))
 
 
 def test_under_autocast_it_is_measured_in_full_precision() -> None:
