@@ -225,6 +225,7 @@ class Cockpit:
                 "trainable_parameters": sum(parameter.numel() for parameter in self._parameters.values() if parameter.requires_grad),
                 "device": str(next(iter(self._parameters.values())).device),
             },
+            "shapes": {name: list(parameter.shape) for name, parameter in self._parameters.items()},
             "optimizer": [_describe(optimizer) for optimizer in self._optimizers],
             "loss_fn": None if self._loss_fn is None else getattr(self._loss_fn, "__name__", type(self._loss_fn).__name__),
             "instruments": [instrument.name for instrument in self._instruments],

@@ -6,7 +6,9 @@ A step goes through these phases; each instrument measures in the one that its n
     backward ends
     update begins      GRADIENT, PER_SAMPLE    everything about the mini-batch is known
     update ends        UPDATE                  the step that was really taken
-    step ends          LOSS                    of every step, tracked or not
+    step ends          LOSS
+
+On a step that is not tracked nothing of this happens; only its loss, learning rate and duration are kept (see pulse.py).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from cockpit_lite.isolation import warn
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
 from cockpit_lite.step import Step
@@ -88,8 +91,10 @@ class Observer:
         self._model = model
         self._parameters = dict(parameters)
         self._optimizers = tuple(optimizers)
-        self._every_step = [instrument for instrument in instruments if set(instrument.needs) <= {LOSS}]
-        self._tracked = [instrument for instrument in instruments if instrument not in self._every_step]
+        # What only looks at the loss comes along on every tracked step, but is no reason to track one.
+        self._companions = [instrument for instrument in instruments if set(instrument.needs) <= {LOSS}]
+        self._tracked = [instrument for instrument in instruments if instrument not in self._companions]
+        self._pulse = Pulse()
         self._schedule = schedule
         self._budget = budget
         self._recorder = recorder
@@ -191,8 +196,10 @@ class Observer:
 
     def close(self) -> None:
         """Stop observing; a step that was not finished is dropped. Idempotent."""
-        self.active = False
-        self._per_sample.stop()
+        if self.active:
+            self.active = False
+            self._per_sample.stop()
+            self._flush_pulse()
 
     def give_up(self, error: Exception) -> None:
         """Our own failure: stop observing with one warning; training goes on."""
@@ -207,18 +214,17 @@ class Observer:
     # One step
 
     def _begin_step(self) -> None:
-        self._step = Step(self.index, self._parameters)
-        self._step.overhead = self.overhead
-        self._row = Row(self.index, {})
         self._losses: list[Tensor] = []
         self._backwards = 0
         self._updated: set[int] = set()
         self._closure = ""
         self._spent = 0.0
-        self._costs: dict[str, float] = {}
         self._due = self._due_instruments()
         if self._due:
-            self._row.measured = True
+            self._step = Step(self.index, self._parameters)
+            self._step.overhead = self.overhead
+            self._row = Row(self.index, {})
+            self._costs: dict[str, float] = {}
             self._needs = {need for instrument in self._due for need in instrument.needs}
             if self._needs & PER_SAMPLE:
                 self._per_sample.start()
@@ -228,35 +234,56 @@ class Observer:
             return []
         if self._budget is None:
             return self._tracked
+        if self._budget.idle(self.index):
+            return []
         return [instrument for instrument in self._tracked if self._budget.allows(account(instrument), self.index)]
 
     def _end_step(self) -> None:
         now = self._clock()
-        step = self._step
-        step.training_seconds = max(now - self._last_end - self._spent, 0.0)
+        seconds = max(now - self._last_end - self._spent, 0.0)
+        self.training_seconds += seconds
+        loss = None
         if self._losses:
-            step.observed["loss"] = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).sum()
-        else:
-            step.reasons["loss"] = "no backward() was seen on this step"
-        step.learning_rates = learning_rates(self._optimizers)
+            loss = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).sum()
         if self._due:
-            self._per_sample.stop()
-            if UPDATE in self._needs:
-                before = step.observed.get("weights_before")
-                if before is not None:
-                    step.observed["update"] = {name: self._parameters[name].detach() - value for name, value in before.items()}
-            self._measure([instrument for instrument in self._due if _phase(instrument) == UPDATE])
-            if self._backwards > 1:
-                self._withdraw_curvature()
-            self._expected_backwards = max(self._backwards, 1)
-        self._measure(self._every_step)
-        self._recorder.take(self._row)
-        self._spent += self._clock() - now
-        self._settle()
+            self._finish(loss, seconds)
+            self._spent += self._clock() - now
+        elif self._pulse.add(self.index, loss, self._first_learning_rate(), seconds):
+            self._flush_pulse()
+        self._settle(seconds)
         self.index += 1
         self._begin_step()
 
-    def _settle(self) -> None:
+    def _finish(self, loss: Tensor | None, seconds: float) -> None:
+        """Measure what is left of a tracked step and hand it on."""
+        step = self._step
+        if loss is None:
+            step.reasons["loss"] = "no backward() was seen on this step"
+        else:
+            step.observed["loss"] = loss
+        step.training_seconds = seconds
+        step.learning_rates = learning_rates(self._optimizers)
+        self._per_sample.stop()
+        before = step.observed.get("weights_before")
+        if before is not None:
+            step.observed["update"] = {name: self._parameters[name].detach() - value for name, value in before.items()}
+        self._measure([instrument for instrument in self._due if _phase(instrument) == UPDATE])
+        if self._backwards > 1:
+            self._withdraw_curvature()
+        self._expected_backwards = max(self._backwards, 1)
+        self._measure(self._companions)
+        self._flush_pulse()
+        self._recorder.take(self._row)
+
+    def _flush_pulse(self) -> None:
+        row = self._pulse.take()
+        if row is not None:
+            self._recorder.take(row)
+
+    def _first_learning_rate(self) -> float | Tensor | None:
+        return self._optimizers[0].param_groups[0].get("lr")
+
+    def _settle(self, training_seconds: float) -> None:
         """Book what the step cost."""
         costs = {}
         if self._due:
@@ -264,11 +291,10 @@ class Observer:
             accounts = {account(instrument) for instrument in self._due}
             shared = max(self._spent - sum(self._costs.values()), 0.0) / len(accounts)
             costs = {name: self._costs.get(name, 0.0) + shared for name in accounts}
-        for name, seconds in costs.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.training_seconds += self._step.training_seconds
+            for name, seconds in costs.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if self._budget is not None:
-            self._budget.end_step(self._step.training_seconds, costs)
+            self._budget.end_step(training_seconds, costs)
         self._last_end = self._clock()
 
     # The phases
@@ -333,19 +359,19 @@ class Observer:
         """Have each instrument measure; what fails is switched off."""
         with torch.set_grad_enabled(gradients):
             for instrument in instruments:
-                start = self._clock() if self._due else 0.0
+                start = self._clock()
                 try:
                     self._row.put(instrument.measure(self._step))
                 except NotMeasured as reason:
                     self._not_measured([instrument], str(reason))
                 except Exception as error:
                     self._switch_off(instrument, error)
-                if self._due and instrument not in self._every_step:
+                if instrument in self._due:
                     name = account(instrument)
                     self._costs[name] = self._costs.get(name, 0.0) + self._clock() - start
 
     def _switch_off(self, instrument: Instrument, error: Exception) -> None:
-        for instruments in (self._every_step, self._tracked):
+        for instruments in (self._companions, self._tracked):
             if instrument in instruments:
                 instruments.remove(instrument)
         self._not_measured([instrument], f"the instrument failed at step {self.index} and was switched off ({type(error).__name__}: {error})")

@@ -8,6 +8,9 @@ from cockpit_lite.errors import SetupError, UnknownInstrumentError
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.instruments import INSTRUMENTS
 
+#: Recorded at every step in any case.
+ALWAYS = ("loss", "learning_rate", "step_time")
+
 #: From cheap to complete; each includes the ones before it.
 PRESETS = ("light", "standard", "full")
 
@@ -20,12 +23,13 @@ def resolve(instruments: str | Instrument | Iterable[str | Instrument | type[Ins
         SetupError: if two different instruments share a name, or an entry is no instrument.
     """
     entries = [instruments] if isinstance(instruments, (str, Instrument)) else list(instruments)
-    chosen: dict[str, Instrument] = {}
+    chosen: dict[str, Instrument] = {name: INSTRUMENTS[name]() for name in ALWAYS}
     given: set[str] = set()
     for entry in entries:
         if isinstance(entry, str):
             for name in _names(entry):
-                chosen.setdefault(name, INSTRUMENTS[name]())
+                if name not in chosen:
+                    chosen[name] = INSTRUMENTS[name]()
             continue
         instance = entry() if isinstance(entry, type) and issubclass(entry, Instrument) else entry
         if not isinstance(instance, Instrument):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis.history import History
+from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.isolation import warn
 from cockpit_lite.run_log import RunWriter
@@ -16,7 +16,7 @@ from cockpit_lite.transfer import HostTransfer, Row
 
 
 class Recorder:
-    """Takes one row a step.
+    """Takes rows of readings.
 
     Args:
         writer: Where the run is logged.
@@ -24,9 +24,6 @@ class Recorder:
         on_alert: The user's callback, called once with each alert.
         announce: Prints an alert.
     """
-
-    block_size = 256
-    block_seconds = 1.0
 
     def __init__(
         self,
@@ -36,24 +33,22 @@ class Recorder:
         announce: Callable[[Alert], None],
     ):
         self.alerts: list[Alert] = []
-        self.history = History()
+        self.history = History(writer.info.get("shapes"))
         self._writer: RunWriter | None = writer
+        self._all_rules = tuple(rules)
         self._rules = list(rules)
         self._on_alert = on_alert
         self._announce = announce
         self._transfer = HostTransfer()
         self._reasons: dict[str, str] = {}
-        self._block: list[Row] = []
-        self._block_began = 0.0
 
     def take(self, row: Row) -> None:
-        """Record one step; its tensors may still be on their way from the device."""
+        """Record a row; its tensors may still be on their way from the device."""
         for ready in self._transfer.submit(row):
             self._record(ready)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record what the user logs."""
-        self._flush_block()
         self.history.add(step, values)
         self._write(lambda writer: writer.step(step, values))
 
@@ -61,21 +56,22 @@ class Recorder:
         """Put everything that has arrived on disk."""
         for row in self._transfer.ready():
             self._record(row)
-        self._flush_block()
         self._write(lambda writer: writer.flush())
 
     def close(self, **final: Any) -> None:
         """Record everything that is still on its way and close the log."""
         for row in self._transfer.ready(wait=True):
             self._record(row)
-        self._flush_block()
         self._write(lambda writer: writer.close(**final))
 
     def _record(self, row: Row) -> None:
-        if not row.measured:
-            self._add_to_block(row)
+        if row.steps is not None:
+            steps = row.steps
+            self.history.add_block(steps, row.values)
+            self._write(lambda writer: writer.block(steps, row.values))
+            if not all(map(math.isfinite, row.values.get("loss", ()))):  # the one thing that cannot wait for the next measured step
+                self._check_rules()
             return
-        self._flush_block()
         self.history.add(row.step, row.values)
         self._write(lambda writer: writer.step(row.step, row.values, row.how))
         # A reading that was measured has no reason any more; the others are written when they change.
@@ -85,26 +81,6 @@ class Recorder:
             self._write(lambda writer: writer.not_measured(row.step, changed))
             self._reasons = {name: reason for name, reason in {**self._reasons, **changed}.items() if reason}
         self._check_rules()
-
-    def _add_to_block(self, row: Row) -> None:
-        now = time.monotonic()
-        if self._block and self._block[-1].values.keys() != row.values.keys():
-            self._flush_block()
-        if not self._block:
-            self._block_began = now
-        self._block.append(row)
-        self.history.add(row.step, row.values)
-        if len(self._block) >= self.block_size or now - self._block_began >= self.block_seconds:
-            self._flush_block()
-        loss = row.values.get("loss", 0.0)
-        if not math.isfinite(loss):  # the one thing that cannot wait for the next measured step
-            self._check_rules()
-
-    def _flush_block(self) -> None:
-        rows, self._block = self._block, []
-        if rows:
-            columns = {name: [row.values[name] for row in rows] for name in rows[0].values}
-            self._write(lambda writer: writer.block([row.step for row in rows], columns))
 
     def _write(self, action: Callable[[RunWriter], None]) -> None:
         if self._writer is None:
@@ -116,20 +92,24 @@ class Recorder:
             warn(f"The run log in {folder} cannot be written any more and was switched off; training goes on.", error)
 
     def _check_rules(self) -> None:
+        found: list[Alert] = []
         for rule in tuple(self._rules):
             try:
                 alert = rule.check(self.history)
             except Exception as error:
                 self._rules.remove(rule)
+                reasons = {rule.code: f"the rule failed at step {self.history.step} and was switched off ({type(error).__name__}: {error})"}
+                self._write(lambda writer, reasons=reasons: writer.not_measured(self.history.step, reasons))  # type: ignore[misc]
                 warn(f"The rule {rule.code} {rule.name} failed and was switched off.", error)
                 continue
             if alert is not None:
                 self._rules.remove(rule)  # one alert a fault, not one a step
-                self._raise(alert)
+                found.append(alert)
+        for alert in rank(found, self._all_rules):
+            self._raise(alert)
 
     def _raise(self, alert: Alert) -> None:
         self.alerts.append(alert)
-        self._flush_block()
         self._write(lambda writer: writer.alert(alert.to_dict()))
         try:
             self._announce(alert)

@@ -77,33 +77,58 @@ class Budget:
         self.share = share
         self._cost: dict[str, float] = {}
         self._credit: dict[str, float] = {}
+        self._step_seconds = 0.0
+        self._unpaid = 0.0
+        self._wait = 0.0
+
+    def idle(self, step: int) -> bool:
+        """Return whether no account can be due at ``step``; costs nothing, for the many steps where that is so."""
+        return self._unpaid < self._wait and step not in self.first_steps
 
     def allows(self, account: str, step: int) -> bool:
         """Return whether a measurement may be made at ``step``."""
         if step in self.first_steps or account not in self._cost:
             return True
+        self._pay()
         return self._credit[account] >= self._cost[account]
 
     def end_step(self, training_seconds: float, spent: Mapping[str, float]) -> None:
-        """Settle one step: what training took, and what each account spent on measuring."""
+        """Book one step: what training took, and what each account spent on measuring."""
+        self._unpaid += training_seconds
+        self._step_seconds += (training_seconds - self._step_seconds) * (0.05 if self._step_seconds else 1.0)
+        if not spent:
+            return
+        self._pay()
         for account, seconds in spent.items():
             known = self._cost.get(account)
             self._cost[account] = seconds if known is None else 0.7 * known + 0.3 * seconds
             self._credit[account] = self._credit.get(account, 0.0) - seconds
-        for account, share in self._shares(training_seconds).items():
-            # An account cannot hoard: two measurements' worth at most.
-            self._credit[account] = min(self._credit[account] + share * training_seconds, 2 * self._cost[account])
+        self._plan()
 
-    def _shares(self, training_seconds: float) -> dict[str, float]:
+    def _pay(self) -> None:
+        """Pay the share of the training time since the last payment into the accounts."""
+        seconds, self._unpaid = self._unpaid, 0.0
+        if seconds and self._cost:
+            for account, share in self._shares().items():
+                # An account cannot hoard: two measurements' worth at most.
+                self._credit[account] = min(self._credit[account] + share * seconds, 2 * self._cost[account])
+            self._plan()
+
+    def _plan(self) -> None:
+        """Work out how much training time must pass before the next account is due."""
+        shares = self._shares()
+        waits = [(self._cost[account] - self._credit[account]) / max(shares[account], 1e-12) for account in self._cost]
+        self._wait = min(waits, default=0.0)
+
+    def _shares(self) -> dict[str, float]:
         """Divide the share among the accounts: nobody gets more than it could use, the rest goes to the dearer ones."""
         left = self.share
         shares = {}
         by_cost = sorted(self._cost, key=self._cost.__getitem__)
         for position, account in enumerate(by_cost):
-            demand = self._cost[account] / training_seconds if training_seconds > 0 else left
-            # In debt, an account may use more than its running cost.
-            if self._credit[account] < 0:
-                demand = math.inf
+            # Measured at every step it would need this; an account in debt can use more.
+            in_debt = self._credit[account] < 0 or not self._step_seconds
+            demand = math.inf if in_debt else self._cost[account] / self._step_seconds
             shares[account] = min(demand, left / (len(by_cost) - position))
             left -= shares[account]
         return shares

@@ -14,13 +14,21 @@ from cockpit_lite.instrument import Reading
 
 @dataclass
 class Row:
-    """Everything that was read on one step. ``values`` holds floats (or lists of them) once it is on the host."""
+    """Everything that was read on one step, or columns of plain readings of several. On the host ``values`` holds no tensors.
+
+    Attributes:
+        step: The step, or the last one of ``steps``.
+        values: Reading name -> value; for several steps -> a list of values.
+        how: Reading name -> how the value was got, where that is more than "exact".
+        reasons: Reading name -> why there is no value.
+        steps: Set for several steps on which nothing was measured.
+    """
 
     step: int
     values: dict[str, Any]
     how: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    measured: bool = False  # False: an untracked step, of which only loss and the like are known
+    steps: list[int] | None = None
 
     def put(self, readings: Mapping[str, Any]) -> None:
         """Add what an instrument returned."""
@@ -42,15 +50,12 @@ class Row:
 class HostTransfer:
     """A queue of rows: in with tensors, out with numbers, in the same order.
 
-    On the CPU a row is ready at once. Tensors on an accelerator are gathered over up to ``gather`` untracked steps or until the next
-    measured one, copied in one piece without waiting, and handed out by a later call, when the copy has arrived.
+    On the CPU a row is ready at once. Tensors on an accelerator are copied in one piece without waiting, and the row is handed out
+    by a later call, when the copy has arrived.
     """
 
-    gather = 32
-
     def __init__(self) -> None:
-        self._gathered: list[Row] = []
-        self._in_flight: list[tuple[list[Row], list[tuple[dict[str, Any], str, Tensor]], Tensor, torch.Event | None]] = []
+        self._in_flight: list[tuple[Row, list[tuple[dict[str, Any], str, Tensor]], Tensor, torch.Event | None]] = []
 
     def submit(self, row: Row) -> list[Row]:
         """Take a row; return all rows that are ready."""
@@ -60,20 +65,16 @@ class HostTransfer:
                 place[key] = value.tolist()
             else:
                 waiting = True
-        if not waiting and not self._gathered and not self._in_flight:
+        if not waiting and not self._in_flight:
             return [row]
-        self._gathered.append(row)
-        if row.measured or len(self._gathered) >= self.gather:
-            self._copy()
+        self._copy(row)
         return self.ready()
 
     def ready(self, wait: bool = False) -> list[Row]:
         """Return the rows whose copy has arrived; with ``wait`` all of them."""
-        if wait:
-            self._copy()
         rows: list[Row] = []
         while self._in_flight:
-            batch, places, host, event = self._in_flight[0]
+            row, places, host, event = self._in_flight[0]
             if event is not None and not event.query():
                 if not wait:
                     break
@@ -85,27 +86,24 @@ class HostTransfer:
                 flat = numbers[start : start + count]
                 place[key] = flat[0] if value.dim() == 0 else torch.tensor(flat, dtype=torch.float64).reshape(value.shape).tolist()
                 start += count
-            rows.extend(batch)
+            rows.append(row)
             del self._in_flight[0]
         return rows
 
-    def _copy(self) -> None:
-        rows, self._gathered = self._gathered, []
-        if not rows:
-            return
-        places = [place for row in rows for place in row._tensors()]
+    def _copy(self, row: Row) -> None:
+        places = row._tensors()
         if not places:
-            self._in_flight.append((rows, [], torch.empty(0), None))
+            self._in_flight.append((row, [], torch.empty(0), None))
             return
         device = places[0][2].device
         # Some accelerators have no float64.
         dtype = torch.float64 if device.type == "cuda" else torch.float32
         flat = torch.cat([value.detach().reshape(-1).to(device=device, dtype=dtype, non_blocking=True) for _, _, value in places])
         if device.type != "cuda":
-            self._in_flight.append((rows, places, flat.cpu(), None))
+            self._in_flight.append((row, places, flat.cpu(), None))
             return
         host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
         host.copy_(flat, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._in_flight.append((rows, places, host, event))
+        self._in_flight.append((row, places, host, event))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from cockpit_lite.diagnosis.loss_and_output import NonFinite
 from cockpit_lite.diagnosis.rule import Rule
+from cockpit_lite.diagnosis.signal_propagation import ExplodingGradients, VanishingGradients
+from cockpit_lite.diagnosis.step_size import IllConditioning, LearningRateTooHigh, LearningRateTooLow
 
 #: All rules that are checked, in the order of their codes.
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    NonFinite(),
+    VanishingGradients(),
+    ExplodingGradients(),
+    LearningRateTooHigh(),
+    LearningRateTooLow(),
+    IllConditioning(),
+)
+
+__all__ = ["RULES", "Rule"]

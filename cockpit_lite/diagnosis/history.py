@@ -9,12 +9,17 @@ from typing import Any
 class History:
     """Readings by name, appended step by step; filled live by the cockpit, or from a run log afterwards.
 
+    Args:
+        shapes: Shapes of the parameters by name, as in ``run.json``.
+
     Attributes:
         step: The last step of which anything is known; -1 before the first.
+        shapes: As given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         self.step = -1
+        self.shapes = dict(shapes or {})
         self._series: dict[str, tuple[list[int], list[float]]] = {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
@@ -49,6 +54,11 @@ class History:
         """Return the last value of ``name``, or None."""
         values = self.values(name)
         return values[-1] if values else None
+
+    def pairs(self, first: str, second: str) -> list[tuple[int, float, float]]:
+        """Return (step, value of first, value of second) for the steps at which both were measured."""
+        other = dict(zip(self.steps(second), self.values(second), strict=True))
+        return [(step, value, other[step]) for step, value in zip(self.steps(first), self.values(first), strict=True) if step in other]
 
     def layers(self, name: str) -> dict[str, float]:
         """Return the last value of every ``<name>/<layer>``, in network order."""

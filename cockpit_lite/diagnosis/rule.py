@@ -14,9 +14,10 @@ class Rule:
 
     Attributes:
         code: ``"CL"`` and three digits, given once, never reused.
-        name: The fault's name in ``../shared/faults.md`` and in ``Alert.name``.
+        name: The fault's name, also ``Alert.name``; given once, never changed.
         severity: Of the alerts it raises.
         needs: Reading names without which it cannot check anything.
+        follows_from: Names of faults that this one is a usual consequence of; findings are ranked by it.
         healthy: One sentence for the report when the rule found nothing.
     """
 
@@ -25,6 +26,7 @@ class Rule:
     severity: ClassVar[Severity]
     needs: ClassVar[tuple[str, ...]]
     healthy: ClassVar[str]
+    follows_from: ClassVar[tuple[str, ...]] = ()
 
     def check(self, history: History) -> Alert | None:
         """Look at the readings up to ``history.step``; called after every measured step.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cockpit_lite.alert import SEVERITIES, Alert
+from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.report.explain import explanation
 from cockpit_lite.report.text import count, format_seconds, format_share, listed
@@ -270,7 +271,7 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
     switched_off = {key for rule in rules for key in (rule.code, rule.name)}
     return Report(
         run=run,
-        findings=tuple(sorted(run.alerts, key=_rank)),
+        findings=tuple(rank(run.alerts, rules)),
         passed=tuple(passed),
         not_checked=tuple(not_checked),
         cost=_cost(run),
@@ -286,11 +287,6 @@ def write_atomically(path: Path, text: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
-
-
-def _rank(alert: Alert) -> tuple[int, int, float]:
-    # What came first among the worst is the likeliest first cause; what it brought about came later.
-    return SEVERITIES.index(alert.severity), alert.step, -alert.confidence
 
 
 def _steps(run: Run) -> int:
