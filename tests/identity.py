@@ -290,4 +290,4 @@ def compare(expected: Any, found: Any, path: str = "") -> Iterator[str]:
 
 def _bits(tensor: Tensor) -> bytes:
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-    return dense.cpu().contiguous().numpy().tobytes()
+    return dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
