@@ -51,7 +51,9 @@ class Call:
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: int) -> Call:
         """Remember a call that has just returned."""
         outputs = [value.detach() for value in tensors_in(output)]
-        call = cls(module, tree_map(_cut, args), tree_map(_cut, dict(kwargs)), outputs, forward, [None] * len(outputs))
+        plain = all(isinstance(value, Tensor) for value in args)
+        args = tuple(value.detach() for value in args) if plain else tree_map(_cut, args)
+        call = cls(module, args, tree_map(_cut, dict(kwargs)) if kwargs else {}, outputs, forward, [None] * len(outputs))
         device = outputs[0].device.type if outputs else "cpu"
         call.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         call._versions = call._now()
@@ -63,7 +65,7 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments."""
-        return tensors_in((self.args, self.kwargs))
+        return tensors_in((self.args, self.kwargs)) if self.kwargs else tensors_in(self.args)
 
     @property
     def overwritten(self) -> bool:
@@ -98,9 +100,14 @@ class Call:
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the first tensor among the arguments that has an axis, or None."""
-    return next((tensor for tensor in tensors_in((args, dict(kwargs))) if tensor.dim() > 0), None)
+    found = tensors_in((args, dict(kwargs))) if kwargs else tensors_in(args)
+    return next((tensor for tensor in found if tensor.dim() > 0), None)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in a nest of tuples, lists and dictionaries, and in what Hugging Face models return."""
+    if isinstance(value, Tensor):  # nearly always, and tree_flatten takes its time
+        return [value]
+    if type(value) in (tuple, list) and all(isinstance(leaf, Tensor) for leaf in value):
+        return list(value)
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]

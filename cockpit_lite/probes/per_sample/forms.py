@@ -27,6 +27,11 @@ def accurate(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
 
 
+def _squares(tensor: Tensor) -> Tensor:
+    """Return the sums of squares along the last axis, in one pass over the memory."""
+    return torch.linalg.vector_norm(tensor, dim=-1).square_()
+
+
 class Form:
     """Per-sample gradients c_1 ... c_N of one parameter.
 
@@ -38,6 +43,11 @@ class Form:
     batch_size: int
     shape: torch.Size
 
+    @property
+    def products_come_free(self) -> bool:
+        """Whether inner products cost next to nothing once the norms are measured."""
+        return True
+
     def squared_norms(self) -> Tensor:
         """Return the squared norm of every sample's gradient, shape (N,)."""
         raise NotImplementedError
@@ -45,6 +55,10 @@ class Form:
     def products(self, direction: Tensor) -> Tensor:
         """Return the inner product of every sample's gradient with ``direction``, shape (N,)."""
         raise NotImplementedError
+
+    def measure(self, direction: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return squared norms, and inner products with ``direction`` unless it is None: cheaper than one after the other."""
+        return self.squared_norms(), None if direction is None else self.products(direction)
 
     def gradients(self) -> Tensor:
         """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
@@ -65,8 +79,7 @@ class Dense(Form):
 
     def squared_norms(self) -> Tensor:
         """Sum of squares."""
-        flat = self.values.reshape(self.batch_size, -1)
-        return torch.einsum("ni,ni->n", flat, flat)
+        return _squares(self.values.reshape(self.batch_size, -1))
 
     def products(self, direction: Tensor) -> Tensor:
         """One matrix-vector product."""
@@ -109,28 +122,44 @@ class OuterProducts(Form):
         One position: the norm of an outer product is the product of the norms. Few positions: c c' summed is the inner product
         of two T x T Gram matrices. Many positions: the gradients themselves, a chunk of samples at a time.
         """
-        positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
+        positions = self.inputs.shape[2]
         if positions == 0:
             return self.deltas.new_zeros(self.batch_size)
         if positions == 1:
-            return (self.inputs.square().sum(-1) * self.deltas.square().sum(-1)).sum((1, 2))
-        if positions * (fan_in + fan_out) < fan_in * fan_out:
-            samples = max(1, CHUNK // (self.inputs.shape[1] * positions**2))
-            return torch.cat(
-                [
-                    ((a @ a.transpose(-1, -2)).mul_(d @ d.transpose(-1, -2))).sum((1, 2, 3))
-                    for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True)
-                ]
-            ).clamp_(min=0)
-        return torch.cat([matrices.flatten(1).square().sum(1) for matrices in self._matrices()])
+            return (_squares(self.inputs) * _squares(self.deltas)).sum((1, 2))
+        if self.products_come_free:
+            return torch.cat([_squares(matrices.flatten(1)) for matrices in self._matrices()])
+        samples = max(1, CHUNK // (self.inputs.shape[1] * positions**2))
+        return torch.cat(
+            [
+                (a @ a.transpose(-1, -2)).mul_(d @ d.transpose(-1, -2)).sum((1, 2, 3))
+                for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True)
+            ]
+        ).clamp_(min=0)
+
+    @property
+    def products_come_free(self) -> bool:
+        """Whether the gradients are built anyway, because they are smaller than the Gram matrices."""
+        positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
+        return positions > 1 and positions * (fan_in + fan_out) >= fan_in * fan_out
+
+    def measure(self, direction: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Where the gradients are built for the norms, the products come out of the same pass."""
+        if direction is None or not self.products_come_free:
+            return super().measure(direction)
+        _, groups, _, fan_in = self.inputs.shape
+        towards = direction.to(self.deltas.dtype).reshape(groups * self.deltas.shape[-1] * fan_in)
+        chunks = [(_squares(flat), flat @ towards) for flat in (matrices.flatten(1) for matrices in self._matrices())]
+        return torch.cat([norms for norms, _ in chunks]), torch.cat([products for _, products in chunks])
 
     def products(self, direction: Tensor) -> Tensor:
         """The inner product of the deltas with what the layer would answer if its weight were ``direction``."""
         _, groups, _, fan_in = self.inputs.shape
         matrices = direction.to(self.deltas.dtype).reshape(groups, self.deltas.shape[-1], fan_in)
-        if self.inputs.shape[2] > fan_in:  # many positions: contract them first, the answer is (N, G, O, I) but short
-            return torch.cat([torch.einsum("ngoi,goi->n", c, matrices) for c in self._matrices()])
-        answers = self.inputs @ matrices.transpose(-1, -2)
+        if groups == 1:
+            answers = (self.inputs[:, 0] @ matrices[0].T)[:, None]
+        else:
+            answers = torch.einsum("ngti,goi->ngto", self.inputs, matrices)
         return answers.mul_(self.deltas).sum((1, 2, 3))
 
     def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
@@ -212,6 +241,11 @@ class Sum(Form):
     def __init__(self, rows: Rows, outer: OuterProducts) -> None:
         self.table, self.outer = rows, outer
         self.batch_size, self.shape = outer.batch_size, outer.shape
+
+    @property
+    def products_come_free(self) -> bool:
+        """As for the outer products."""
+        return self.outer.products_come_free
 
     def squared_norms(self) -> Tensor:
         """Squared norms of both parts and twice their inner product."""

@@ -36,8 +36,10 @@ AMBIGUOUS = 3
 LOOP = 256
 
 
-def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: Layout, batch_size: int) -> dict[str, Dense]:
-    """Return name -> per-sample gradients through this call.
+def generic_forms(
+    call: Call, parameters: Mapping[str, nn.Parameter], layout: Layout, batch_size: int
+) -> tuple[dict[str, Dense], str]:
+    """Return name -> per-sample gradients through this call, and what they are conditional on, if anything.
 
     Args:
         call: The call, with its output gradients.
@@ -80,7 +82,7 @@ def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: La
         return outputs, backward(tuple(cotangents))[0]
 
     reason = f"{kind}'s call is not the same for one sample alone"
-    for candidate in _batch_arguments(leaves, axis, count):
+    for number, candidate in enumerate(_batch_arguments(leaves, axis, count)):
         positions = [position for position, _ in candidate]
         axes = [at for _, at in candidate]
         samples = [leaves[position] for position in positions]
@@ -110,7 +112,8 @@ def generic_forms(call: Call, parameters: Mapping[str, nn.Parameter], layout: La
             forms = {name: Dense(gradient.detach()) for name, gradient in gradients.items()}
             if layout.owners is not None:
                 forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
-            return forms
+            note = f"conditional on an argument of {kind} that every sample is given whole" if number else ""
+            return forms, note
     raise NoRule(reason)
 
 

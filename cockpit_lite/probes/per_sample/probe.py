@@ -60,7 +60,6 @@ class PerSampleProbe:
     def start(self) -> None:
         """Begin to watch a step."""
         self.stop()
-        self._reset()
         trainable = {id(parameter) for parameter in self.parameters.values()}
         self._modules = {id(module): module for module in self.model.modules()}
         self._owners = {
@@ -78,8 +77,7 @@ class PerSampleProbe:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for forward in self._forwards:
-            forward.release()
+        self._reset()
 
     def backward_begins(self) -> None:
         """From here on output gradients count."""

@@ -61,9 +61,11 @@ class Survey:
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
         self.micro_batches = _connected(reached)
+        self._micro_batch = {forward: number for number, group in enumerate(self.micro_batches) for forward in group}
         self.batch_statistics = any(forwards[number].batch_statistics for group in self.micro_batches for number in group)
         self.hopeless = hopeless
         self.not_covered: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def statistics(
         self, products: bool, direction: Mapping[str, Tensor] | None, gradient: Mapping[str, Tensor] | None
@@ -73,45 +75,84 @@ class Survey:
         result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
-        forms, missing = self._forms(sizes)
-        for name, parameter in self.parameters.items():
-            if name not in forms and name not in missing and _arrived(parameter, name, gradient):
+        missing: dict[str, str] = {}
+        checks: dict[str, Tensor] = {}
+        unused = dict(self.parameters)
+        for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
+            forms = self._forms(calls, sizes, missing)
+            checks.update(self._measure(result, forms, sizes, direction if products else None, gradient))
+            for name in forms:
+                unused.pop(name, None)
+        for name, parameter in unused.items():
+            if name not in missing and _arrived(parameter, name, gradient):
                 missing[name] = "the parameter is used outside of any module's call"
-        self._through_the_model(missing, forms, sizes)
-        self._measure(result, self.parameters, forms, sizes, products, direction)
-        failed = self._check_sums(result, forms, sizes, direction, gradient)
-        if failed:
-            for name in failed:
-                forms.pop(name, None)
-            self._through_the_model(failed, forms, sizes)
-            self._measure(result, failed, forms, sizes, products, direction)
-            self.not_covered.update(self._check_sums(result, forms, sizes, direction, gradient, failed))
+        missing.update(self._failures(checks, gradient, result))
+        forms = self._through_the_model(missing, sizes)
+        self.not_covered.update(
+            self._failures(self._measure(result, forms, sizes, direction if products else None, gradient), gradient, result)
+        )
+        for name in unused:
+            if name not in missing:
+                self._measure(result, {name: {}}, sizes, direction if products else None, None)
         for name in self.not_covered:
             result.squared_norms.pop(name, None)
             result.products.pop(name, None)
+        result.conditional.update({name: note for name, note in self.notes.items() if name in result.squared_norms})
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
 
+    def _groups(self) -> list[list[Call]]:
+        """Return the calls, those that share a parameter together."""
+        groups: list[tuple[set[str], list[Call]]] = []
+        by_name: dict[str, tuple[set[str], list[Call]]] = {}
+        for call in self.calls:
+            names = set(self._own(call.module).values())
+            if not names:
+                continue
+            joined: tuple[set[str], list[Call]] = (names, [call])
+            for group in {id(by_name[name]): by_name[name] for name in names if name in by_name}.values():
+                joined = (joined[0] | group[0], group[1] + joined[1])
+                groups.remove(group)
+            groups.append(joined)
+            by_name.update(dict.fromkeys(joined[0], joined))
+        return [calls for _, calls in groups]
+
     def _measure(
         self,
         result: PerSampleStatistics,
-        names: Iterable[str],
         forms: FormsByName,
         sizes: Sequence[int],
-        products: bool,
         direction: Mapping[str, Tensor] | None,
-    ) -> None:
-        for name in names:
-            if name in self.not_covered:
-                continue
-            parts, parameter = forms.get(name, {}), self.parameters[name]
-            result.squared_norms[name] = _concatenated(parts, sizes, _squared_norms, parameter)
-            if products and direction is not None and direction.get(name) is not None:
-                towards = direction[name].detach()
-                result.products[name] = _concatenated(parts, sizes, partial(_along, direction=towards), parameter)
+        gradient: Mapping[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """Add norms and products to the result; return what :meth:`_failures` compares, by parameter."""
+        checks = {}
+        for name, parts in forms.items():
+            parameter = self.parameters[name]
+            towards = None if direction is None else direction.get(name)
+            total = None if gradient is None else gradient.get(name)
+            # the check is along the gradient where that is free or asked for, and along a cheaper direction otherwise
+            free = total is not None and towards is None and all(form.products_come_free for form in parts.values())
+            norms, products = [], []
+            for number, size in enumerate(sizes):
+                along = total if free else towards
+                if number in parts:
+                    norm, product = parts[number].measure(None if along is None else along.detach())
+                else:  # a parameter that a micro-batch does not use contributes nothing there
+                    norm = product = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
+                norms.append(norm)
+                products.append(product)
+            result.squared_norms[name] = torch.cat(norms)
+            found = [product for product in products if product is not None]
+            if towards is not None:
+                result.products[name] = torch.cat(found)
+            if total is not None:
+                known = torch.cat(found) if free or (direction is gradient and found) else None
+                checks[name] = self._against(parts, sizes, name, total.detach(), known)
+        return checks
 
-    def _through_the_model(self, names: Mapping[str, str], forms: FormsByName, sizes: Sequence[int]) -> None:
+    def _through_the_model(self, names: Mapping[str, str], sizes: Sequence[int]) -> FormsByName:
         """Cover parameters by the generic rule on the outermost calls, which includes every use in them; name the others."""
         for name in list(names):
             known = self.hopeless.get((name, self._training()))
@@ -119,7 +160,7 @@ class Survey:
                 self.not_covered[name] = known
         wanted = {id(self.parameters[name]): name for name in names if name not in self.not_covered}
         if not wanted:
-            return
+            return {}
         found: dict[str, dict[int, list[Form]]] = {}
         try:
             for number, group in enumerate(self.micro_batches):
@@ -130,14 +171,16 @@ class Survey:
                     if all(delta is None for delta in whole.deltas):
                         raise NoRule("no gradient reaches the output of the call around it")
                     own = {local: p for local, p in whole.module.named_parameters() if id(p) in wanted}
-                    for local, form in generic_forms(whole, own, Layout(forward.axis), sizes[number]).items():
+                    repeated, note = generic_forms(whole, own, Layout(forward.axis), sizes[number])
+                    if note:
+                        self.notes.update(dict.fromkeys(wanted.values(), note))
+                    for local, form in repeated.items():
                         found.setdefault(wanted[id(own[local])], {}).setdefault(number, []).append(form)
         except NoRule as reason:
             for name in wanted.values():
                 self.not_covered[name] = self.hopeless[(name, self._training())] = f"{names[name]}; and {reason}"
-            return
-        for name, uses in found.items():
-            forms[name] = {number: add(parts) for number, parts in uses.items()}
+            return {}
+        return {name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items()}
 
     def _training(self) -> bool:
         return any(forward.whole is not None and forward.whole.module.training for forward in self.forwards)
@@ -157,15 +200,13 @@ class Survey:
             sizes.extend(size for size in found if size is not None)
         return sizes
 
-    def _forms(self, sizes: Sequence[int]) -> tuple[FormsByName, dict[str, str]]:
-        """Return parameter name -> micro-batch -> form of the per-sample gradients, and name -> reason for those without."""
-        micro_batch = {forward: number for number, forwards in enumerate(self.micro_batches) for forward in forwards}
+    def _forms(self, calls: Sequence[Call], sizes: Sequence[int], missing: dict[str, str]) -> FormsByName:
+        """Return parameter name -> micro-batch -> form of the per-sample gradients; add those without to ``missing``."""
         found: dict[str, dict[int, list[Form]]] = {}
-        missing: dict[str, str] = {}
-        for call in self.calls:
-            number = micro_batch[call.forward]
+        for call in calls:
+            number = self._micro_batch[call.forward]
             own = self._own(call.module)
-            if not own or (set(own.values()) <= set(missing)):
+            if set(own.values()) <= set(missing):
                 continue
             try:
                 forms = forms_of_call(call, {local: self.parameters[name] for local, name in own.items()}, sizes[number])
@@ -174,10 +215,9 @@ class Survey:
                 continue
             for local, form in forms.items():
                 found.setdefault(own[local], {}).setdefault(number, []).append(form)
-        forms_by_name = {
+        return {
             name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items() if name not in missing
         }
-        return forms_by_name, missing
 
     def _own(self, module: nn.Module) -> dict[str, str]:
         """Return name in the module -> name, of the parameters that a call of the module uses by itself.
@@ -193,42 +233,30 @@ class Survey:
             named.update({f"out_proj.{name}": p for name, p in module.out_proj._parameters.items()})
         return {local: self.names[id(parameter)] for local, parameter in named.items() if id(parameter) in self.names}
 
-    def _check_sums(
-        self,
-        result: PerSampleStatistics,
-        forms: FormsByName,
-        sizes: Sequence[int],
-        direction: Mapping[str, Tensor] | None,
-        gradient: Mapping[str, Tensor] | None,
-        only: Iterable[str] | None = None,
+    def _failures(
+        self, checks: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None, result: PerSampleStatistics
     ) -> dict[str, str]:
-        """Return name -> reason of the parameters whose contributions do not sum to the gradient."""
-        if gradient is None:
-            return {}
-        names, numbers = [], []
-        for name in result.squared_norms if only is None else only:
-            total = gradient.get(name)
-            if total is None or name in self.not_covered:
-                continue
-            along = result.products.get(name) if direction is gradient else None
-            measured = self._against(forms.get(name, {}), sizes, name, total.detach(), along)
-            names.append(name)
-            numbers.append(torch.stack(measured).double())
-        failed = {}
+        """Return name -> reason of the parameters whose contributions do not sum to the gradient, out of the result."""
+        failed: dict[str, str] = {}
+        if not checks or gradient is None:
+            return failed
         half_precision = any(call.half_precision for call in self.calls)
-        for name, (found, expected, scale) in zip(names, torch.stack(numbers).tolist() if numbers else [], strict=True):
+        # one transfer from the device for all parameters
+        for name, (found, expected, scale) in zip(checks, torch.stack(list(checks.values())).tolist(), strict=True):
             tolerance = (
                 HALF_PRECISION_TOLERANCE if half_precision else TOLERANCES.get(gradient[name].dtype, HALF_PRECISION_TOLERANCE)
             )
             # a gradient that is not finite has nothing to be compared with: the contributions are reported as they are
             close = abs(found - expected) <= tolerance * max(scale, abs(expected))
             if isfinite(expected) and not close and not self._is_rounding(name, gradient[name]):
-                failed[name] = self._reason(name, forms)
+                failed[name] = self._reason(name)
+                result.squared_norms.pop(name, None)
+                result.products.pop(name, None)
         return failed
 
     def _against(
         self, parts: Mapping[int, Form], sizes: Sequence[int], name: str, gradient: Tensor, along: Tensor | None
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Return sum over n of c_n'D, G'D and sum over n of |c_n'D|: along the gradient, or along a cheaper direction D."""
         parameter = self.parameters[name]
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
@@ -241,29 +269,27 @@ class Survey:
             )
             along = _concatenated(parts, sizes, partial(_along_rank_one, left=left, right=right), parameter)
             matrices = gradient.to(along.dtype).reshape(groups, fan_out, fan_in)
-            return [along.sum(), torch.einsum("goi,o,i->", matrices, left, right), along.abs().sum()]
+            return torch.stack([along.sum(), (left @ matrices @ right).sum(), along.abs().sum()]).double()
         if along is None:
             along = _concatenated(parts, sizes, partial(_along, direction=gradient), parameter)
-        return [along.sum(), gradient.to(along.dtype).square().sum(), along.abs().sum()]
+        return torch.stack([along.sum(), gradient.to(along.dtype).square().sum(), along.abs().sum()]).double()
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
         bound = 0.0
         for call in self.calls:
-            if name in self._own(call.module).values():
+            if self._owns(call.module, name):
                 inputs = [t.detach().abs().max().item() for t in call.tensors() if t.is_floating_point() and t.numel()]
                 deltas = sum(delta.abs().sum().item() for delta in call.deltas if delta is not None)
                 bound += deltas * max([1.0, *inputs])
         return float(gradient.detach().abs().max()) <= 8 * torch.finfo(gradient.dtype).eps * bound
 
-    def _reason(self, name: str, forms: Mapping[str, Mapping[int, Form]]) -> str:
+    def _reason(self, name: str) -> str:
         owners = sorted({type(call.module).__name__ for call in self.calls if self._owns(call.module, name)})
-        if name not in forms:
-            return "the parameter is used outside of any module's call"
         return f"contributions do not sum to the gradient: the parameter is also used outside of {' and '.join(owners)}'s call"
 
     def _owns(self, module: nn.Module, name: str) -> bool:
-        return any(parameter is self.parameters[name] for parameter in module._parameters.values())
+        return name in self._own(module).values()
 
 
 def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size: int) -> dict[str, Form]:
@@ -284,7 +310,8 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
         except NoRule:
             if layout.axis == FLAT:
                 raise
-    return dict(generic_forms(call, parameters, layout, batch_size))
+    repeated, _ = generic_forms(call, parameters, layout, batch_size)
+    return dict(repeated)
 
 
 def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
@@ -325,10 +352,6 @@ def _any_axis(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention)
 
 
-def _squared_norms(form: Form) -> Tensor:
-    return form.squared_norms()
-
-
 def _along(form: Form, direction: Tensor) -> Tensor:
     return form.products(direction)
 
@@ -358,11 +381,16 @@ def _connected(reached: Sequence[set[int]]) -> list[set[int]]:
     return sorted(groups, key=min)
 
 
+def _accurate(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that statistics of a parameter of this type come in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _concatenated(
     parts: Mapping[int, Form], sizes: Sequence[int], measure: Callable[[Form], Tensor], parameter: nn.Parameter
 ) -> Tensor:
     """Measure the form of every micro-batch; a parameter that a micro-batch does not use contributes nothing there."""
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    dtype = _accurate(parameter.dtype)
     measured = [
         measure(parts[number]) if number in parts else torch.zeros(size, dtype=dtype, device=parameter.device)
         for number, size in enumerate(sizes)

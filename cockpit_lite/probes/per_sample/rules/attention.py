@@ -52,42 +52,21 @@ class PerSampleAttention(Rule):
         weights = [accurate(getattr(module, name)) for name in names] if separate else accurate(module.in_proj_weight).chunk(3)
         biases = [None] * 3 if module.in_proj_bias is None else accurate(module.in_proj_bias).chunk(3)
         projected = [functional.linear(*triple) for triple in zip(sources, weights, biases, strict=True)]
-        identity = torch.eye(module.embed_dim, dtype=projected[0].dtype, device=projected[0].device)
         with torch.enable_grad(), random_numbers_of(module):
             projected = [tensor.requires_grad_() for tensor in projected]
-            attended, attention = functional.multi_head_attention_forward(
-                projected[0],
-                projected[1],
-                projected[2],
-                embed_dim_to_check=module.embed_dim,
-                num_heads=module.num_heads,
-                in_proj_weight=None,
-                in_proj_bias=None,
-                bias_k=None,
-                bias_v=None,
-                add_zero_attn=module.add_zero_attn,
-                dropout_p=module.dropout,
-                out_proj_weight=identity,
-                out_proj_bias=None,
-                training=module.training,
-                key_padding_mask=_mask(key_padding_mask, projected[0]),
-                need_weights=need_weights,
-                attn_mask=_mask(attn_mask, projected[0]),
-                use_separate_proj_weight=True,
-                q_proj_weight=identity,
-                k_proj_weight=identity,
-                v_proj_weight=identity,
-                average_attn_weights=average,
-                is_causal=causal,
-            )
+            if need_weights or module.add_zero_attn:
+                attended, attention = _through_torch(
+                    module, projected, key_padding_mask, need_weights, attn_mask, average, causal
+                )
+            else:
+                attended, attention = _fused(module, projected, key_padding_mask, attn_mask, causal), None
         out_weight = accurate(module.out_proj.weight)
         out_bias = None if module.out_proj.bias is None else accurate(module.out_proj.bias)
-        output = functional.linear(attended.detach(), out_weight, out_bias)
-        if not agrees(output.transpose(0, 1) if module.batch_first else output, module.output):
+        if not _agrees_along_one_direction(attended.detach(), out_weight, out_bias, module):
             raise NoRule("the call of MultiheadAttention could not be repeated")
         outputs: list[Tensor] = []
         cotangents: list[Tensor] = []
-        delta = torch.zeros_like(output)
+        delta = torch.zeros_like(attended)
         if g_out[0] is not None:
             delta = accurate(g_out[0])
             delta = delta.transpose(0, 1) if module.batch_first else delta
@@ -109,6 +88,78 @@ class PerSampleAttention(Rule):
             together = [torch.cat([_positions(_padded(tensor, longest)) for tensor in group], 1) for group in (sources, deltas)]
             forms["in_proj_weight"] = OuterProducts(together[0], together[1], module.in_proj_weight.shape)
         return forms
+
+
+def _through_torch(
+    module: Any,
+    projected: Sequence[Tensor],
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average: bool,
+    causal: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return attended values and attention weights by torch's own function, with the identity for every projection."""
+    identity = torch.eye(module.embed_dim, dtype=projected[0].dtype, device=projected[0].device)
+    return functional.multi_head_attention_forward(
+        projected[0],
+        projected[1],
+        projected[2],
+        embed_dim_to_check=module.embed_dim,
+        num_heads=module.num_heads,
+        in_proj_weight=None,
+        in_proj_bias=None,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=module.add_zero_attn,
+        dropout_p=module.dropout,
+        out_proj_weight=identity,
+        out_proj_bias=None,
+        training=module.training,
+        key_padding_mask=_mask(key_padding_mask, projected[0]),
+        need_weights=need_weights,
+        attn_mask=_mask(attn_mask, projected[0]),
+        use_separate_proj_weight=True,
+        q_proj_weight=identity,
+        k_proj_weight=identity,
+        v_proj_weight=identity,
+        average_attn_weights=average,
+        is_causal=causal,
+    )
+
+
+def _fused(
+    module: Any, projected: Sequence[Tensor], key_padding_mask: Tensor | None, attn_mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Return the attended values as torch's function calculates them when no weights are wanted, without the projections."""
+    heads, samples = module.num_heads, projected[0].shape[1]
+    query, key, value = (tensor.unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for tensor in projected)
+    causal = causal and key_padding_mask is None
+    mask = None if causal or attn_mask is None else _additive(attn_mask, query)
+    if mask is not None and mask.dim() == 3:
+        mask = mask.unflatten(0, (samples, heads))
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, query)[:, None, None]
+        mask = padding.expand(-1, heads, -1, -1) if mask is None else mask + padding
+    dropout = module.dropout if module.training else 0.0
+    attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+    return attended.permute(2, 0, 1, 3).flatten(2)
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """Return a mask that is added to the attention scores; True in a boolean one means "not allowed"."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask, float("-inf"))
+
+
+def _agrees_along_one_direction(attended: Tensor, weight: Tensor, bias: Tensor | None, module: Any) -> bool:
+    """Compare with the user's output along one direction of the features: no second output projection is needed for that."""
+    if module.output is None:
+        return True
+    direction = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device).cos()
+    repeated = attended @ (direction @ weight) + (0.0 if bias is None else direction @ bias)
+    return agrees(repeated.transpose(0, 1) if module.batch_first else repeated, accurate(module.output) @ direction)
 
 
 #: Defaults of the arguments of ``MultiheadAttention.forward``, in its order.

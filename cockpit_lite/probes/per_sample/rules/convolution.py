@@ -32,9 +32,10 @@ def patches(inputs: Tensor, kernel_size: Sequence[int], stride: Sequence[int], d
     batch_size, channels = inputs.shape[:2]
     windows = windows.reshape(batch_size, groups, channels // groups, *windows.shape[2:])
     spatial = len(kernel_size)
-    order = (0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial))
+    # positions last, where the memory of a row of the image stays together; the matrix products take them transposed
+    order = (0, 1, 2, *range(3 + spatial, 3 + 2 * spatial), *range(3, 3 + spatial))
     positions = windows.shape[3 : 3 + spatial].numel()
-    return windows.permute(order).reshape(batch_size, groups, positions, -1)
+    return windows.permute(order).reshape(batch_size, groups, -1, positions).transpose(2, 3)
 
 
 def by_group(deltas: Tensor, groups: int) -> Tensor:
