@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import CURVATURE, GRADIENT, LOSS, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
 from cockpit_lite.isolation import warn
@@ -102,6 +102,7 @@ class Observer:
         self._gradient = GradientProbe(parameters)
         trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self._per_sample = PerSampleProbe(model, trainable)
+        self._forward = ForwardProbe(model)
         device = next(iter(parameters.values())).device
         # Probe vectors must not come from the user's random numbers.
         self._generator = torch.Generator(device=device).manual_seed(0)
@@ -199,6 +200,7 @@ class Observer:
         if self.active:
             self.active = False
             self._per_sample.stop()
+            self._forward.stop()
             self._flush_pulse()
 
     def give_up(self, error: Exception) -> None:
@@ -228,6 +230,8 @@ class Observer:
             self._needs = {need for instrument in self._due for need in instrument.needs}
             if self._needs & PER_SAMPLE:
                 self._per_sample.start()
+            if CURVATURE in self._needs:
+                self._forward.start()
 
     def _due_instruments(self) -> list[Instrument]:
         if self._schedule is not None and not self._schedule(self.index):
@@ -264,6 +268,7 @@ class Observer:
         step.training_seconds = seconds
         step.learning_rates = learning_rates(self._optimizers)
         self._per_sample.stop()
+        self._forward.stop()
         before = step.observed.get("weights_before")
         if before is not None:
             step.observed["update"] = {name: self._parameters[name].detach() - value for name, value in before.items()}
@@ -313,9 +318,12 @@ class Observer:
         with torch.enable_grad():
             objective = _objective(tensors, gradients, detach=False)
             parameters = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._step.observed["curvature"] = Curvature(objective, parameters, self._generator, model=self._model)
+            self._step.observed["curvature"] = Curvature(
+                objective, parameters, self._generator, model=self._model, forward=self._forward.call
+            )
             self._measure(due, gradients=True)
         del self._step.observed["curvature"]  # it must not keep the graph alive
+        self._forward.stop()
 
     def _measure_gradient(self, optimizer: Optimizer) -> None:
         due = [instrument for instrument in self._due if _phase(instrument) == GRADIENT]
