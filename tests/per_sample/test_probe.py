@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.per_sample import probe as probe_module
+from cockpit_lite.probes.per_sample.rules import RULES
 from tests.per_sample.checker import watched
 
 
@@ -299,3 +301,25 @@ def test_autocast_in_a_module_without_a_rule() -> None:
 
     statistics, _ = watched(model, run)
     assert not statistics.not_covered
+
+
+def test_a_failure_of_the_probe_stays_in_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("an output nobody thought of")
+
+    model, (inputs, targets) = net(), data(4)
+    monkeypatch.setattr(probe_module.Call, "of", fail)
+    statistics, gradient = watched(model, lambda: F.cross_entropy(model(inputs), targets))
+    assert set(statistics.not_covered) == set(gradient)
+    assert "nobody thought of" in statistics.not_covered["0.weight"]
+    assert gradient["0.weight"].any()
+
+
+def test_a_failure_of_one_rule_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    rule = type(RULES[nn.LayerNorm])
+    monkeypatch.setattr(rule, "weight", lambda *_: 1 / 0)
+    inputs, targets = data(4)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
+    assert not statistics.not_covered  # the generic rule on the model takes over
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.per_sample.checker import check
+from cockpit_lite.probes.per_sample import probe
+from tests.per_sample.checker import check, watched
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (30, 5)])
@@ -151,7 +152,10 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("mask", ["none", "causal", "padding"])
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_attention(batch_first: bool, mask: str, need_weights: bool) -> None:
+@pytest.mark.parametrize("read", [True, False])
+def test_attention(batch_first: bool, mask: str, need_weights: bool, read: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not read:  # as if the graph looked otherwise: the attention is repeated
+        monkeypatch.setattr(probe, "watch_projections", lambda *_: {})
     axis = 0 if batch_first else 1
     inputs = torch.randn(4, 5, 8) if batch_first else torch.randn(5, 4, 8)
     check(Attention(mask, need_weights, batch_first=batch_first), inputs, axes=[axis], axis=axis)
@@ -171,3 +175,26 @@ def test_attention_that_pays_attention_to_its_weights() -> None:
     module = nn.MultiheadAttention(8, 2, batch_first=True)
     inputs = torch.randn(4, 5, 8)
     check(module, inputs, inputs.clone(), inputs.clone(), pick=lambda output: output[1].tanh())
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_dropout_in_attention(read: bool, need_weights: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not read:
+        monkeypatch.setattr(probe, "watch_projections", lambda *_: {})
+    module = nn.MultiheadAttention(8, 2, dropout=0.4, batch_first=True).double()
+    inputs = torch.randn(4, 5, 8, dtype=torch.float64)
+    torch.manual_seed(5)
+    statistics, gradient = watched(module, lambda: module(inputs, inputs, inputs, need_weights=need_weights)[0].square().sum())
+    state = torch.get_rng_state()
+    assert not statistics.not_covered
+    # given the dropped weights the samples are independent: leave one out and the gradient misses its contribution
+    for n in range(4):
+        torch.manual_seed(5)
+        module.zero_grad()
+        keep = torch.arange(4) != n
+        module(inputs, inputs, inputs, need_weights=need_weights)[0][keep].square().sum().backward()
+        for name, parameter in module.named_parameters():
+            contribution = gradient[name] - parameter.grad
+            torch.testing.assert_close(statistics.squared_norms[name][n], contribution.square().sum())
+    assert torch.equal(state, torch.get_rng_state())

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample.owners import Layout
+    from cockpit_lite.probes.per_sample.projections import Projection
 
 
 def _cut(value: Any) -> Any:
@@ -33,6 +34,7 @@ class Call:
         autocast: The type that automatic mixed precision calculated in; ``None`` without it.
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
+        projections: What could be read off the graph of an attention.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
     """
 
@@ -45,6 +47,7 @@ class Call:
     autocast: torch.dtype | None = None
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
+    projections: dict[str, Projection] = field(default_factory=dict)
     _versions: tuple[int, ...] = ()
 
     @classmethod

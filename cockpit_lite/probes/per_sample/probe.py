@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,27 @@ from torch.utils.hooks import RemovableHandle
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
+from cockpit_lite.probes.per_sample.projections import watch_projections
 from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey
+from cockpit_lite.probes.tensor_hooks import register_hook_unseen
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _harmless(method: Method) -> Method:
+    """Nothing that fails while the user's code runs may reach it: the probe stops and says why no parameter is covered."""
+
+    @wraps(method)
+    def guarded(self: PerSampleProbe, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except Exception as error:
+            self._failed(error)
+            return None
+
+    return guarded  # type: ignore[return-value]  # the same signature
 
 
 class PerSampleProbe:
@@ -53,6 +72,7 @@ class PerSampleProbe:
         self._forwards: list[Forward] = []
         self._in_backward = False
         self._paused = False
+        self._failure = ""
         self._random_states: dict[int, tuple[Tensor, ...]] = {}  # of the modules that are being called
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
@@ -79,6 +99,7 @@ class PerSampleProbe:
         self._handles = []
         self._reset()
 
+    @_harmless
     def backward_begins(self) -> None:
         """From here on output gradients count."""
         self._in_backward = False
@@ -103,6 +124,12 @@ class PerSampleProbe:
         finally:
             self._paused = before
 
+    def forget_backwards(self) -> None:
+        """Forget the backward passes so far: the user has thrown their gradient away. The forwards stay, one may be under way."""
+        self._backward = -1
+        self._reached = []
+        self._calls = {}
+
     def statistics(
         self,
         products: bool,
@@ -116,12 +143,19 @@ class PerSampleProbe:
             direction: Parameter name -> tensor of the parameter's shape; usually the gradient.
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
         """
+        if self._failure:
+            return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
         survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
         with torch.no_grad(), self.paused():
             return survey.statistics(products, direction, direction if gradient is None else gradient)
 
+    def _failed(self, error: Exception) -> None:
+        self.stop()
+        self._failure = f"the per-sample probe failed ({type(error).__name__}: {error})"
+
     # hooks ------------------------------------------------------------------------------------------------------------
 
+    @_harmless
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._paused or id(module) not in self._modules:
             return
@@ -133,6 +167,7 @@ class PerSampleProbe:
         if isinstance(module, nn.MultiheadAttention) and module.training and module.dropout and torch.is_grad_enabled():
             self._random_states[id(module)] = random_state(next(module.parameters()).device)
 
+    @_harmless
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._paused or id(module) not in self._modules:
             return
@@ -162,9 +197,11 @@ class PerSampleProbe:
             return None
         call = Call.of(module, args, kwargs, output, forward.number)
         call.random_state = self._random_states.pop(id(module), None)
+        if isinstance(module, nn.MultiheadAttention):
+            call.projections = watch_projections(module, tensors[0], lambda: self._in_backward and not self._paused)
         for position, tensor in enumerate(tensors):
             if tensor.requires_grad:
-                tensor.register_hook(self._recorder(call, position))
+                register_hook_unseen(tensor, self._recorder(call, position))
         # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
         if id(module) in self._owners and not self._in_backward:
             forward.calls.append(call)
@@ -173,7 +210,7 @@ class PerSampleProbe:
 
     def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
         def record(delta: Tensor) -> None:
-            if self._in_backward and not self._paused:
+            if self._in_backward and not self._paused and not self._failure:
                 call.add(position, delta)
                 self._calls[id(call)] = call
                 self._reached[-1].add(call.forward)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
+#: Where a module keeps its hooks.
+_HOOKS = [name for name in nn.Module().__dict__ if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
+
 
 def shadow(
     module: Module,
@@ -39,10 +42,11 @@ def shadow(
             if id(parameter) not in aliases:
                 aliases[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
             copy._parameters[name] = aliases[id(parameter)]
-    for hooks in [name for name in copy.__dict__ if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]:
-        kept = copy.__dict__[hooks] if hooks == "_forward_pre_hooks" else {}
-        # torch's older weight and spectral normalisation are hooks: they belong to the function, not to an onlooker
-        copy.__dict__[hooks] = {key: hook for key, hook in kept.items() if type(hook).__module__.startswith("torch.nn.utils")}
+    before = copy.__dict__["_forward_pre_hooks"]
+    copy.__dict__.update((name, {}) for name in _HOOKS)
+    # torch's older weight and spectral normalisation are hooks: they belong to the function, not to an onlooker
+    kept = {key: hook for key, hook in before.items() if type(hook).__module__.startswith("torch.nn.utils")}
+    copy.__dict__["_forward_pre_hooks"] = kept
     for position, value in enumerate(inputs):
         copy.__dict__[f"input{position}"] = value
     copy.__dict__["output"] = output

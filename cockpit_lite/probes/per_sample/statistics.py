@@ -26,3 +26,8 @@ class PerSampleStatistics:
     products: dict[str, Tensor] = field(default_factory=dict)
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
+
+    def unscale(self, scale: Tensor) -> None:
+        """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too."""
+        for values in (self.squared_norms, self.products):
+            values.update({name: value / scale**2 for name, value in values.items()})

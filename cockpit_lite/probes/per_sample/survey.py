@@ -66,6 +66,7 @@ class Survey:
         self.hopeless = hopeless
         self.not_covered: dict[str, str] = {}
         self.notes: dict[str, str] = {}
+        self._owned: dict[int, dict[str, str]] = {}
 
     def statistics(
         self, products: bool, direction: Mapping[str, Tensor] | None, gradient: Mapping[str, Tensor] | None
@@ -213,6 +214,10 @@ class Survey:
             except NoRule as reason:
                 missing.update(dict.fromkeys(own.values(), str(reason)))
                 continue
+            except Exception as error:  # one layer that fails, for want of memory for instance, must not take the others along
+                kind = type(call.module).__name__
+                missing.update(dict.fromkeys(own.values(), f"the rule of {kind} failed ({type(error).__name__}: {error})"))
+                continue
             for local, form in forms.items():
                 found.setdefault(own[local], {}).setdefault(number, []).append(form)
         return {
@@ -224,6 +229,12 @@ class Survey:
 
         A parametrised weight belongs to the module it is the weight of: the parametrisation never sees the samples.
         """
+        known = self._owned.get(id(module))
+        if known is None:
+            known = self._owned[id(module)] = self._find_own(module)
+        return known
+
+    def _find_own(self, module: nn.Module) -> dict[str, str]:
         if isinstance(module, ParametrizationList):
             return {}
         named = dict(module._parameters)
@@ -338,6 +349,8 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
     copy = shadow(module, inputs, None if call.outputs_overwritten else call.outputs[0])
     if call.random_state is not None:
         copy.__dict__["random_state"] = call.random_state
+    if call.projections:
+        copy.__dict__["projections"] = call.projections
     forms = rule.measure_all(_FORMS, copy, names, (), deltas)
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}

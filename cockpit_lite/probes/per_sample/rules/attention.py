@@ -1,8 +1,9 @@
 """MultiheadAttention: input projections, attention, output projection, in one call that shows none of them.
 
-The attention itself has no parameters. It is repeated between the projections, with the identity in their place, which gives the
-input of the output projection and, going backward, the gradients behind the input projections. Dropout of the attention weights
-is repeated with the random numbers of the user's call.
+The probe reads the projections off the graph where it can (:mod:`cockpit_lite.probes.per_sample.projections`). Elsewhere, and
+under plain BackPACK, the attention itself, which has no parameters, is repeated between the projections, which gives the input of
+the output projection and, going backward, the gradients behind the input projections. Dropout of the attention weights is drawn
+again with the random numbers of the user's call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PerSampleAttention(Rule):
             raise NoRule("MultiheadAttention with add_bias_kv=True")
         if module.input0.dim() != 3:
             raise NoRule("MultiheadAttention without a batch")
-        forms = self._forms(module, g_out)
+        forms = _from_projections(module) or self._forms(module, g_out)
         return {name: ext.measure(forms[name], module.get_parameter(name)) for name in names}
 
     def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
@@ -88,6 +89,24 @@ class PerSampleAttention(Rule):
             together = [torch.cat([_positions(_padded(tensor, longest)) for tensor in group], 1) for group in (sources, deltas)]
             forms["in_proj_weight"] = OuterProducts(together[0], together[1], module.in_proj_weight.shape)
         return forms
+
+
+def _from_projections(module: Any) -> dict[str, Form] | None:
+    """Return the forms from what the probe has read off the graph; None if that is not everything."""
+    projections = module.__dict__.get("projections")
+    samples = module.input0.shape[module.batch_first ^ 1]
+    if not projections or any(projection.delta is None for projection in projections.values()):
+        return None
+    forms: dict[str, Form] = {}
+    weights = {"in_proj": (module.in_proj_weight, "in_proj_weight", "in_proj_bias")}
+    weights["out_proj"] = (module.out_proj.weight, "out_proj.weight", "out_proj.bias")
+    for name, (weight, weight_name, bias_name) in weights.items():
+        inputs, delta = (
+            accurate(rows).unflatten(0, (-1, samples)) for rows in (projections[name].inputs, projections[name].delta)
+        )
+        forms[weight_name] = OuterProducts(_positions(inputs), _positions(delta), weight.shape)
+        forms[bias_name] = Dense(delta.sum(0))
+    return forms
 
 
 def _through_torch(
