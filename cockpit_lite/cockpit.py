@@ -24,6 +24,7 @@ from cockpit_lite.instrument import Instrument
 from cockpit_lite.isolation import warn
 from cockpit_lite.observer import Observer
 from cockpit_lite.presets import resolve
+from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import listen, stop_listening
 from cockpit_lite.probes.optimizer import OptimizerProbe
 from cockpit_lite.probes.parameters import named_parameters
@@ -126,6 +127,8 @@ class Cockpit:
         )
         self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
         listen(self._observer)
+        loss_scale.watch()
+        tensor_hooks.watch()
         self._optimizer_probe.start()
         if self._live is not None:
             from cockpit_lite.live import start_viewer  # nothing of it is needed without
@@ -138,6 +141,8 @@ class Cockpit:
         if observer is None or recorder is None or self._optimizer_probe is None:
             return
         stop_listening(observer)
+        loss_scale.stop_watching()
+        tensor_hooks.stop_watching()
         self._optimizer_probe.stop()
         observer.close()
         try:

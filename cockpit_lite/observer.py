@@ -26,6 +26,7 @@ from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import CURVATURE, GRADIENT, LOSS, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
 from cockpit_lite.isolation import warn
+from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
@@ -38,6 +39,8 @@ from cockpit_lite.transfer import Row
 PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS})
 
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
+
+_TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
 
 Method = TypeVar("Method", bound=Callable[..., None])
 
@@ -106,6 +109,7 @@ class Observer:
         device = next(iter(parameters.values())).device
         # Probe vectors must not come from the user's random numbers.
         self._generator = torch.Generator(device=device).manual_seed(0)
+        self._complex = any(parameter.is_complex() for parameter in parameters.values())
         self._expected_backwards = 1
         self._alternating = False
         self._last_end = clock()
@@ -121,7 +125,10 @@ class Observer:
         if self._updated:  # one of several optimizers has stepped, and training goes on: its step was one of its own
             self._alternating = True
             self._end_step()
+        elif self._backwards and self._gradient.was_reset():  # a batch that was thrown away, as gradient scalers do
+            self._discard()
         self._gradient.before_backward()
+        self._scale = loss_scale.last_scale() if loss_scale.uses() != self._scale_uses else None
         if not self._due:
             return
         start = self._clock()
@@ -140,7 +147,8 @@ class Observer:
         if not self._gradient.after_backward():
             return  # somebody else's loss
         self._backwards += 1
-        self._losses.append(_objective(tensors, gradients))
+        objective = _objective(tensors, gradients)
+        self._losses.append(objective if self._scale is None else objective / self._scale)
         if self._due:
             start = self._clock()
             self._gradient.record()
@@ -221,6 +229,9 @@ class Observer:
         self._updated: set[int] = set()
         self._closure = ""
         self._spent = 0.0
+        self._scale: Tensor | None = None
+        self._scale_uses = loss_scale.uses()
+        self._hook_registrations = tensor_hooks.registrations()
         self._due = self._due_instruments()
         if self._due:
             self._step = Step(self.index, self._parameters)
@@ -232,6 +243,15 @@ class Observer:
                 self._per_sample.start()
             if CURVATURE in self._needs:
                 self._forward.start()
+
+    def _discard(self) -> None:
+        """Forget the backward passes of this step: their gradient was thrown away."""
+        self._losses, self._backwards = [], 0
+        if self._due:
+            self._row = Row(self.index, {})
+            self._step.observed.clear()
+            self._step.reasons.clear()
+            self._per_sample.forget_backwards()
 
     def _due_instruments(self) -> list[Instrument]:
         if self._schedule is not None and not self._schedule(self.index):
@@ -314,12 +334,15 @@ class Observer:
         if self._alternating:
             self._not_measured(due, _TAKE_TURNS)
             return
+        if self._has_tensor_hooks():
+            self._not_measured(due, _TENSOR_HOOKS)
+            return
         self._read_learning_rates()
         with torch.enable_grad():
             objective = _objective(tensors, gradients, detach=False)
             parameters = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
             self._step.observed["curvature"] = Curvature(
-                objective, parameters, self._generator, model=self._model, forward=self._forward.call
+                objective, parameters, self._generator, model=self._model, forward=self._forward.call, scale=self._scale
             )
             self._measure(due, gradients=True)
         del self._step.observed["curvature"]  # it must not keep the graph alive
@@ -332,6 +355,13 @@ class Observer:
         self._read_learning_rates()
         step = self._step
         raw, applied, changed = self._gradient.gradients()
+        if self._scale is not None:
+            if not loss_scale.is_unscaled(optimizer):
+                applied = {name: value / self._scale for name, value in applied.items()}
+            if not changed:
+                raw = applied
+            elif raw is not None:  # the copies were made before anything was unscaled
+                raw = {name: value / self._scale for name, value in raw.items()}
         if self._alternating:  # the other optimizers' gradients are leftovers
             own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             names = {name for name, parameter in self._parameters.items() if id(parameter) in own}
@@ -348,14 +378,23 @@ class Observer:
                 )
             else:
                 step.observed["gradient"] = raw
-        if self._needs & PER_SAMPLE and self._alternating:
+        if self._needs & PER_SAMPLE and self._complex:
+            step.reasons["per_sample"] = "the model has complex parameters"
+        elif self._needs & PER_SAMPLE and self._alternating:
             step.reasons["per_sample"] = _TAKE_TURNS
+        elif self._needs & PER_SAMPLE and self._has_tensor_hooks():
+            step.reasons["per_sample"] = _TENSOR_HOOKS
         elif self._needs & PER_SAMPLE:
             start = self._clock()
             try:
-                direction = step.gradient if PER_SAMPLE_PRODUCTS in self._needs else None
                 with torch.no_grad():
-                    step.observed["per_sample"] = self._per_sample.statistics(PER_SAMPLE_PRODUCTS in self._needs, direction)
+                    if self._scale is not None and raw is not None:
+                        # In the units that went backwards, since the contributions are checked against the gradient.
+                        raw = {name: value * self._scale for name, value in raw.items()}
+                    statistics = self._per_sample.statistics(PER_SAMPLE_PRODUCTS in self._needs, raw)
+                    if self._scale is not None:
+                        statistics.unscale(self._scale)
+                step.observed["per_sample"] = statistics
             except NotMeasured as reason:
                 step.reasons["per_sample"] = str(reason)
             except Exception as error:
@@ -382,7 +421,9 @@ class Observer:
         for instruments in (self._companions, self._tracked):
             if instrument in instruments:
                 instruments.remove(instrument)
-        self._not_measured([instrument], f"the instrument failed at step {self.index} and was switched off ({type(error).__name__}: {error})")
+        self._not_measured(
+            [instrument], f"the instrument failed at step {self.index} and was switched off ({type(error).__name__}: {error})"
+        )
         warn(f"The instrument {instrument.name!r} failed at step {self.index} and was switched off; training goes on.", error)
 
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
@@ -404,6 +445,9 @@ class Observer:
             f"the step's gradient comes from {count} backward passes (accumulation or several losses), "
             "and the curvature of one of them is not that of the step"
         )
+
+    def _has_tensor_hooks(self) -> bool:
+        return tensor_hooks.registrations() != self._hook_registrations
 
     def _read_learning_rates(self) -> None:
         self._step.learning_rates = learning_rates(self._optimizers)

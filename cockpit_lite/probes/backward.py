@@ -26,24 +26,25 @@ class BackwardListener(Protocol):
         """Called after the gradients were accumulated; not if the user's backward raised."""
 
 
-_listeners: list[BackwardListener] = []
+#: With the thread that each is interested in: another thread may train another model.
+_listeners: list[tuple[int, BackwardListener]] = []
 _original: Callable[..., Any] | None = None
 _nested = threading.local()
 
 
 def listen(listener: BackwardListener) -> None:
-    """Tell ``listener`` of every backward pass from now on."""
+    """Tell ``listener`` of every backward pass of this thread from now on."""
     global _original
     if not _listeners:
         _original = torch.autograd.backward
         torch.autograd.backward = _intercept(_original)
-    _listeners.append(listener)
+    _listeners.append((threading.get_ident(), listener))
 
 
 def stop_listening(listener: BackwardListener) -> None:
     """Undo :func:`listen`."""
     global _original
-    _listeners.remove(listener)
+    _listeners[:] = [entry for entry in _listeners if entry[1] is not listener]
     if not _listeners and _original is not None:
         # Somebody else may have wrapped our wrapper meanwhile: then it must stay, and passes through.
         if getattr(torch.autograd.backward, "_cockpit_lite", False):
@@ -55,16 +56,17 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Re-entrant activation checkpointing calls backward inside backward: that is not a new root.
-        if getattr(_nested, "active", False) or not _listeners:
+        interested = [listener for thread, listener in _listeners if thread == threading.get_ident()]
+        if not interested or getattr(_nested, "active", False):
             return original(tensors, grad_tensors, *args, **kwargs)
         _nested.active = True
         try:
             roots = _as_sequence(tensors)
             seeds = _as_sequence(grad_tensors) or (None,) * len(roots)
-            for listener in tuple(_listeners):
+            for listener in interested:
                 listener.before_backward(roots, seeds)
             result = original(tensors, grad_tensors, *args, **kwargs)
-            for listener in tuple(_listeners):
+            for listener in interested:
                 listener.after_backward(roots, seeds)
             return result
         finally:

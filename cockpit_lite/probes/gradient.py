@@ -25,6 +25,7 @@ class GradientProbe:
         self._sentinel: nn.Parameter | None = None
         self._one_is_enough = True
         self._before: list[tuple[nn.Parameter, Tensor | None, int]] = []
+        self._after: tuple[nn.Parameter, Tensor | None, int] | None = None
         self._marks: dict[str, tuple[Tensor, int]] = {}
         self._copies: dict[str, Tensor] = {}
 
@@ -39,6 +40,8 @@ class GradientProbe:
         """Return whether the backward pass reached a watched parameter."""
         before, self._before = self._before, []
         changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
+        if changed:
+            self._after = _mark(changed[-1])
         if len(before) == 1 and before[0][0] is self._sentinel and self._full_looks >= self.trial_passes:
             if not changed:  # another model's backward, or a branch not taken: from now on look at all parameters
                 self._one_is_enough = False
@@ -49,6 +52,16 @@ class GradientProbe:
         if self._sentinel is None or not any(parameter is self._sentinel for parameter in changed):
             self._one_is_enough = False
         return bool(changed)
+
+    def was_reset(self) -> bool:
+        """Return whether the gradient was set to None or zero since the last backward pass: its step was skipped."""
+        if self._after is None:
+            return False
+        parameter, grad, version = self._after
+        if not _changed(parameter.grad, grad, version):
+            return False
+        # Looked at by value only where it was changed in place between two backward passes, which hardly anybody does.
+        return parameter.grad is None or not bool(_dense({"": parameter.grad})[""].any())
 
     def record(self) -> None:
         """Note the raw gradient after a backward pass of a tracked step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
@@ -41,7 +42,14 @@ def contributions_products(statistics: PerSampleStatistics) -> Tensor:
 def gradient_squared_norm(step: Step) -> Tensor:
     """Return ``||G||^2`` over the parameters that the per-sample statistics cover."""
     gradient = step.gradient
-    return _total({name: gradient[name].square().sum() for name in step.per_sample.squared_norms if name in gradient})
+    # At least single precision: squares of half precision overflow beyond 256.
+    return _total(
+        {
+            name: gradient[name].to(torch.promote_types(gradient[name].dtype, torch.float32)).square().sum()
+            for name in step.per_sample.squared_norms
+            if name in gradient
+        }
+    )
 
 
 def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Tensor:
