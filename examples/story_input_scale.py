@@ -8,8 +8,8 @@ Why, the two Taylor terms of a step say. By the gradient term e g'g each step sh
 the steps go back and forth across the one steep direction, that of proline, and so the learning rate cannot be raised much. Along
 all other directions it is far too small. The cockpit calls that CL403 ill-conditioning.
 
-The cure is in the data: centre every column and divide it by its own standard deviation. With the same learning rate the curvature
-term all but vanishes, and the loss falls.
+The cure is in the data: centre every column and divide it by its own standard deviation. With the same learning rate the
+curvature term all but vanishes, and the loss falls.
 
 Usage: python examples/story_input_scale.py [STEPS]
 """
