@@ -2,8 +2,8 @@
 
 The loss of a small convolutional net on scikit-learn's digits jumps about and does not come down. The same picture has many
 causes (labels, initialisation, a bug in the loss); the cockpit raises CL401 learning-rate-too-high and says how long a step may
-be, because it has measured the curvature along the gradient. The loop stops at the alert, takes the learning rate that follows from
-the measurement, and trains again.
+be, because it has measured the curvature along the gradient. The loop stops at the alert, takes the learning rate that follows
+from the measurement, and trains again.
 
 Usage: python examples/story_learning_rate.py [STEPS]
 """
