@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+from torch.utils.checkpoint import checkpoint
 
 from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.probes.per_sample import probe as probe_module
@@ -323,3 +324,105 @@ def test_a_failure_of_one_rule_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
     assert not statistics.not_covered  # the generic rule on the model takes over
     assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_without_a_backward_nothing_is_said() -> None:
+    model = net()
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    model(data(4)[0])
+    statistics = probe.statistics(True, {name: torch.ones_like(p) for name, p in model.named_parameters()})
+    probe.stop()
+    assert set(statistics.not_covered) == set(parameters_of(model))
+
+
+def test_a_graph_kept_from_an_earlier_step_does_not_count() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    old: list[Tensor] = []
+
+    def first() -> Tensor:
+        old.append(F.cross_entropy(model(inputs), targets))
+        return old[0] * 1.0
+
+    probe.start()
+    loss = first()
+    probe.backward_begins()
+    loss.backward(retain_graph=True)
+    probe.backward_ends()
+    probe.stop()
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets) + 0.0 * old[0], probe=probe)
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_backwards_that_were_thrown_away_do_not_count() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    loss = F.cross_entropy(model(inputs), targets)
+    for _ in range(2):
+        model.zero_grad()
+        probe.forget_backwards()
+        probe.backward_begins()
+        loss.backward(retain_graph=True)
+        probe.backward_ends()
+    statistics = probe.statistics(True, {name: p.grad for name, p in model.named_parameters()})
+    probe.stop()
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_a_module_that_returns_its_parameter_keeps_no_hook() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.randn(5))
+
+        def forward(self) -> Tensor:
+            return self.value
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift, self.layer = Constant(), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer((x + self.shift()).tanh())
+
+    model, (inputs, targets) = Shifted().double(), data(4)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
+    assert not model.shift.value._backward_hooks
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # from torch's own forward mode
+def test_function_transforms_in_the_step_are_not_watched() -> None:
+    model, (inputs, targets) = net(), data(4)
+
+    def run() -> Tensor:
+        plain = {name: p.detach() for name, p in model.named_parameters()}
+        loss_of = lambda p: F.cross_entropy(torch.func.functional_call(model, p, (inputs,)), targets)  # noqa: E731
+        torch.func.jvp(loss_of, (plain,), (plain,))
+        torch.func.grad(loss_of)(plain)
+        return F.cross_entropy(model(inputs), targets)
+
+    statistics, _ = watched(model, run)
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_recomputed_batch_statistics_are_not_updated_once_more() -> None:
+    class Recomputing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU())
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.block, x, use_reentrant=False))
+
+    model, (inputs, targets) = Recomputing().double(), data(6)
+    twin = copy.deepcopy(model)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
+    F.cross_entropy(twin(inputs), targets).backward()
+    assert not statistics.not_covered
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, twin.get_buffer(name)), name

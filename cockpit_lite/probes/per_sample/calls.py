@@ -87,6 +87,12 @@ class Call:
         known = self.deltas[position]
         self.deltas[position] = delta.detach() if known is None else known + delta.detach()
 
+    def forget_deltas(self) -> None:
+        """Forget the gradients that arrived: the user has thrown them away."""
+        self.deltas = [None] * len(self.deltas)
+        for projection in self.projections.values():
+            projection.delta = None
+
     @property
     def half_precision(self) -> bool:
         """Whether anything in it was calculated in less than single precision."""

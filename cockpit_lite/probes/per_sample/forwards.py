@@ -59,15 +59,22 @@ class Forward:
         """Let go of the user's graph."""
         self.outputs, self.edges = [], []
 
-    def survey(self, known: dict[tuple[object, ...], Answer]) -> None:
-        """Give every call its layout: from ``known`` structures, from the graph, or if that cannot be asked from the shapes."""
+    def survey(self, known: dict[tuple[object, ...], Answer], ask: bool) -> None:
+        """Give every call its layout: from ``known`` structures, from the graph, or if that cannot be asked from the shapes.
+
+        Args:
+            known: Answers of the graph that hold for every forward of the same structure; added to.
+            ask: Whether the graph may be asked: that takes passes over it.
+        """
         self.surveyed = True
         structure = self.structure()
         if structure in known:
             self.batch_size, self.axis, layouts = known[structure]
         else:
-            layouts = self._ask()
-            if all(layout is None or layout.regular for layout in layouts):
+            # recomputing might change the model's state, e.g. running statistics, once more
+            ask = ask and not self.recomputes
+            layouts = self._ask() if ask else self._by_shape()
+            if ask and all(layout is None or layout.regular for layout in layouts):
                 known[structure] = (self.batch_size, self.axis, layouts)
         for call, layout in zip(self.calls, layouts, strict=True):
             call.layout = layout
@@ -86,8 +93,9 @@ class Forward:
                 best, self.batch_size, self.axis = layouts, batch_size, axis
             if not _failures(best):
                 return best
-        if best is not None:
-            return best
+        return self._by_shape() if best is None else best
+
+    def _by_shape(self) -> list[Layout | None]:
         if self.data is not None:
             self.batch_size = self.data[0]
         return [None] * len(self.calls)

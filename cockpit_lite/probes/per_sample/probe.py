@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
+from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
@@ -60,12 +61,14 @@ class PerSampleProbe:
         self.model = model
         self.parameters = dict(parameters)
         self._handles: list[RemovableHandle] = []
+        self._step = 0  # counts the steps that were watched
         # what holds from step to step: structures of calls, and parameters that were tried in vain
         self._known: dict[tuple[object, ...], Answer] = {}
         self._hopeless: dict[tuple[str, bool], str] = {}
         self._reset()
 
     def _reset(self) -> None:
+        self._step += 1
         self._modules: dict[int, nn.Module] = {}
         self._owners: set[int] = set()
         self._open: list[int] = []  # ids of the modules that are being called, outermost first
@@ -80,6 +83,7 @@ class PerSampleProbe:
     def start(self) -> None:
         """Begin to watch a step."""
         self.stop()
+        self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
         trainable = {id(parameter) for parameter in self.parameters.values()}
         self._modules = {id(module): module for module in self.model.modules()}
         self._owners = {
@@ -106,7 +110,7 @@ class PerSampleProbe:
         with self.paused():
             for forward in self._forwards:
                 if not forward.surveyed:
-                    forward.survey(self._known)
+                    forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
                     forward.release()
         self._reached.append(set())
         self._in_backward = True
@@ -126,7 +130,8 @@ class PerSampleProbe:
 
     def forget_backwards(self) -> None:
         """Forget the backward passes so far: the user has thrown their gradient away. The forwards stay, one may be under way."""
-        self._backward = -1
+        for call in self._calls.values():
+            call.forget_deltas()
         self._reached = []
         self._calls = {}
 
@@ -153,11 +158,15 @@ class PerSampleProbe:
         self.stop()
         self._failure = f"the per-sample probe failed ({type(error).__name__}: {error})"
 
+    def _ignores(self, module: nn.Module) -> bool:
+        # a call under vmap or jvp is not the user's step, and its tensors take no hooks
+        return self._paused or id(module) not in self._modules or torch._C._functorch.peek_interpreter_stack() is not None
+
     # hooks ------------------------------------------------------------------------------------------------------------
 
     @_harmless
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._paused or id(module) not in self._modules:
+        if self._ignores(module):
             return
         if module is self.model:
             self._open.clear()  # an exception in an earlier forward may have left something
@@ -169,7 +178,7 @@ class PerSampleProbe:
 
     @_harmless
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if self._paused or id(module) not in self._modules:
+        if self._ignores(module):
             return
         while self._open and self._open.pop() != id(module):
             pass
@@ -187,35 +196,47 @@ class PerSampleProbe:
         if not self._open and not self._in_backward:
             data = first_tensor(args, kwargs)
             forward.data = None if data is None else data.shape
-            forward.outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.is_floating_point()]
+            forward.outputs = [tensor for tensor in tensors_in(output) if _in_graph(tensor) and tensor.is_floating_point()]
 
     def _watch(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: Forward
     ) -> Call | None:
         tensors = tensors_in(output)
-        if not any(tensor.requires_grad for tensor in tensors):
+        if not any(map(_in_graph, tensors)):
             return None
         call = Call.of(module, args, kwargs, output, forward.number)
         call.random_state = self._random_states.pop(id(module), None)
         if isinstance(module, nn.MultiheadAttention):
-            call.projections = watch_projections(module, tensors[0], lambda: self._in_backward and not self._paused)
+            call.projections = watch_projections(module, tensors[0], self._listening())
         for position, tensor in enumerate(tensors):
-            if tensor.requires_grad:
+            if _in_graph(tensor):
                 register_hook_unseen(tensor, self._recorder(call, position))
         # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
         if id(module) in self._owners and not self._in_backward:
             forward.calls.append(call)
-            forward.edges.append([get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in tensors])
+            forward.edges.append([get_gradient_edge(tensor) if _in_graph(tensor) else None for tensor in tensors])
         return call
 
+    def _listening(self) -> Callable[[], bool]:
+        step = self._step
+        return lambda: self._in_backward and not self._paused and step == self._step
+
     def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
+        step = self._step
+
         def record(delta: Tensor) -> None:
-            if self._in_backward and not self._paused and not self._failure:
+            # a graph that the user keeps may be gone through again in a later step
+            if self._in_backward and not self._paused and not self._failure and step == self._step:
                 call.add(position, delta)
                 self._calls[id(call)] = call
                 self._reached[-1].add(call.forward)
 
         return record
+
+
+def _in_graph(tensor: Tensor) -> bool:
+    """Whether the tensor is a result. A hook on a leaf would stay: on a parameter that a module returns, for instance."""
+    return tensor.grad_fn is not None
 
 
 def has_buffers(model: nn.Module) -> bool:

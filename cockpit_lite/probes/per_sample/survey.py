@@ -188,6 +188,8 @@ class Survey:
 
     def _micro_batch_sizes(self) -> list[int]:
         """Return the number of samples of every micro-batch, or name all parameters as not covered."""
+        if not self.micro_batches:
+            self.not_covered.update(dict.fromkeys(self.parameters, "no backward pass reached a call of the model"))
         sizes: list[int] = []
         for forwards in self.micro_batches:
             found = {self.forwards[number].batch_size for number in forwards}
