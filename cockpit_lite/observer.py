@@ -109,7 +109,6 @@ class Observer:
         device = next(iter(parameters.values())).device
         # Probe vectors must not come from the user's random numbers.
         self._generator = torch.Generator(device=device).manual_seed(0)
-        self._complex = any(parameter.is_complex() for parameter in parameters.values())
         self._expected_backwards = 1
         self._alternating = False
         self._last_end = clock()
@@ -133,8 +132,10 @@ class Observer:
             return
         start = self._clock()
         self._measure_curvature(tensors, gradients)
-        if self._needs & PER_SAMPLE:
-            self._per_sample.backward_begins()
+        if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
+            self._per_sample_obstacle = self._find_per_sample_obstacle()
+            if self._per_sample_obstacle is None:
+                self._per_sample.backward_begins()
         self._spent += self._clock() - start
 
     @isolated
@@ -240,6 +241,7 @@ class Observer:
             self._costs: dict[str, float] = {}
             self._needs = {need for instrument in self._due for need in instrument.needs}
             if self._needs & PER_SAMPLE:
+                self._per_sample_obstacle: str | None = None
                 self._per_sample.start()
             if CURVATURE in self._needs:
                 self._forward.start()
@@ -378,12 +380,8 @@ class Observer:
                 )
             else:
                 step.observed["gradient"] = raw
-        if self._needs & PER_SAMPLE and self._complex:
-            step.reasons["per_sample"] = "the model has complex parameters"
-        elif self._needs & PER_SAMPLE and self._alternating:
-            step.reasons["per_sample"] = _TAKE_TURNS
-        elif self._needs & PER_SAMPLE and self._has_tensor_hooks():
-            step.reasons["per_sample"] = _TENSOR_HOOKS
+        if self._needs & PER_SAMPLE and self._per_sample_obstacle is not None:
+            step.reasons["per_sample"] = self._per_sample_obstacle
         elif self._needs & PER_SAMPLE:
             start = self._clock()
             try:
@@ -445,6 +443,19 @@ class Observer:
             f"the step's gradient comes from {count} backward passes (accumulation or several losses), "
             "and the curvature of one of them is not that of the step"
         )
+
+    def _find_per_sample_obstacle(self) -> str | None:
+        """Return why the per-sample engine, which may take passes of its own over the user's graph, must not run on this step."""
+        if any(parameter.is_complex() for parameter in self._parameters.values()):
+            return "the model has complex parameters"
+        if self._alternating:
+            return _TAKE_TURNS
+        if self._has_tensor_hooks():
+            return _TENSOR_HOOKS
+        for name, module in self._model.named_modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                return f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
+        return None
 
     def _has_tensor_hooks(self) -> bool:
         return tensor_hooks.registrations() != self._hook_registrations

@@ -270,7 +270,6 @@ def test_weights_loaded_in_the_middle(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the user's
 
 
-@gap(reason="the passes that ask the graph for the owners of rows fire backward hooks of modules")
 def test_hooks_of_the_user_fire_as_often_and_in_the_same_order(tmp_path: Path) -> None:
     def train(watch: Watch) -> Any:
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -297,7 +296,6 @@ def test_hooks_of_the_user_fire_as_often_and_in_the_same_order(tmp_path: Path) -
     assert_identical(train, tmp_path / "run")
 
 
-@gap(reason="extra passes over the user's graph fire the hooks on its inner tensors")
 def test_hooks_on_inner_tensors_fire_as_often(tmp_path: Path) -> None:
     """They can be found on no parameter and on no module."""
 
@@ -477,7 +475,6 @@ def test_batches_without_a_variance(size: int, tmp_path: Path) -> None:
     assert run.not_measured["norm_test"]
 
 
-@gap(reason="curvature casts complex gradients to real ones")
 def test_complex_parameters(tmp_path: Path) -> None:
     class Complex(nn.Module):
         def __init__(self) -> None:
