@@ -217,19 +217,22 @@ class PerSampleProbe:
             forward.edges.append([get_gradient_edge(tensor) if _in_graph(tensor) else None for tensor in tensors])
         return call
 
+    @_harmless
+    def _record(self, call: Call, position: int, delta: Tensor) -> None:
+        call.add(position, delta)
+        self._calls[id(call)] = call
+        self._reached[-1].add(call.forward)
+
     def _listening(self) -> Callable[[], bool]:
-        step = self._step
+        step = self._step  # a graph that the user keeps may be gone through again in a later step
         return lambda: self._in_backward and not self._paused and step == self._step
 
     def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
-        step = self._step
+        listening = self._listening()
 
         def record(delta: Tensor) -> None:
-            # a graph that the user keeps may be gone through again in a later step
-            if self._in_backward and not self._paused and not self._failure and step == self._step:
-                call.add(position, delta)
-                self._calls[id(call)] = call
-                self._reached[-1].add(call.forward)
+            if listening():
+                self._record(call, position, delta)
 
         return record
 
