@@ -1,0 +1,145 @@
+"""What a step costs on which nothing is measured: paired with the plain loop.
+
+The promise is that an untracked step takes at most 1.02 times a plain one. Steps of the plain loop and steps inside a ``with Cockpit``
+whose schedule never measures alternate in short blocks, of the same model and optimizer, plain first and watched first in turn, so
+that what else the machine does, and what the caches hold, is the same for both. Processor time is counted, not time on the wall.
+
+Opening and closing the cockpit is not part of a block, the first step after it neither. The line of the log that a cockpit writes once a
+second is part of every watched block, although the blocks are shorter: that is more than it costs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.optim import SGD
+
+from benchmarks.nets import Net, nets
+from benchmarks.page import arguments, publish, table
+from cockpit_lite import Cockpit
+from tests.identity import cockpit, process_state
+
+TARGET = 1.02
+BLOCK_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a step, of each block; the two lists are paired."""
+
+    net: str
+    steps: int
+    plain: list[float]
+    watched: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Ratio of the medians."""
+        return statistics.median(self.watched) / statistics.median(self.plain)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The middle half of the ratios of neighbouring blocks."""
+        low, _, high = statistics.quantiles([watched / plain for plain, watched in zip(self.plain, self.watched, strict=True)], n=4)
+        return low, high
+
+
+def measure(net: Net, seconds: float, folder: Path) -> Timing:
+    """Time alternating blocks for about ``seconds``."""
+    torch.manual_seed(0)
+    model = net.factory()
+    model(net.inputs)  # gives lazy layers their shape
+    # The optimizer with the least work of its own, so that ours shows most.
+    optimizer = SGD(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        output = model(net.inputs)
+        loss = F.cross_entropy(output.flatten(0, -2), net.targets.flatten())
+        loss.backward()
+        optimizer.step()
+
+    untouched = process_state()
+
+    def plain(count: int) -> float:
+        assert process_state() == untouched, "a cockpit was closed and something of it is still there"
+        step()
+        start = time.process_time()
+        for _ in range(count):
+            step()
+        return (time.process_time() - start) / count
+
+    def watched(count: int) -> float:
+        run = folder / f"{len(list(folder.iterdir()))}"
+        with cockpit(model, optimizer, run=run, schedule=lambda step: False, budget=None) as watching:
+            step()
+            start = time.process_time()
+            for _ in range(count):
+                step()
+            _write_log_line(watching)
+            end = time.process_time()
+            assert watching.step == count + 1
+        return (end - start) / count
+
+    plain(3)
+    count = max(round(BLOCK_SECONDS / plain(5)), 1)
+    timing = Timing(net.name, count, [], [])
+    blocks: list[tuple[Callable[[int], float], list[float]]] = [(plain, timing.plain), (watched, timing.watched)]
+    until = time.monotonic() + seconds
+    while len(timing.plain) < 4 or time.monotonic() < until:
+        for block, times in blocks:
+            times.append(block(count))
+        blocks.reverse()
+    return timing
+
+
+def _write_log_line(watching: Cockpit) -> None:
+    assert watching._observer is not None
+    watching._observer._flush_pulse()
+
+
+def main() -> None:
+    """Measure all nets and write the section."""
+    parser = arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=45.0, help="for each net (default 45)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        timings = []
+        for net in nets():
+            place = Path(folder, str(len(timings)))
+            place.mkdir()
+            timings.append(measure(net, options.seconds, place))
+    rows = []
+    for timing in timings:
+        low, high = timing.quartiles
+        rows.append(
+            [
+                timing.net,
+                f"{1e3 * statistics.median(timing.plain):.3f} ms",
+                f"{1e3 * statistics.median(timing.watched):.3f} ms",
+                f"**{timing.ratio:.3f}**",
+                f"{low:.3f} to {high:.3f}",
+                f"{len(timing.plain)} of {timing.steps} steps",
+                "met" if timing.ratio <= TARGET else "**missed**",
+            ]
+        )
+    header = ["net", "plain step", "untracked step", "ratio of medians", "middle half of paired ratios", "pairs of blocks", f"at most {TARGET}"]
+    body = f"""
+Plain and watched blocks of the same model and optimizer (SGD) alternate; `Cockpit(model, optimizer, schedule=lambda step: False,
+budget=None)`. Medians of processor time over the blocks. Loss, learning rate and step time are recorded at every step all the same.
+
+{table(header, rows)}
+"""
+    publish("untracked", "An untracked step", body, options.print_only)
+
+
+if __name__ == "__main__":
+    main()
