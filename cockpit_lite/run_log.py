@@ -13,19 +13,21 @@ Lines of ``readings.jsonl``::
     {"steps": [8, 9], "time": 1.31, "values": {"loss": [0.3, 0.2]}}                 a block of steps
     {"step": 7, "not_measured": {"norm_test": "the batch holds one sample"}}        written when a reason changes
 
-``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers. NaN and the
-infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that every line is strict JSON. ``how``
-says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
+``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers, with nine significant digits,
+which is all that float32 has. NaN and the infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that
+every line is strict JSON. ``how`` says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
 No pickle anywhere: opening a run never executes anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,12 +60,42 @@ def encode(value: Any) -> Any:
     return str(value)
 
 
+def _text(value: Any) -> str:
+    """Return readings as JSON: as :func:`encode` has it, with floats rounded to nine significant digits.
+
+    >>> _text({"loss": 0.1234567890123, "grad_norm": math.nan, "batch_size": 32})
+    '{"loss":0.123456789,"grad_norm":"NaN","batch_size":32}'
+    """
+    if type(value) is float:
+        return f"{value:.9g}" if math.isfinite(value) else json.dumps(encode(value))
+    if type(value) is list and not set(map(type, value)) <= {int}:  # the steps of a block are in faster hands below
+        return f"[{','.join([_text(item) for item in value])}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join([f"{_quoted(str(key))}:{_text(item)}" for key, item in value.items()]) + "}"
+    return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
+
+
 def decode(value: Any) -> Any:
     """Undo :func:`encode` for numbers: the three special strings become floats again."""
     if isinstance(value, str):
         return _SPECIAL.get(value, value)
     if isinstance(value, list):
         return [decode(item) for item in value]
+    return value
+
+
+def well_formed(value: Any) -> Any:
+    r"""Return parsed JSON in which every text can be encoded: a lone surrogate is spelled out.
+
+    >>> well_formed({"a\ud800": ["b\udfff", 1.5]})
+    {'a\\ud800': ['b\\udfff', 1.5]}
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, list):
+        return [well_formed(item) for item in value]
+    if isinstance(value, dict):
+        return {well_formed(key): well_formed(item) for key, item in value.items()}
     return value
 
 
@@ -88,15 +120,18 @@ class RunWriter:
         self._clock = clock
         self._start = self._last_flush = clock()
         self._lines: list[str] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
-            raise RunExistsError(
-                f"{self.folder} already holds a run, and a run is never overwritten. "
-                "Choose another folder with run=..., or leave run out for a new one named after the time."
-            )
-        self._write_info()
-        self._readings: TextIO = open(self.folder / READINGS_FILE, "x", encoding="utf-8")  # noqa: SIM115
-        self._alerts: TextIO = open(self.folder / ALERTS_FILE, "x", encoding="utf-8")  # noqa: SIM115
+        with contextlib.ExitStack() as undo:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
+                    raise FileExistsError
+                # Created or refused in one go, so that of two processes only one gets the folder.
+                self._readings = self._create(READINGS_FILE, undo)
+                self._alerts = self._create(ALERTS_FILE, undo)
+                self._write_info()
+            except OSError as error:
+                raise self._refusal(error) from error
+            undo.pop_all()
 
     def step(self, step: int, values: Mapping[str, Any], how: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Append the readings of one step."""
@@ -135,15 +170,33 @@ class RunWriter:
         self.info.update(final)
         self._write_info()
 
+    def abandon(self) -> None:
+        """Close the files after a failure, whatever that loses; never raises."""
+        for file in (self._readings, self._alerts):
+            with contextlib.suppress(OSError, ValueError):
+                file.close()
+
+    def _create(self, name: str, undo: contextlib.ExitStack) -> TextIO:
+        path = self.folder / name
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115
+        undo.callback(path.unlink, missing_ok=True)
+        undo.callback(file.close)
+        return file
+
+    def _refusal(self, error: OSError) -> OSError:
+        if isinstance(error, FileExistsError) and self.folder.is_dir():
+            return RunExistsError(
+                f"{self.folder} already holds a run, and a run is never overwritten. "
+                "Choose another folder with run=..., or leave run out for a new one named after the time."
+            )
+        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        return OSError(error.errno, f"The run folder {self.folder} cannot be written ({reason}). Choose another with run=...")
+
     def _time(self) -> float:
         return round(self._clock() - self._start, 6)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        try:  # nearly every line is finite: encode only when strict JSON refuses
-            text = json.dumps(line, allow_nan=False, separators=(",", ":"))
-        except (ValueError, TypeError):
-            text = json.dumps(encode(line), allow_nan=False, separators=(",", ":"))
-        self._lines.append(text + "\n")
+        self._lines.append(_text(line) + "\n")
         if self._clock() - self._last_flush >= self.flush_interval:
             self.flush()
 
@@ -176,6 +229,8 @@ class LineReader:
                     self._offset += len(raw)
                     try:
                         line = json.loads(raw)
+                        if b"\\u" in raw or b"\xed" in raw:  # how every surrogate begins, escaped or not
+                            line = well_formed(line)
                     except (ValueError, RecursionError):
                         line = None
                     if isinstance(line, dict):
@@ -198,12 +253,13 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise NotARunError(f"{folder} holds no run: it has no {INFO_FILE}. A run is the folder that Cockpit(run=...) wrote.")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = well_formed(json.loads(path.read_text(encoding="utf-8")))
         schema = info["schema"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotARunError(f"{path} cannot be read as a run description ({type(error).__name__}: {error}).") from error
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise NotARunError(
-            f"{path} has schema {schema!r}; this version of cockpit-lite reads up to {SCHEMA_VERSION}. Upgrade cockpit-lite to open it."
+            f"{path} has schema {schema!r}; this version of cockpit-lite reads up to {SCHEMA_VERSION}. "
+            "Upgrade cockpit-lite to open it."
         )
     return info

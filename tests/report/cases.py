@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis.rule import Rule
+from cockpit_lite.run import Run
 
 
 class LossRises(Rule):
@@ -50,3 +52,8 @@ RULES = (LossRises(), NoiseDominates(), TooFlat())
 def alert(code: str = "CL901", name: str = "loss-rises", severity: str = "error", step: int = 12, **more: Any) -> Alert:
     texts = {"cause": "The loss rose from 2.3 to 9.1.", "advice": "Divide ``lr`` by 10."}
     return Alert(code, name, severity, step, **{**texts, **more})
+
+
+def record(run: Run, name: str, values: Sequence[Any], steps: Sequence[int] | None = None) -> None:
+    """Add a reading to a run as if its log held it, beside or instead of what it holds."""
+    run._add({"steps": list(range(len(values)) if steps is None else steps), "values": {name: list(values)}})

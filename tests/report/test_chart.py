@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from cockpit_lite.report.chart import charts
+from tests.report.cases import record
 
 
 def drawn(run, values, step=1, steps=None):
-    run._values["reading"] = (list(steps if steps is not None else range(len(values))), list(values))
+    record(run, "reading", values, steps)
     (chart,) = charts(run, ["reading"], step)
     return chart, ElementTree.fromstring(chart.svg)
 
@@ -59,14 +60,14 @@ def test_extreme_and_constant_values_stay_on_the_picture(make_run, values):
 
 def test_what_cannot_be_drawn_is_left_out(make_run):
     run = make_run()
-    run._values["never_finite"] = ([0, 1], [math.nan, math.nan])
-    run._values["array"] = ([0, 1], [[1.0], [2.0]])
-    run._values["once"] = ([0], [1.0])
+    record(run, "never_finite", [math.nan, math.nan])
+    record(run, "array", [[1.0], [2.0]])
+    record(run, "once", [1.0])
     assert charts(run, ["never_finite", "array", "once", "missing"], 0) == []
 
 
 def test_names_are_escaped(make_run):
     run = make_run()
-    run._values['"><script>'] = ([0, 1], [0.0, 1.0])
+    record(run, '"><script>', [0.0, 1.0])
     (chart,) = charts(run, ['"><script>'], 0)
     assert not re.search(r"<script", chart.svg)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cockpit_lite.report import build_report
-from tests.report.cases import RULES, alert
+from tests.report.cases import RULES, alert, record
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7777 * 7777 }}\x1b[2J\ud800"
 VOID = {"meta", "img", "source", "br", "link", "input", "line", "path", "polyline"}
@@ -191,5 +191,5 @@ def test_two_hundred_layers_and_ten_thousand_steps_stay_small(make_run):
     run = make_run(
         steps=2, layers=tuple(f"blocks.{index}.attention.projection.weight" for index in range(200)), alerts=(alert(),)
     )
-    run._values["loss"] = (list(range(10_000)), [1.0 + index % 7 for index in range(10_000)])
+    record(run, "loss", [1.0 + index % 7 for index in range(10_000)])
     assert len(build_report(run, RULES).to_html()) < 3_000_000

@@ -7,7 +7,7 @@ import pytest
 
 from cockpit_lite.report import build_report
 from cockpit_lite.report.model import NO_STEP_REASONS
-from tests.report.cases import RULES, alert
+from tests.report.cases import RULES, alert, record
 
 
 def test_passed_not_checked_and_found_share_the_rules_between_them(make_run):
@@ -34,7 +34,7 @@ def test_layerwise_readings_satisfy_a_need(make_run):
         needs = ("grad_norm",)
 
     run = make_run()
-    del run._values["grad_norm"]
+    del run._series["grad_norm"]
     assert build_report(run, [Layers()]).passed
 
 
@@ -127,7 +127,7 @@ def test_the_dearest_instrument_comes_first(make_run):
 
 def test_an_unfinished_run_takes_the_cost_from_its_last_overhead(make_run):
     run = make_run(final=None)
-    run._values["overhead"] = ([3, 9], [0.5, 0.02])
+    record(run, "overhead", [0.5, 0.02], steps=[3, 9])
     report = build_report(run, RULES)
     assert report.status == "running"
     assert report.cost.text == "Measuring cost 2 % of the training time (the last overhead reading, at step 9)."
