@@ -151,12 +151,7 @@ class Cockpit:
                 ended=_now().isoformat(timespec="seconds"),
                 steps=observer.index,
                 **({} if error is None else {"exception": f"{type(error).__name__}: {error}"}),
-                cost={
-                    "measuring_seconds": sum(observer.seconds.values()),
-                    "training_seconds": observer.training_seconds,
-                    "share": observer.overhead,
-                    "instruments": observer.seconds,
-                },
+                cost=observer.costs.summary(),
             )
             self._write_results()
         except Exception as failure:  # the user's own exception, if any, must pass through unchanged
@@ -207,16 +202,9 @@ class Cockpit:
         return load_run(self._folder).report()
 
     def _write_results(self) -> None:
-        from cockpit_lite.plots.page import save_page  # matplotlib is slow to import and not needed before
-
         assert self._folder is not None
-        run = load_run(self._folder)
-        try:
-            save_page(run, self._folder / "cockpit.png")
-        except Exception as failure:
-            warn("cockpit.png could not be drawn.", failure)
-        report = run.report()
-        report.save(self._folder)
+        report = load_run(self._folder).report()
+        report.save()
         report.print()
 
     def _info(self) -> dict[str, Any]:

@@ -33,14 +33,17 @@ class Recorder:
         announce: Callable[[Alert], None],
     ):
         self.alerts: list[Alert] = []
-        self.history = History(writer.info.get("shapes"))
+        self.history = History(writer.info.get("shapes"), [about["class"] for about in writer.info.get("optimizer", ())])
         self._writer: RunWriter | None = writer
         self._all_rules = tuple(rules)
-        self._rules = list(rules)
+        silent = {rule.code: reason for rule in rules if (reason := rule.does_not_apply(self.history))}
+        self._rules = [rule for rule in rules if rule.code not in silent]
         self._on_alert = on_alert
         self._announce = announce
         self._transfer = HostTransfer()
         self._reasons: dict[str, str] = {}
+        if silent:
+            self._write(lambda writer: writer.not_measured(0, silent))
 
     def take(self, row: Row) -> None:
         """Record a row; its tensors may still be on their way from the device."""
@@ -63,6 +66,7 @@ class Recorder:
         for row in self._transfer.ready(wait=True):
             self._record(row)
         self._write(lambda writer: writer.close(**final))
+        self._writer = None
 
     def _record(self, row: Row) -> None:
         if row.steps is not None:
@@ -75,7 +79,8 @@ class Recorder:
         self.history.add(row.step, row.values)
         self._write(lambda writer: writer.step(row.step, row.values, row.how))
         # A reading that was measured has no reason any more; the others are written when they change.
-        changed = {name: reason for name, reason in row.reasons.items() if self._reasons.get(name) != reason}
+        reasons = {name: reason for name, reason in row.reasons.items() if name not in row.values}
+        changed = {name: reason for name, reason in reasons.items() if self._reasons.get(name) != reason}
         changed.update({name: "" for name in self._reasons if name in row.values})
         if changed:
             self._write(lambda writer: writer.not_measured(row.step, changed))
@@ -88,7 +93,9 @@ class Recorder:
         try:
             action(self._writer)
         except Exception as error:
-            folder, self._writer = self._writer.folder, None
+            folder = self._writer.folder
+            self._writer.abandon()
+            self._writer = None
             warn(f"The run log in {folder} cannot be written any more and was switched off; training goes on.", error)
 
     def _check_rules(self) -> None:

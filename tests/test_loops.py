@@ -653,7 +653,6 @@ def test_gradients_without_backward(tmp_path: Path) -> None:
     assert "backward" in run.not_measured["loss"]
 
 
-@gap(reason="curvature cannot flatten sparse gradients and is switched off with a warning")
 def test_sparse_gradients(tmp_path: Path) -> None:
     def loop(watch: Watch, ledger: Ledger) -> None:
         model = nn.Sequential(nn.Embedding(12, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))

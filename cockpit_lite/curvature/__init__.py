@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from cockpit_lite.curvature.forward_probe import ForwardProbe
+from cockpit_lite.curvature.forward_probe import ForwardProbe, is_compiled
 from cockpit_lite.curvature.hessian import Curvature
 from cockpit_lite.curvature.lanczos import TopEigenpair, top_eigenpair
 from cockpit_lite.curvature.trace import TraceEstimate, estimate_trace
 
-__all__ = ["Curvature", "ForwardProbe", "TopEigenpair", "TraceEstimate", "estimate_trace", "top_eigenpair"]
+__all__ = ["Curvature", "ForwardProbe", "TopEigenpair", "TraceEstimate", "estimate_trace", "is_compiled", "top_eigenpair"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.second_forward import ForwardCall
+from cockpit_lite.isolation import logger
 
 
 class ForwardProbe:
@@ -34,12 +36,12 @@ class ForwardProbe:
         """Watch the calls from now on."""
         self.stop()
         model = self._model
-        if _is_compiled(model):
+        if is_compiled(model):
             self._handles = [
                 model.register_forward_pre_hook(self._before),
                 model.register_forward_hook(self._after, with_kwargs=True),
             ]
-        elif not any(_is_compiled(module) or module._compiled_call_impl is not None for module in model.modules()):
+        elif not any(is_compiled(module) or module._compiled_call_impl is not None for module in model.modules()):
             self._handles = [
                 register_module_forward_pre_hook(self._before),
                 register_module_forward_hook(self._after, with_kwargs=True),
@@ -54,15 +56,25 @@ class ForwardProbe:
         self._handles, self._begun, self.call = [], [], None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module is self._model:
+        if torch.compiler.is_compiling() or module is not self._model:
+            return
+        try:
             self._begun.append(ForwardCall(module))
+        except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
+            logger.debug("a call of the model is not watched", exc_info=error)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         # A call that raised leaves an entry behind; the last one begun is the one that ended.
-        if module is self._model and self._begun:
-            self.call = self._begun.pop()
-            self.call.finish(args, kwargs, output)
+        if torch.compiler.is_compiling() or module is not self._model or not self._begun:
+            return
+        call = self._begun.pop()
+        try:
+            call.finish(args, kwargs, output)
+            self.call = call
+        except Exception as error:
+            logger.debug("a call of the model is not watched", exc_info=error)
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether the module is the wrapper that ``torch.compile`` makes."""
     return type(module).__name__ == "OptimizedModule"  # its import takes seconds

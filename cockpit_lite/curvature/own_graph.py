@@ -27,6 +27,8 @@ class OwnGraph:
         custom_functions = check_nodes([loss])
         self._parameters = parameters
         self.slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        if any(slope is not None and slope.is_sparse for slope in self.slopes):
+            raise NotMeasured("a parameter has a sparse gradient, of which PyTorch has no second derivative")
         if all(slope is None for slope in self.slopes):
             raise NotMeasured("the loss depends on none of the watched parameters")
         if custom_functions and not any(slope is not None and slope.requires_grad for slope in self.slopes):

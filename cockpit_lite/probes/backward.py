@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
+
 
 class BackwardListener(Protocol):
     """Who wants to know. Neither method may raise."""
@@ -81,3 +83,23 @@ def _as_sequence(value: Any) -> tuple[Any, ...]:
     if isinstance(value, Tensor):
         return (value,)
     return tuple(value) if isinstance(value, (list, tuple)) else ()
+
+
+def objective(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], detach: bool = True) -> Tensor:
+    """Return the scalar that a backward pass differentiates: the sum of its roots, weighted with their seeds.
+
+    Raises:
+        NotMeasured: if no root is a tensor.
+    """
+    total: Tensor | None = None
+    for position, root in enumerate(tensors):
+        seed = gradients[position] if position < len(gradients) else None
+        value = root.detach() if detach else root
+        if seed is not None:
+            value = (value * seed).sum()
+        elif value.dim():
+            value = value.sum()  # one element: backward() allows no other root without a seed
+        total = value if total is None else total + value
+    if total is None:
+        raise NotMeasured("the root of the backward pass is no tensor")
+    return total

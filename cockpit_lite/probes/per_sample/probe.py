@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
@@ -37,6 +38,8 @@ def _harmless(method: Method) -> Method:
 
     @wraps(method)
     def guarded(self: PerSampleProbe, *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # a hook that is traced into compiled code must not be there
+            return None
         try:
             return method(self, *args)
         except Exception as error:
@@ -100,6 +103,8 @@ class PerSampleProbe:
         """Stop watching. May be called twice."""
         for handle in self._handles:
             handle.remove()
+            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
+            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles = []
         self._reset()
 

@@ -1,0 +1,354 @@
+"""A tracked step: what its due instruments need is observed, and each measures in the phase that its needs name.
+
+backward begins    CURVATURE               the graph is alive, the gradient can be differentiated again
+backward ends
+update begins      GRADIENT, PER_SAMPLE    everything about the mini-batch is known
+update ends        UPDATE                  the step that was really taken
+step ends          LOSS
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cockpit_lite.curvature import Curvature, ForwardProbe, is_compiled
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.instrument import CURVATURE, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
+from cockpit_lite.probes import loss_scale, tensor_hooks
+from cockpit_lite.probes.backward import objective
+from cockpit_lite.probes.gradient import GradientProbe
+from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
+from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.step import Step
+from cockpit_lite.transfer import Row
+
+PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS})
+
+_TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
+_TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
+_COMPILED = "the model is compiled, and what happens inside compiled code cannot be seen"
+_CHANGED_FOR_THE_FIRST_TIME = "the gradient was changed between backward and the optimizer step for the first time; from the next measured step on the raw one is kept"
+
+
+def account(instrument: Instrument) -> str:
+    """Return the name of the budget account: instruments that share a probe share its cost and are measured together."""
+    if CURVATURE in instrument.needs:
+        return instrument.name
+    return "per_sample" if PER_SAMPLE & set(instrument.needs) else "+".join(sorted(instrument.needs))
+
+
+@dataclass
+class Probes:
+    """What observes the training, made once and used by one tracked step after the other."""
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    optimizers: Sequence[Optimizer]
+    clock: Callable[[], float] = time.perf_counter
+    gradient: GradientProbe = field(init=False)
+    per_sample: PerSampleProbe = field(init=False)
+    forward: ForwardProbe = field(init=False)
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gradient = GradientProbe(self.parameters)
+        trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+        self.per_sample = PerSampleProbe(self.model, trainable)
+        self.forward = ForwardProbe(self.model)
+        # Probe vectors must not come from the user's random numbers.
+        self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
+
+    def stop(self) -> None:
+        """Take all hooks away; idempotent."""
+        self.per_sample.stop()
+        self.forward.stop()
+
+
+class TrackedStep:
+    """One step on which instruments measure. Its methods are called in the order of the phases.
+
+    Args:
+        index: Number of the step.
+        due: The instruments that are the reason to track it.
+        companions: Instruments that come along since they cost nothing.
+        probes: What observes the training.
+        overhead: Share of training time that measuring has cost so far.
+        expected_backwards: How many backward passes the last step had.
+        taking_turns: Whether several optimizers step in turn, each after a backward pass of its own.
+        switch_off: Called with an instrument that failed, and the error.
+
+    Attributes:
+        row: The readings.
+        spent: Seconds spent on it so far, inside the methods.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        due: Sequence[Instrument],
+        companions: Sequence[Instrument],
+        probes: Probes,
+        overhead: float,
+        expected_backwards: int,
+        taking_turns: bool,
+        switch_off: Callable[[Instrument, Exception], None],
+    ):
+        self.row = Row(index, {})
+        self.spent = 0.0
+        self._due = due
+        self._companions = companions
+        self._probes = probes
+        self._expected_backwards = expected_backwards
+        self._taking_turns = taking_turns
+        self._switch_off = switch_off
+        self._costs: dict[str, float] = {}
+        self._needs = {need for instrument in due for need in instrument.needs}
+        self._per_sample_obstacle: str | None = None
+        self._hook_registrations = tensor_hooks.registrations()
+        self._step = Step(index, probes.parameters)
+        self._step.overhead = overhead
+        if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
+            self._per_sample_obstacle = _COMPILED
+        elif self._needs & PER_SAMPLE:
+            probes.per_sample.start()
+        if CURVATURE in self._needs:
+            probes.forward.start()
+
+    def before_backward(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
+    ) -> None:
+        """The graph is alive.
+
+        Args:
+            tensors: Roots of the backward pass.
+            gradients: What they are seeded with.
+            earlier_backwards: How many backward passes the step has had already.
+            scale: What a gradient scaler multiplied the loss with.
+        """
+        with self._timed():
+            if not earlier_backwards:
+                self._measure_curvature(tensors, gradients, scale)
+            if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
+                self._per_sample_obstacle = self._find_per_sample_obstacle()
+                if self._per_sample_obstacle is None:
+                    self._probes.per_sample.backward_begins()
+
+    def after_backward(self) -> None:
+        """The gradients have been accumulated, if the backward pass was one of this model."""
+        if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
+            self._probes.per_sample.backward_ends()
+
+    def keep_gradient(self) -> None:
+        """The backward pass was one of this model: note the raw gradient."""
+        with self._timed():
+            self._probes.gradient.record()
+
+    def keep_weights(self) -> None:
+        """The weights are about to change."""
+        if UPDATE in self._needs:
+            with self._timed():
+                self._step.observed["weights_before"] = {
+                    name: parameter.detach().clone() for name, parameter in self._probes.parameters.items()
+                }
+
+    def discard(self) -> None:
+        """Forget the backward passes so far: their gradient was thrown away."""
+        self.row = Row(self.row.step, {})
+        self._step.observed.clear()
+        self._step.reasons.clear()
+        self._probes.per_sample.forget_backwards()
+
+    def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None) -> None:
+        """The gradient is complete, and ``optimizer`` is about to use it."""
+        due = [instrument for instrument in self._due if not {CURVATURE, UPDATE} & set(instrument.needs)]
+        if "applied_gradient" in self._step.observed:
+            return
+        with self._timed():
+            self._read_learning_rates()
+            raw, applied, changed = self._unscaled_gradients(optimizer, scale)
+            if self._taking_turns:  # the other optimizers' gradients are leftovers
+                own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+                names = {name for name, parameter in self._probes.parameters.items() if id(parameter) in own}
+                raw = None if raw is None else {name: value for name, value in raw.items() if name in names}
+                applied = {name: value for name, value in applied.items() if name in names}
+            step = self._step
+            if not applied:
+                step.reasons["gradient"] = step.reasons["applied_gradient"] = "no parameter has a gradient"
+            else:
+                step.observed.update(applied_gradient=applied, gradient_was_changed=changed)
+                if raw is None:
+                    step.reasons["gradient"] = _CHANGED_FOR_THE_FIRST_TIME
+                else:
+                    step.observed["gradient"] = raw
+            if self._needs & PER_SAMPLE:
+                self._observe_samples(raw, scale)
+            self._measure(due)
+
+    def finish(self, loss: Tensor | None, backwards: int, training_seconds: float) -> Row:
+        """The weights have changed: measure what is left and return the readings."""
+        with self._timed():
+            step = self._step
+            self._probes.stop()
+            step.training_seconds = training_seconds
+            step.learning_rates = learning_rates(self._probes.optimizers)
+            if loss is None:
+                step.reasons["loss"] = "no backward() was seen on this step"
+            else:
+                step.observed["loss"] = loss
+            before = step.observed.get("weights_before")
+            if before is not None:
+                step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
+            self._measure([instrument for instrument in self._due if UPDATE in instrument.needs])
+            if backwards > 1:
+                self._withdraw_curvature(backwards)
+            self._measure(self._companions)
+            return self.row
+
+    def costs(self) -> dict[str, float]:
+        """Return the seconds spent, by budget account.
+
+        What no instrument answers for by itself (probes, log) is shared by those that were due.
+        """
+        accounts = {account(instrument) for instrument in self._due}
+        shared = max(self.spent - sum(self._costs.values()), 0.0) / len(accounts)
+        return {name: self._costs.get(name, 0.0) + shared for name in accounts}
+
+    # Curvature
+
+    def _measure_curvature(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+        due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
+        obstacle = self._find_curvature_obstacle()
+        if not due:
+            return
+        if obstacle is not None:
+            self._not_measured(due, obstacle)
+            return
+        self._read_learning_rates()
+        probes = self._probes
+        parameters = {name: parameter for name, parameter in probes.parameters.items() if parameter.requires_grad}
+        with torch.enable_grad(), probes.per_sample.paused():
+            loss = objective(tensors, gradients, detach=False)
+            self._step.observed["curvature"] = Curvature(
+                loss, parameters, probes.generator, model=probes.model, forward=probes.forward.call, scale=scale
+            )
+            self._measure(due, gradients=True)
+        del self._step.observed["curvature"]  # it must not keep the graph alive
+        probes.forward.stop()
+
+    def _find_curvature_obstacle(self) -> str | None:
+        if self._expected_backwards > 1:
+            return _several_backwards(self._expected_backwards)
+        if self._taking_turns:
+            return _TAKE_TURNS
+        return _TENSOR_HOOKS if self._has_tensor_hooks() else None
+
+    def _withdraw_curvature(self, backwards: int) -> None:
+        """Only now it shows that the loss was not the whole objective of the step."""
+        due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
+        withdrawn = {name for instrument in due for name in instrument.reading_names()}
+        for name in [name for name in self.row.values if name.partition("/")[0] in withdrawn]:
+            del self.row.values[name]
+            self.row.how.pop(name, None)
+        self._not_measured(due, _several_backwards(backwards))
+
+    # Gradient and samples
+
+    def _unscaled_gradients(
+        self, optimizer: Optimizer, scale: Tensor | None
+    ) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor], bool]:
+        raw, applied, changed = self._probes.gradient.gradients()
+        if scale is None:
+            return raw, applied, changed
+        if not loss_scale.is_unscaled(optimizer):
+            applied = {name: value / scale for name, value in applied.items()}
+        if not changed:
+            raw = applied
+        elif raw is not None:  # the copies were made before anything was unscaled
+            raw = {name: value / scale for name, value in raw.items()}
+        return raw, applied, changed
+
+    def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
+        if self._per_sample_obstacle is not None:
+            self._step.reasons["per_sample"] = self._per_sample_obstacle
+            return
+        start = self._probes.clock()
+        try:
+            if scale is not None and gradient is not None:
+                # In the units that went backwards, since the contributions are checked against the gradient.
+                gradient = {name: value * scale for name, value in gradient.items()}
+            with torch.no_grad():
+                statistics = self._probes.per_sample.statistics(PER_SAMPLE_PRODUCTS in self._needs, gradient)
+                if scale is not None:
+                    statistics.unscale(scale)
+            self._step.observed["per_sample"] = statistics
+        except NotMeasured as reason:
+            self._step.reasons["per_sample"] = str(reason)
+        except Exception as error:
+            self._step.reasons["per_sample"] = f"the per-sample engine failed ({type(error).__name__}: {error})"
+        self._costs["per_sample"] = self._costs.get("per_sample", 0.0) + self._probes.clock() - start
+
+    def _find_per_sample_obstacle(self) -> str | None:
+        """Return why the per-sample engine, which may take passes of its own over the user's graph, must not run on this step."""
+        if any(parameter.is_complex() for parameter in self._probes.parameters.values()):
+            return "the model has complex parameters"
+        if self._taking_turns:
+            return _TAKE_TURNS
+        if self._has_tensor_hooks():
+            return _TENSOR_HOOKS
+        for name, module in self._probes.model.named_modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                return f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
+        return None
+
+    def _has_tensor_hooks(self) -> bool:
+        return tensor_hooks.registrations() != self._hook_registrations
+
+    # All phases
+
+    def _measure(self, instruments: Sequence[Instrument], gradients: bool = False) -> None:
+        """Have each instrument measure; what fails is switched off."""
+        with torch.set_grad_enabled(gradients):
+            for instrument in instruments:
+                start = self._probes.clock()
+                try:
+                    self.row.put(instrument.measure(self._step))
+                except NotMeasured as reason:
+                    self._not_measured([instrument], str(reason))
+                except Exception as error:
+                    reason = (
+                        f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"
+                    )
+                    self._not_measured([instrument], reason)
+                    self._switch_off(instrument, error)
+                if instrument in self._due:
+                    name = account(instrument)
+                    self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
+
+    def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
+        self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
+
+    def _read_learning_rates(self) -> None:
+        self._step.learning_rates = learning_rates(self._probes.optimizers)
+        self._step.parameter_learning_rates = parameter_learning_rates(self._probes.parameters, self._probes.optimizers)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = self._probes.clock()
+        try:
+            yield
+        finally:
+            self.spent += self._probes.clock() - start
+
+
+def _several_backwards(count: int) -> str:
+    return (
+        f"the step's gradient comes from {count} backward passes (accumulation or several losses), "
+        "and the curvature of one of them is not that of the step"
+    )
