@@ -21,8 +21,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 _INTRODUCTION = """# Benchmarks
 
-Every section is written by the command it names, run from the root of a checkout with `pip install -e ".[dev]"`. A figure that misses its
-target is written down as missed, with the reason.
+Every section is written by the command it names, run from the root of a checkout after `pip install -e ".[dev]"`. A figure that
+misses its target is written down as missed, with the reason.
 """
 
 
