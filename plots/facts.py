@@ -88,6 +88,15 @@ def cost(share: float) -> str:
     return f"measuring costs {percent(share)}" if share < 1 else f"measuring costs {short(share, 2)} times the training"
 
 
+def measuring_share(run: Run) -> float | None:
+    """Return what measuring has cost so far, as a share of the training: the final account if the run has ended, or None."""
+    account = run.info.get("cost")
+    share = account.get("share") if isinstance(account, Mapping) else None
+    if isinstance(share, float) and not is_running(run):
+        return share
+    return recent(run, "overhead")
+
+
 def optimizer_name(run: Run) -> str:
     """Return the class name of the optimizer, or of all of them."""
     return described(run.info.get("optimizer"))

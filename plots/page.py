@@ -20,7 +20,7 @@ from matplotlib.text import Text
 
 from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.plots import style
-from cockpit_lite.plots.facts import cost, described, elide, is_running, recent
+from cockpit_lite.plots.facts import cost, described, elide, is_running, measuring_share
 from cockpit_lite.plots.layout import OVERVIEW, Layout
 from cockpit_lite.run import Run
 
@@ -195,7 +195,7 @@ class Page:
         self.state = status
         steps = "no step yet" if run.last_step is None else f"step {run.last_step:,}"
         facts = [elide(described(run.info.get("optimizer")), 40), status, steps, _duration(run.seconds)]
-        share = recent(run, "overhead")
+        share = measuring_share(run)
         if share is not None:
             facts.append(cost(share))
         facts.append(elide(run.folder.name, 50))

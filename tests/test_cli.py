@@ -27,7 +27,7 @@ class LossRises(Rule):
 @pytest.fixture(autouse=True)
 def rules(monkeypatch):
     monkeypatch.setattr("cockpit_lite.diagnosis.RULES", (LossRises(),))
-    monkeypatch.setattr(html, "_picture", lambda report: html.Picture(problem="left out by the test"))
+    monkeypatch.setattr(html, "draw_picture", lambda report: html.Picture(problem="left out by the test"))
 
 
 @pytest.fixture

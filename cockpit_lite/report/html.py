@@ -27,22 +27,22 @@ _DOTS_PER_INCH = 150  # sharp on a screen with more than 96 of them, and well be
 
 @dataclass(frozen=True)
 class Picture:
-    """The cockpit page as data URIs, or the reason why there is none."""
+    """The cockpit page as PNG files, or the reason why there is none."""
 
-    light: str = ""
-    dark: str = ""
+    light: bytes = b""
+    dark: bytes = b""
     problem: str = ""
 
 
-def render_html(report: Report) -> str:
-    """Return the page."""
+def render_html(report: Report, picture: Picture | None = None) -> str:
+    """Return the page, with ``picture`` if it has been drawn already."""
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
             report=report,
             style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-            picture=_picture(report),
+            picture=draw_picture(report) if picture is None else picture,
             charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
             settings=_flat(report.info),
             version=_version(),
@@ -69,11 +69,13 @@ def _environment() -> Environment:
         spans=code_spans,
         safe_svg=Markup,
         described=described,
+        png_uri=_png_uri,
     )
     return environment
 
 
-def _picture(report: Report) -> Picture:
+def draw_picture(report: Report) -> Picture:
+    """Draw the cockpit page of the report's run; never raises."""
     if not report.steps:
         return Picture(problem="there is nothing to draw")
     try:
@@ -83,10 +85,14 @@ def _picture(report: Report) -> Picture:
         for theme in ("light", "dark"):
             page = Page(theme)
             page.update(report.run)
-            drawn.append("data:image/png;base64," + base64.b64encode(page.png(_DOTS_PER_INCH)).decode("ascii"))
+            drawn.append(page.png(_DOTS_PER_INCH))
     except Exception as error:  # a report without its picture is still a report
         return Picture(problem=shorten(f"drawing it failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
     return Picture(*drawn)
+
+
+def _png_uri(png: bytes) -> Markup:
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
 
 
 def _flat(info: Any, prefix: str = "") -> list[tuple[str, Any]]:

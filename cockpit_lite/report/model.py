@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Of ``report.json``; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
 HTML_FILE = "report.html"
-PICTURE_FILE = "cockpit.png"  # drawn by the cockpit, beside the report
+PICTURE_FILE = "cockpit.png"
 JSON_FILE = "report.json"
 
 _TEXT_WIDTH = 100
@@ -236,15 +236,23 @@ class Report:
         print_report(self, console)
 
     def save(self, folder: str | os.PathLike[str] | None = None) -> Path:
-        """Write ``report.html`` and ``report.json`` into ``folder`` (default: that of the run); return the former's path.
+        """Write ``report.html``, ``report.json`` and ``cockpit.png`` into ``folder`` (default: that of the run).
+
+        Returns:
+            The path of ``report.html``. There is no picture of a run without steps, nor where drawing fails; the page says why.
 
         Raises:
             OSError: if the folder cannot be written.
         """
+        from cockpit_lite.report.html import draw_picture, render_html
+
         target = Path(folder) if folder is not None else self.run.folder
         target.mkdir(parents=True, exist_ok=True)
         write_atomically(target / JSON_FILE, self.to_json())
-        return write_atomically(target / HTML_FILE, self.to_html())
+        picture = draw_picture(self)
+        if picture.light:
+            write_atomically(target / PICTURE_FILE, picture.light)
+        return write_atomically(target / HTML_FILE, render_html(self, picture))
 
 
 def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
@@ -281,10 +289,10 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
     )
 
 
-def write_atomically(path: Path, text: str) -> Path:
+def write_atomically(path: Path, content: str | bytes) -> Path:
     """Write a file beside and move it into place, so that a browser never loads half of it."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     temporary.replace(path)
     return path
 

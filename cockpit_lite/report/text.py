@@ -19,9 +19,12 @@ def printable(text: object) -> str:
     >>> printable("layer\x1b[2J")
     'layer\\x1b[2J'
     """
+    text = str(text)
+    if text.isascii() and text.isprintable():  # nearly always, and much faster
+        return text
     return "".join(
         character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") else _escaped(character)
-        for character in str(text)
+        for character in text
     )
 
 

@@ -23,7 +23,7 @@ def pictures() -> None:
 @pytest.fixture(autouse=True)
 def _leave_pictures_out(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(html, "_picture", lambda report: html.Picture(problem="left out by the test"))
+        monkeypatch.setattr(html, "draw_picture", lambda report: html.Picture(problem="left out by the test"))
 
 
 @pytest.fixture
