@@ -63,7 +63,7 @@ def main() -> None:
         f"- {name}, seed {seed}: {', '.join(f'{alert.name} at step {alert.step}' for alert in found) or 'nothing found'}"
         for name, seed, found in missed
     ]
-    verdict = "\n".join(["Target (all seeds of all demos): **missed**.", "", *lines]) if missed else "Target (all seeds of all demos): met."
+    verdict = f"Target (all seeds of all demos): {'**missed**' if missed else 'met'}.\n\n" + "\n".join(lines)
     body = f"""
 The five broken variants of `cockpit-lite demo` and the healthy one, {STEPS} steps each, seeds 0 to {options.seeds - 1}, on
 scikit-learn's digits.

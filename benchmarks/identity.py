@@ -106,7 +106,8 @@ def main() -> None:
     )
     if not control:
         raise AssertionError("The control came out identical: the comparison sees nothing.")
-    rows.append([f"control: {first.name} plain, one weight moved by one unit in its last place", verdict(control), verdict(rest), 0])
+    name = f"control: {first.name} plain, one weight moved by one unit in its last place"
+    rows.append([name, verdict(control), verdict(rest), 0])
     header = ["optimizer", f"weights after {STEPS} steps", "everything else", "readings taken meanwhile"]
     target = "met" if identical == len(OPTIMIZERS) else "**missed**"
     body = f"""
