@@ -7,6 +7,7 @@ import math
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis.history import History
 from cockpit_lite.diagnosis.rule import Rule
+from cockpit_lite.diagnosis.wording import in_words
 
 
 class NonFinite(Rule):
@@ -21,8 +22,8 @@ class NonFinite(Rule):
     consequence (exploding gradients, or a learning rate that is too high); if they were ordinary, one operation or one sample is
     to blame, and `torch.autograd.set_detect_anomaly(True)` names the operation.
 
-    How to mend it: work with logits and fused losses (`cross_entropy`, `binary_cross_entropy_with_logits`) instead of logarithms of
-    probabilities, add an epsilon inside square roots and denominators, check the inputs with `torch.isfinite`.
+    How to mend it: work with logits and fused losses (`cross_entropy`, `binary_cross_entropy_with_logits`) instead of logarithms
+    of probabilities, add an epsilon inside square roots and denominators, check the inputs with `torch.isfinite`.
 
     When to ignore it: a gradient scaler skips steps with infinite gradients on purpose; those are not reported.
     """
@@ -36,30 +37,31 @@ class NonFinite(Rule):
 
     def check(self, history: History) -> Alert | None:
         found = [
-            (step, name, value)
+            (history.steps(name)[place], name, place)
             for name in ("loss", "grad_norm")
-            for step, value in zip(history.steps(name), history.values(name), strict=True)
-            if not math.isfinite(value)
+            if (place := history.first(name, _is_not_finite)) is not None
         ]
         if not found:
             return None
-        step, name, value = min(found, key=lambda item: item[0])
+        step, name, place = min(found, key=lambda item: item[0])
+        value, before = history.values(name)[place], history.values(name)[max(place - 1, 0) : place]
         what = "loss" if name == "loss" else "gradient norm"
-        before = [number for at, number in zip(history.steps(name), history.values(name), strict=True) if at < step]
-        where = tuple(layer for layer, norm in history.layers("grad_norm").items() if not math.isfinite(norm))
-        before_text = f"; the last measured value before was {before[-1]:.4g}" if before else ""
+        before_text = f"; the last measured value before was {in_words(before[0])}" if before else ""
+        layers = history.layers("grad_norm")
+        where = tuple(layer for layer, norm in layers.items() if not math.isfinite(norm))
         return self.alert(
             history,
             step=step,
-            where=where[-1:] if len(where) < len(history.layers("grad_norm")) else (),
-            cause=f"The {what} is {_spelled(value)} at step {step}{before_text}.",
+            where=where[-1:] if len(where) < len(layers) else (),
+            cause=f"The {what} is {in_words(value)} at step {step}{before_text}.",
             advice=(
-                "Stop: the weights are lost from the next step on. If loss or gradient grew before, lower the learning rate or clip the "
-                "gradient; if not, run the step again under torch.autograd.set_detect_anomaly(True), which names the operation."
+                "Stop: the weights are lost from the next step on. If loss or gradient grew before, lower the learning rate or "
+                "clip the gradient; if not, run the step again under torch.autograd.set_detect_anomaly(True), which names the "
+                "operation."
             ),
-            evidence={name: value, "step": step, **({f"{name} before": before[-1]} if before else {})},
+            evidence={name: value, "step": step, **({f"{name} before": before[0]} if before else {})},
         )
 
 
-def _spelled(value: float) -> str:
-    return "not a number (NaN)" if math.isnan(value) else "infinite"
+def _is_not_finite(value: float) -> bool:
+    return not math.isfinite(value)

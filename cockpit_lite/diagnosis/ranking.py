@@ -9,8 +9,9 @@ from cockpit_lite.diagnosis.rule import Rule
 
 
 def rank(alerts: Iterable[Alert], rules: Iterable[Rule]) -> list[Alert]:
-    """Return the alerts by severity, then step, then confidence; one that usually follows from another found fault comes after it.
+    """Return the alerts by severity, then step, then confidence, but consequences after their causes.
 
+    What a fault usually follows from is in :attr:`Rule.follows_from <cockpit_lite.diagnosis.rule.Rule.follows_from>`.
     A consequence may be noticed before its cause, since the cause often takes more steps to be sure of.
     """
     alerts = sorted(alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.step, -alert.confidence))

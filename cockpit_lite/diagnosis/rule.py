@@ -28,10 +28,15 @@ class Rule:
     healthy: ClassVar[str]
     follows_from: ClassVar[tuple[str, ...]] = ()
 
+    def does_not_apply(self, history: History) -> str:
+        """Return why the rule can say nothing about this kind of training, for the report, or "". Asked before the first step."""
+        return ""
+
     def check(self, history: History) -> Alert | None:
         """Look at the readings up to ``history.step``; called after every measured step.
 
-        Implementations keep no state that a second look at the same history would not give again.
+        Implementations keep no state that a second look at the same history would not give again, and do work that does not grow
+        with the length of the run.
         """
         raise NotImplementedError
 

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from cockpit_lite.alert import Alert
-from cockpit_lite.diagnosis.derived import LONG_OVERSHOOT, LONG_UPDATE_RATIO, first_long_step, out_of_proportion, overshoot
+from cockpit_lite.diagnosis.derived import (
+    BEST_GAIN,
+    LONG_OVERSHOOT,
+    LONG_UPDATE_RATIO,
+    OVERSHOOT,
+    first_long_step,
+    mostly_noise,
+    out_of_proportion,
+)
 from cockpit_lite.diagnosis.history import History
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.diagnosis.series import finite, median
+from cockpit_lite.diagnosis.wording import in_words, share_in_words
+
+#: What the advice aims at.
+_USUAL_UPDATE_RATIO = 1e-3
 
 
 class LearningRateTooHigh(Rule):
     """The steps are too long: they overshoot, and the loss rises or does not come down.
 
-    What it is: along its own gradient a mini-batch loss falls by e g'g - 1/2 e^2 g'Hg for a plain step with learning rate e. When the
-    second term is larger than the first, the step makes the loss worse.
+    What it is: along its own gradient a mini-batch loss falls by e g'g - 1/2 e^2 g'Hg for a plain step with learning rate e. When
+    the second term is larger than the first, the step makes the loss worse.
 
     Why it is bad: the loss rises, or the weights are thrown to a place where nothing learns any more (dead units).
 
-    How to be sure: the curvature term is above the gradient term, or a single step changes the weights by a large share of their
-    norm, and the loss is above where it started.
+    How to be sure: a step changed the weights by a fifth of their norm or more, or its curvature term was twice its gradient
+    term. Then the loss doubled and does not fall, or overflowed, or never came back below where it was.
 
-    How to mend it: a lower learning rate. `2 / curvature_along_gradient` is the limit for a plain step along the gradient, half of it is
-    the best length.
+    How to mend it: a lower learning rate. `2 / curvature_along_gradient` is the limit for a plain step along the gradient, half
+    of it is the best length.
 
-    When to ignore it: at the edge of stability and in the first steps of a large learning rate ("catapult") the loss rises for a few steps
-    and then falls below where it was; such a rise is not reported.
+    When to ignore it: at the edge of stability and in the first steps of a large learning rate ("catapult") the loss rises for a
+    few steps and then falls below where it was; a rise that turns by itself is not reported. Of an optimizer that does not step
+    along the gradient, such as Adam, only the size of its steps is looked at.
 
     Source: A. Lewkowycz and others, The large learning rate phase of deep learning: the catapult mechanism, 2020.
     """
@@ -38,67 +52,102 @@ class LearningRateTooHigh(Rule):
     follows_from = ("exploding-gradients",)
     healthy = "No step was so long that it raised the loss for good."
 
-    def check(self, history: History) -> Alert | None:
-        losses = history.values("loss")
-        if len(losses) < 3 or first_long_step(history) is None or out_of_proportion(history) is not None:
-            return None  # an exploding gradient is a fault of its own
-        start = median(losses[:3])
-        at_start = losses[0] if math.isfinite(losses[0]) else start
-        overshoots = [ratio for _, ratio in overshoot(history)]
-        ratios = finite(history.values("update_ratio"))
-        recent = losses[-10:]
-        rose = sum(not loss <= 2 * at_start for loss in recent) >= 2 and median(losses[-2:]) > 1.2 * at_start
-        overflowed = any(not math.isfinite(loss) for loss in recent)
-        stuck = len(losses) >= 30 and median(losses[-10:]) > 0.95 * at_start
-        if not (rose or overflowed or stuck):
-            return None
-        return self._alert(history, at_start, recent, overshoots, ratios)
+    patience = 10
+    within = 60
 
-    def _alert(self, history: History, at_start: float, recent: list[float], overshoots: list[float], ratios: list[float]) -> Alert:
-        rate = history.values("learning_rate")
-        curvatures = finite([value for value in history.values("curvature_along_gradient")[:5] if value > 0])
-        worst = max(finite(recent), default=math.inf)
-        changed = max(ratios, default=math.nan)
-        parts = [f"one step changed the weights by up to {changed:.0%} of their norm"]
-        if overshoots:
-            parts.append(f"the curvature term of a step was up to {max(overshoots):.2g} times its gradient term")
+    def check(self, history: History) -> Alert | None:
+        losses, long_step = history.values("loss"), first_long_step(history)
+        if len(losses) < 3 or long_step is None or out_of_proportion(history) is not None:
+            return None  # an exploding gradient is a fault of its own
+        place = history.place("loss", long_step + 1)  # the loss of the step itself was computed before it
+        before, after = finite(losses[max(place - 20, 0) : place]), losses[place:][-self.patience :]
+        if not before or not after:
+            return None
+        level = max(before)  # with the noise of the loss: one low batch is no level
+        doubled = level + abs(level)
+        first_window = losses[place : place + self.within]
+        jumped = any(not loss <= doubled for loss in first_window)
+        # At least as long as the rise of a catapult; what falls again by itself is one.
+        rose = len(after) == self.patience and sum(not loss <= doubled for loss in after) >= 9 and not self._falls(losses)
+        lost = 3 * self.patience <= len(losses) - place and median(after) > level - 0.05 * abs(level) and not self._falls(losses)
+        overflowed = jumped and any(not math.isfinite(loss) for loss in after)
+        if not (rose or overflowed or (jumped and lost)):
+            return None
+        return self._alert(history, long_step, level, first_window, losses[-1])
+
+    @staticmethod
+    def _falls(losses: Sequence[float]) -> bool:
+        late, early = median(losses[-5:]), median(losses[-10:-5])
+        return late < early - 0.3 * abs(early)
+
+    def _alert(self, history: History, long_step: int, level: float, after: Sequence[float], now: float) -> Alert:
+        highest = max(finite(after), default=math.inf)
+        evidence: dict[str, float] = {"loss before": level, "highest loss after": highest, "loss now": now}
+        parts = []
+        ratio = history.highest("update_ratio")
+        if ratio is not None and ratio > LONG_UPDATE_RATIO:
+            parts.append(f"one step changed the weights by {share_in_words(ratio)} their norm")
+        if ratio is not None:
+            evidence.update({"update ratio": ratio, "threshold of that": LONG_UPDATE_RATIO})
+        overshoot = history.highest(OVERSHOOT)
+        if overshoot is not None:
+            evidence.update({"curvature term over gradient term": overshoot, "threshold of the terms": LONG_OVERSHOOT})
+            if overshoot > LONG_OVERSHOOT:
+                parts.append(f"the curvature term of a step was {overshoot:.2g} times its gradient term")
         advice = "Lower the learning rate by a factor of 10 and watch the update ratio: about 1e-3 to 1e-2 is usual."
-        evidence = {"loss at start": at_start, "highest recent loss": worst, "update ratio": changed, "threshold of that": LONG_UPDATE_RATIO}
-        if rate:
-            evidence["learning rate"] = rate[-1]
-        if overshoots:
-            evidence.update({"curvature term over gradient term": max(overshoots), "threshold of the terms": LONG_OVERSHOOT})
-        if curvatures and rate:
-            limit = 2 / median(curvatures)
-            evidence["limit of a plain step at the start"] = limit
-            suggestion = min(limit / 4, rate[-1] / 10)
-            advice = (
-                f"Lower the learning rate from {rate[-1]:.3g} to about {suggestion:.2g}: at the start a plain gradient step could be "
-                f"{limit:.2g} long before it raises the loss, and momentum makes steps longer."
-            )
+        rate = history.last("learning_rate")
+        if rate is not None and 0 < rate < math.inf:
+            evidence["learning rate"] = rate
+            advice = self._advice(history, long_step, rate, evidence)
         return self.alert(
             history,
-            cause=f"The steps are too long: {' and '.join(parts)}. The loss started at {at_start:.3g} and is {recent[-1]:.3g} now.",
+            cause=(
+                f"The steps are too long: {' and '.join(parts)}. The loss was {in_words(level)} before step {long_step} and is "
+                f"{in_words(now)} now."
+            ),
             advice=advice,
             evidence=evidence,
             confidence=0.9,
+        )
+
+    @staticmethod
+    def _advice(history: History, long_step: int, rate: float, evidence: dict[str, float]) -> str:
+        """Return a learning rate to start again with, and add to the evidence what it was computed from."""
+        place = history.place("curvature_along_gradient", long_step + 1)
+        before = finite(history.values("curvature_along_gradient")[max(place - 5, 0) : place])
+        curvatures = [value for value in before if value > 0]
+        if curvatures and history.gradient_steps:
+            limit = 2 / median(curvatures)
+            evidence["limit of a plain step"] = limit
+            return (
+                f"Start again with a learning rate of about {min(limit / 4, rate / 10):.1g} instead of {rate:.3g}: before the "
+                f"loss rose, a learning rate of {limit:.2g} was the limit for a plain gradient step, and momentum makes steps "
+                "longer."
+            )
+        place = history.place("update_ratio", long_step)
+        ratios = [ratio for ratio in finite(history.values("update_ratio")[place : place + 1]) if LONG_UPDATE_RATIO < ratio < 1e6]
+        factor = min(_USUAL_UPDATE_RATIO / ratios[0], 0.1) if ratios else 0.1
+        return (
+            f"Start again with a learning rate of about {rate * factor:.1g} instead of {rate:.3g}, and watch the update ratio: "
+            "about 1e-3 to 1e-2 is usual."
         )
 
 
 class LearningRateTooLow(Rule):
     """The steps are so short that nothing is learnt.
 
-    What it is: each update changes the weights by less than a hundred-thousandth of their norm, curvature plays no role at that length, and
-    the loss does not move.
+    What it is: each update changes the weights by less than a hundred-thousandth of their norm, curvature plays no role at that
+    length, and the loss does not move.
 
     Why it is bad: training would need many times the steps.
 
-    How to be sure: the update ratio is below 1e-5, the curvature term of a step is a tiny share of its gradient term, and the loss
-    has stayed where it began.
+    How to be sure: the update ratio is below 1e-5, the curvature term of a step is a tiny share of its gradient term, and the
+    loss has stayed where it began.
 
     How to mend it: raise the learning rate, by a factor of 10 at a time, until the update ratio is about 1e-3.
 
-    When to ignore it: during warm-up, at the end of a schedule, or when a trained model is fine-tuned gently.
+    When to ignore it: during warm-up, at the end of a schedule, or when a trained model is fine-tuned gently. Where the
+    per-sample statistics are measured and say that the gradient is mostly noise, as it is around a minimum, it is not reported.
     """
 
     code = "CL402"
@@ -111,32 +160,36 @@ class LearningRateTooLow(Rule):
     smallest_ratio = 1e-5
 
     def check(self, history: History) -> Alert | None:
-        losses, ratios = history.values("loss"), finite(history.values("update_ratio"))
-        rates = history.values("learning_rate")
-        if history.step < self.first_step or len(ratios) < 5 or len(losses) < 40 or not rates:
-            return None
-        # Never longer than now: otherwise this is warm-up or the end of a schedule.
-        if rates[-1] <= 0 or max(rates) > 1.5 * rates[-1] or min(rates[-20:]) < 0.95 * rates[-1]:
+        losses, ratios = history.values("loss"), finite(history.values("update_ratio")[-20:])
+        rate, highest = history.last("learning_rate"), history.highest("learning_rate")
+        if history.step < self.first_step or len(ratios) < 5 or len(losses) < 40 or rate is None or highest is None:
             return None
         ratio = median(ratios)
-        terms = median([value for _, value in overshoot(history)])
-        moved = abs(median(losses[-20:]) - median(losses[:20])) / max(abs(median(losses[:20])), 1e-12)
-        if not (0 < ratio < self.smallest_ratio and moved < 0.05) or terms > 1e-2:
+        if not 0 < ratio < self.smallest_ratio:
             return None
-        factor = 10 ** round(math.log10(1e-3 / ratio))
+        # Never longer than now, and as long for half of the run: otherwise this is warm-up or the end of a schedule.
+        steady = min(history.sample("learning_rate", begin=history.step // 2), default=math.nan)
+        if rate <= 0 or highest > 1.5 * rate or not steady > 0.95 * rate or mostly_noise(history):
+            return None
+        terms = median(history.values(OVERSHOOT)[-20:])
+        early, late = median(losses[:20]), median(losses[-20:])
+        moved = abs(late - early) / max(abs(early), 1e-12)
+        if not moved < 0.05 or terms > 1e-2:
+            return None
+        factor = 10 ** round(math.log10(_USUAL_UPDATE_RATIO / ratio))
         return self.alert(
             history,
             cause=(
-                f"Each step changes the weights by {ratio:.1g} of their norm, and after {history.step + 1} steps the loss is where it began "
-                f"({median(losses[:20]):.3g} to {median(losses[-20:]):.3g})."
+                f"Each step changes the weights by {ratio:.1g} of their norm, and after {history.step + 1} steps the loss is "
+                f"where it began ({in_words(early)} then, {in_words(late)} now)."
             ),
-            advice=f"Raise the learning rate from {rates[-1]:.3g}, up to {rates[-1] * factor:.1g} for an update ratio of about 1e-3.",
+            advice=f"Raise the learning rate from {rate:.3g} to about {rate * factor:.1g}, for an update ratio of about 1e-3.",
             evidence={
                 "update ratio": ratio,
                 "threshold": self.smallest_ratio,
                 "relative change of the loss": moved,
                 **({} if math.isnan(terms) else {"curvature term over gradient term": terms}),
-                "learning rate": rates[-1],
+                "learning rate": rate,
             },
             confidence=0.9,
         )
@@ -145,18 +198,21 @@ class LearningRateTooLow(Rule):
 class IllConditioning(Rule):
     """The loss is steep in few directions and flat in the others, and the steep ones dictate the step.
 
-    What it is: a gradient step is limited by the sharpest direction (length 2/largest eigenvalue), while progress must come from the
-    flat ones. Then the curvature term 1/2 e^2 g'Hg takes back a good part of what the gradient term e g'g promises, step after
-    step, and the gradient norm does not fall although the loss hardly moves.
+    What it is: a gradient step is limited by the sharpest direction (length 2/largest eigenvalue), while progress must come from
+    the flat ones. Then the curvature term 1/2 e^2 g'Hg takes back a good part of what the gradient term e g'g promises, step
+    after step, and the gradient norm does not fall although the loss hardly moves.
 
     Why it is bad: training crawls. A larger learning rate diverges, a smaller one is slower still.
 
-    How to be sure: the two Taylor terms stay comparable, the gradient norm stays up, the loss stays put, and the largest eigenvalue holds
-    a large share of the Hessian trace.
+    How to be sure: the two Taylor terms stay comparable, the gradient norm stays up, the loss stays put, even the best step along
+    the gradient, (g'g)^2 / (2 g'Hg), would win only a few per cent of the loss, and the largest eigenvalue may hold a large share
+    of the Hessian trace.
 
     How to mend it: centre and scale the inputs, add batch or layer normalisation, use an optimizer that preconditions (Adam).
 
-    When to ignore it: when the loss falls. About one outlier eigenvalue per class is normal.
+    When to ignore it: when the loss falls. About one outlier eigenvalue per class is normal; one that outweighs all others is
+    not. A loss that stands still in its noise, as with labels that cannot be learnt, has comparable terms as well, but there each
+    batch could be fitted better by a step along its own gradient; it is not reported.
 
     Source: I. Goodfellow, Y. Bengio, A. Courville, Deep Learning, 2016, section 8.2.1.
     """
@@ -169,60 +225,74 @@ class IllConditioning(Rule):
 
     steps = 60
     measured = 12
-    share_of_gradient_term = 0.05
+    share_of_gradient_term = 0.2
     share_of_trace = 0.4
+    share_of_loss = 0.07
+
+    def does_not_apply(self, history: History) -> str:
+        if not history.optimizers or history.gradient_steps:
+            return ""
+        return f"the curvature terms describe a plain gradient step, and {' and '.join(history.optimizers)} takes others"
 
     def check(self, history: History) -> Alert | None:
-        terms = overshoot(history)
-        if len(terms) < self.measured or history.step < self.steps or first_long_step(history) is not None:
-            return None  # a run that has overshot is where its steps have thrown it
+        if history.step < self.steps or first_long_step(history) is not None or mostly_noise(history):
+            return None  # a run that has overshot is where its steps have thrown it, and noise stands still anywhere
         begin = history.step - max(self.steps, history.step // 2)
-        recent = [value for step, value in terms if step >= begin]
-        losses = self._since(history, "loss", begin)
-        norms = self._since(history, "grad_norm", begin)
-        if len(recent) < self.measured or len(norms) < self.measured or len(losses) < self.measured:
+        terms = finite(history.sample(OVERSHOOT, begin))
+        term = median(terms)
+        if len(terms) < self.measured or not self.share_of_gradient_term < term < 1.5:
             return None
-        term = median(recent)
-        third = len(losses) // 3
-        early_loss, late_loss = median(losses[:third]), median(losses[-third:])
-        early_norm, late_norm = median(norms[: len(norms) // 3]), median(norms[-(len(norms) // 3) :])
+        losses, norms = (finite(history.sample(name, begin)) for name in ("loss", "grad_norm"))
+        if min(len(losses), len(norms)) < self.measured:
+            return None
+        early_loss, late_loss = _first_and_last_third(losses)
+        early_norm, late_norm = _first_and_last_third(norms)
         # Neither since half-time nor since the beginning: training that has converged stands still, too.
         beginning = median(history.values("loss")[:20])
-        stands_still = 0.9 * early_loss < late_loss < 1.1 * early_loss and late_loss > 0.7 * beginning
-        if not (self.share_of_gradient_term < term < 1.5 and late_norm > 0.6 * early_norm and stands_still):
+        stands_still = abs(late_loss - early_loss) < 0.1 * abs(early_loss) and late_loss > beginning - 0.3 * abs(beginning)
+        if not (stands_still and late_norm > 0.6 * early_norm):
+            return None
+        # Where nothing is won on average the two terms are always comparable: their ratio is then the share of signal in the
+        # gradient, also where the labels cannot be learnt. Under ill-conditioning even the best step would win next to nothing.
+        gain = median(history.sample(BEST_GAIN, begin)) / max(abs(late_loss), 1e-12)
+        if not gain < self.share_of_loss:
             return None
         share = self._share_of_trace(history)
         outlying = share is not None and share > self.share_of_trace
-        if not outlying and term < 4 * self.share_of_gradient_term:
-            return None  # without an outlier in the spectrum only a strong sign counts
-        outlier = "" if not outlying else f" One eigenvalue holds {share:.0%} of the Hessian trace."
+        outlier = f" One eigenvalue holds {share:.0%} of the Hessian trace." if outlying else ""
         return self.alert(
             history,
             cause=(
-                f"The curvature term takes back {term:.0%} of what the gradient term promises, the gradient norm stays at {late_norm:.3g}, and "
-                f"the loss stands still at {late_loss:.3g}.{outlier}"
+                f"The curvature term takes back {share_in_words(term)} what the gradient term promises, the gradient norm stays "
+                f"at {late_norm:.3g}, and the loss stands still at {late_loss:.3g}: even a step of the best length would win "
+                f"only {gain:.1%} of it.{outlier}"
             ),
             advice=(
-                "Centre and scale the inputs, inputs = (inputs - mean) / standard_deviation; add nn.BatchNorm or nn.LayerNorm; or use an "
-                "optimizer that preconditions, such as torch.optim.AdamW."
+                "Centre and scale the inputs, inputs = (inputs - mean) / standard_deviation; add nn.BatchNorm or nn.LayerNorm; "
+                "or use an optimizer that preconditions, such as torch.optim.AdamW."
             ),
             evidence={
                 "curvature term over gradient term": term,
                 "threshold": self.share_of_gradient_term,
+                "gain of the best step over the loss": gain,
+                "threshold of the gain": self.share_of_loss,
                 "gradient norm early": early_norm,
                 "gradient norm late": late_norm,
                 "loss early": early_loss,
                 "loss late": late_loss,
                 **({} if share is None else {"largest eigenvalue over trace": share, "threshold of that": self.share_of_trace}),
             },
-            confidence=0.9 if outlying else 0.8,
+            confidence=0.9 if outlying else 0.7,
         )
 
     @staticmethod
-    def _since(history: History, name: str, begin: int) -> list[float]:
-        return finite([value for step, value in zip(history.steps(name), history.values(name), strict=True) if step >= begin])
-
-    @staticmethod
     def _share_of_trace(history: History) -> float | None:
-        shares = [largest / trace for _, largest, trace in history.pairs("max_eigenvalue", "hessian_trace") if largest > 0 and trace > 0]
-        return min(median(shares[-20:]), 1.0) if len(shares) >= 5 else None
+        """Return the share of the largest eigenvalue of the Hessian trace; both are measured on the same steps."""
+        largest, trace = (history.values(name)[-20:] for name in ("max_eigenvalue", "hessian_trace"))
+        shares = [top / whole for top, whole in zip(largest, trace, strict=False) if top > 0 and whole > 0]
+        return min(median(shares), 1.0) if len(shares) >= 5 else None
+
+
+def _first_and_last_third(values: Sequence[float]) -> tuple[float, float]:
+    third = len(values) // 3
+    return median(values[:third]), median(values[-third:])
