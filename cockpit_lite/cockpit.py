@@ -54,8 +54,8 @@ class Cockpit:
                 loss_fn(model(inputs), targets).backward()
                 optimizer.step()
 
-    Weights, gradients, buffers and random numbers of the training are bit for bit what they would have been. On leaving, also by an
-    exception, everything is put back, and the report is written into the run folder.
+    Weights, gradients, buffers and random numbers of the training are bit for bit what they would have been. On
+    leaving, also by an exception, everything is put back, and the report is written into the run folder.
 
     Args:
         model: The module that is trained.
@@ -63,7 +63,8 @@ class Cockpit:
         loss_fn: Not needed: the loss is found where ``backward()`` is called. Its class is named in the report.
         run: Folder of the run. Default: ``runs/<UTC time>-<model class>``.
         instruments: ``"light"``, ``"standard"`` or ``"full"``, an instrument name, or a list of these and of Instrument objects.
-        schedule: At which steps to measure: ``Every(n)``, ``LogSpaced(...)`` or a callable ``step -> bool``. Default: every step that the
+        schedule: At which steps to measure: ``Every(n)``, ``LogSpaced(...)`` or a callable ``step -> bool``.
+        Default: every step that the
             budget allows. Loss, learning rate and step time are recorded at every step in any case.
         budget: Greatest share of training time that measuring may cost; None follows the schedule exactly.
         live: ``None``, ``"window"``, ``"notebook"`` or ``"terminal"``: watch while it trains.
@@ -191,7 +192,7 @@ class Cockpit:
             self._recorder.log(max(self.step - 1, 0), numbers)
 
     def report(self) -> Report:
-        """Return the diagnostic report of the run as far as it is on disk (everything, after the block; about a second less, inside).
+        """Return the diagnostic report of the run: of all of it after the block, inside of what has been recorded so far.
 
         Raises:
             SetupError: before the ``with`` block was entered.
@@ -215,7 +216,9 @@ class Cockpit:
             "model": {
                 "class": type(self._model).__name__,
                 "parameters": sum(parameter.numel() for parameter in self._parameters.values()),
-                "trainable_parameters": sum(parameter.numel() for parameter in self._parameters.values() if parameter.requires_grad),
+                "trainable_parameters": sum(
+                    parameter.numel() for parameter in self._parameters.values() if parameter.requires_grad
+                ),
                 "device": str(next(iter(self._parameters.values())).device),
             },
             "shapes": {name: list(parameter.shape) for name, parameter in self._parameters.items()},
@@ -241,7 +244,9 @@ def _check_model(model: nn.Module) -> nn.Module:
     if next(model.parameters(), None) is None:
         raise SetupError(f"{type(model).__name__} has no parameters, so there is nothing to watch.")
     if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-        raise SetupError(f"{type(model).__name__} has lazy parameters without a shape: run one batch through it before the with block.")
+        raise SetupError(
+            f"{type(model).__name__} has lazy parameters without a shape: run one batch through it before the with block."
+        )
     return model
 
 
@@ -255,7 +260,9 @@ def _check_optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimi
         inner = getattr(item, "optimizer", item)
         found = item if isinstance(item, Optimizer) and not isinstance(inner, Optimizer) else inner
         if not isinstance(found, Optimizer):
-            raise SetupError(f"Cockpit(model, optimizer): the optimizer must be a torch.optim.Optimizer, not {type(item).__name__}.")
+            raise SetupError(
+                f"Cockpit(model, optimizer): the optimizer must be a torch.optim.Optimizer, not {type(item).__name__}."
+            )
         optimizers.append(found)
     return optimizers
 
@@ -265,14 +272,16 @@ def _check_shared(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     for optimizer in optimizers:
         if not any(id(parameter) in of_model for group in optimizer.param_groups for parameter in group["params"]):
             raise SetupError(
-                f"{type(optimizer).__name__} holds no parameter of {type(model).__name__}, so its steps cannot train it. Was the optimizer "
+                f"{type(optimizer).__name__} holds no parameter of {type(model).__name__}, so its steps cannot train it. Was it "
                 "made for another model, or before the model was copied or moved? Make it with model.parameters()."
             )
 
 
 def _describe(optimizer: Optimizer) -> dict[str, Any]:
     settings = {
-        key: value for key, value in optimizer.param_groups[0].items() if key != "params" and isinstance(value, (bool, int, float, str, tuple, list))
+        key: value
+        for key, value in optimizer.param_groups[0].items()
+        if key != "params" and isinstance(value, (bool, int, float, str, tuple, list))
     }
     return {"class": type(optimizer).__name__, "groups": len(optimizer.param_groups), **settings}
 

@@ -1,7 +1,7 @@
 """The demo: a small convolutional net on real images, healthy or broken on purpose.
 
-scikit-learn's digits: 1,797 grey images of 8 x 8 pixels (Alpaydin and Kaynak, UCI machine learning repository, 1998). They come with the
-package, so nothing is downloaded.
+scikit-learn's digits: 1,797 grey images of 8 x 8 pixels (Alpaydin and Kaynak, UCI machine learning repository,
+1998). They come with the package, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ VARIANTS: dict[str | None, Variant] = {
     ),
     "ill-conditioned": Variant(
         "ill-conditioning",
-        "The pixels are not centred, their mean is thirty times their spread, and the learning rate was lowered until nothing diverged.",
+        "The pixels are not centred: their mean is thirty times their spread, and larger learning rates diverge.",
         inputs=_with_offset, learning_rate=0.003, momentum=0.0, activation=lambda: nn.LeakyReLU(0.2),
     ),
-    "lr-too-high": Variant("learning-rate-too-high", "The learning rate is two hundred and fifty times too high.", learning_rate=5.0),
-    "lr-too-low": Variant("learning-rate-too-low", "The learning rate is twenty thousand times too low.", learning_rate=1e-6),
+    "lr-too-high": Variant("learning-rate-too-high", "The learning rate is 250 times too high.", learning_rate=5.0),
+    "lr-too-low": Variant("learning-rate-too-low", "The learning rate is 20,000 times too low.", learning_rate=1e-6),
 }  # fmt: skip
 
 
@@ -146,7 +146,13 @@ def run_demo(
     model = build_model(variant)
     optimizer = torch.optim.SGD(model.parameters(), lr=variant.learning_rate, momentum=variant.momentum)
     loss_fn = nn.CrossEntropyLoss()
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, loss {task.fields[loss]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
     cockpit = Cockpit(model, optimizer, loss_fn, run=run, instruments="full", schedule=_often_at_first, budget=None, live=live)
     with cockpit, Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("training", total=count, loss="")

@@ -39,8 +39,8 @@ NEEDS: dict[str, str] = {
     LOSS: "step.loss, step.learning_rates: always there, costs nothing",
     GRADIENT: "step.gradient, step.applied_gradient: the mini-batch gradient before and after clipping",
     UPDATE: "step.weights_before, step.update: the step that was really taken",
-    PER_SAMPLE_NORMS: "step.per_sample.squared_norms(): squared gradient norm of every sample, by parameter",
-    PER_SAMPLE_PRODUCTS: "step.per_sample.products(): inner product of every sample's gradient with the mini-batch gradient, by parameter",
+    PER_SAMPLE_NORMS: "step.per_sample.squared_norms: squared norm of every sample's contribution, by parameter",
+    PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
 }
 
@@ -74,14 +74,15 @@ class Instrument:
         name: The reading it is known by, also its name in ``instruments=[...]``. Two instruments of one cockpit
             may not share a name: give a differently configured one a name of its own.
         needs: Which of :data:`NEEDS` it uses.
-        readings: The readings it writes, without the layerwise ones; empty: just ``name``. A rule or gauge that misses one of them
+        readings: The readings it writes, without the layerwise ones; empty: just ``name``. A rule or gauge that
+        misses one of them
             is told why by these names.
         preset: The smallest preset that includes it; only instruments that come with cockpit-lite are in presets.
     """
 
-    name: ClassVar[str] | str = ""
-    needs: ClassVar[tuple[str, ...]] | tuple[str, ...] = (LOSS,)
-    readings: ClassVar[tuple[str, ...]] | tuple[str, ...] = ()
+    name: str = ""
+    needs: tuple[str, ...] = (LOSS,)
+    readings: tuple[str, ...] = ()
     preset: ClassVar[Literal["light", "standard", "full"]] = "full"
 
     def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:

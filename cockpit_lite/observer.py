@@ -79,6 +79,14 @@ class Observer:
         self._expected_backwards = 1
         self._taking_turns = False
         self._last_end = clock()
+        # The step under way
+        self._losses: list[Tensor] = []
+        self._backwards = 0
+        self._updated: set[int] = set()  # optimizers that have stepped
+        self._closure = ""  # "expected", "first" evaluation, "again"
+        self._scale: Tensor | None = None
+        self._scale_uses = 0
+        self._tracked: TrackedStep | None = None
         self._begin_step()
 
     # What the probes report
@@ -175,13 +183,13 @@ class Observer:
     # One step
 
     def _begin_step(self) -> None:
-        self._losses: list[Tensor] = []
+        self._losses = []
         self._backwards = 0
-        self._updated: set[int] = set()
+        self._updated = set()
         self._closure = ""
-        self._scale: Tensor | None = None
+        self._scale = None
         self._scale_uses = loss_scale.uses()
-        self._tracked: TrackedStep | None = None
+        self._tracked = None
         due = self._due()
         if due:
             self._tracked = TrackedStep(

@@ -49,5 +49,6 @@ def _names(entry: str) -> list[str]:
     if entry in INSTRUMENTS:
         return [entry]
     raise UnknownInstrumentError(
-        f"There is no instrument or preset named {entry!r}. Presets: {', '.join(PRESETS)}. Instruments: {', '.join(sorted(INSTRUMENTS))}."
+        f"There is no instrument or preset named {entry!r}. "
+        f"Presets: {', '.join(PRESETS)}. Instruments: {', '.join(sorted(INSTRUMENTS))}."
     )

@@ -25,6 +25,7 @@ class Pulse:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._began = 0.0
+        self._no_loss = self._no_rate = False
         self._clear()
 
     def add(self, step: int, loss: Tensor | None, learning_rate: float | Tensor | None, step_seconds: float) -> bool:
@@ -56,7 +57,9 @@ class Pulse:
             del columns["loss"]
         if self._no_rate:
             del columns["learning_rate"]
-        values = {name: torch.stack(list(column)) if isinstance(column[0], Tensor) else column for name, column in columns.items()}
+        values = {
+            name: torch.stack(list(column)) if isinstance(column[0], Tensor) else column for name, column in columns.items()
+        }
         row = Row(self._steps[-1], values, steps=self._steps)
         self._clear()
         return row

@@ -73,7 +73,9 @@ class Recorder:
             steps = row.steps
             self.history.add_block(steps, row.values)
             self._write(lambda writer: writer.block(steps, row.values))
-            if not all(map(math.isfinite, row.values.get("loss", ()))):  # the one thing that cannot wait for the next measured step
+            if not all(
+                map(math.isfinite, row.values.get("loss", ()))
+            ):  # the one thing that cannot wait for the next measured step
                 self._check_rules()
             return
         self.history.add(row.step, row.values)
@@ -105,8 +107,8 @@ class Recorder:
                 alert = rule.check(self.history)
             except Exception as error:
                 self._rules.remove(rule)
-                reasons = {rule.code: f"the rule failed at step {self.history.step} and was switched off ({type(error).__name__}: {error})"}
-                self._write(lambda writer, reasons=reasons: writer.not_measured(self.history.step, reasons))  # type: ignore[misc]
+                reason = f"the rule failed and was switched off ({type(error).__name__}: {error})"
+                self._not_checked(rule, reason)
                 warn(f"The rule {rule.code} {rule.name} failed and was switched off.", error)
                 continue
             if alert is not None:
@@ -114,6 +116,9 @@ class Recorder:
                 found.append(alert)
         for alert in rank(found, self._all_rules):
             self._raise(alert)
+
+    def _not_checked(self, rule: Rule, reason: str) -> None:
+        self._write(lambda writer: writer.not_measured(self.history.step, {rule.code: reason}))
 
     def _raise(self, alert: Alert) -> None:
         self.alerts.append(alert)

@@ -73,7 +73,9 @@ class Budget:
 
     def __init__(self, share: float):
         if not share > 0:
-            raise ValueError(f"budget is the share of training time that measuring may cost, such as 0.05; {share!r} is not positive.")
+            raise ValueError(
+                f"budget is the share of training time that measuring may cost, such as 0.05; {share!r} is not positive."
+            )
         self.share = share
         self._cost: dict[str, float] = {}
         self._credit: dict[str, float] = {}

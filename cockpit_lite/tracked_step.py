@@ -34,7 +34,10 @@ PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS})
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
 _TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
 _COMPILED = "the model is compiled, and what happens inside compiled code cannot be seen"
-_CHANGED_FOR_THE_FIRST_TIME = "the gradient was changed between backward and the optimizer step for the first time; from the next measured step on the raw one is kept"
+_CHANGED_FOR_THE_FIRST_TIME = (
+    "the gradient was changed between backward and the optimizer step for the first time; "
+    "from the next measured step on the raw one is kept"
+)
 
 
 def account(instrument: Instrument) -> str:
@@ -319,8 +322,8 @@ class TrackedStep:
                 start = self._probes.clock()
                 try:
                     self.row.put(instrument.measure(self._step))
-                except NotMeasured as reason:
-                    self._not_measured([instrument], str(reason))
+                except NotMeasured as obstacle:
+                    self._not_measured([instrument], str(obstacle))
                 except Exception as error:
                     reason = (
                         f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"

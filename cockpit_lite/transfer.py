@@ -37,7 +37,12 @@ class Row:
                 self.values[name] = reading
                 continue
             self.values[name] = reading.value
-            how = {"kind": reading.kind, "standard_error": reading.standard_error, "residual": reading.residual, "note": reading.note}
+            how = {
+                "kind": reading.kind,
+                "standard_error": reading.standard_error,
+                "residual": reading.residual,
+                "note": reading.note,
+            }
             how = {key: value for key, value in how.items() if value is not None and value != "exact"}
             if how:
                 self.how[name] = how
@@ -50,8 +55,8 @@ class Row:
 class HostTransfer:
     """A queue of rows: in with tensors, out with numbers, in the same order.
 
-    On the CPU a row is ready at once. Tensors on an accelerator are copied in one piece without waiting, and the row is handed out
-    by a later call, when the copy has arrived.
+    On the CPU a row is ready at once. Tensors on an accelerator are copied in one piece without waiting, and the row
+    is handed out by a later call, when the copy has arrived.
     """
 
     def __init__(self) -> None:
@@ -84,7 +89,9 @@ class HostTransfer:
             for place, key, value in places:
                 count = value.numel()
                 flat = numbers[start : start + count]
-                place[key] = flat[0] if value.dim() == 0 else torch.tensor(flat, dtype=torch.float64).reshape(value.shape).tolist()
+                place[key] = (
+                    flat[0] if value.dim() == 0 else torch.tensor(flat, dtype=torch.float64).reshape(value.shape).tolist()
+                )
                 start += count
             rows.append(row)
             del self._in_flight[0]

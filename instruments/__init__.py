@@ -25,7 +25,8 @@ from cockpit_lite.instruments.update_size import UpdateSize
 
 #: name -> class, of everything imported above
 INSTRUMENTS: dict[str, type[Instrument]] = {
-    value.name: value for value in tuple(globals().values()) if isinstance(value, type) and issubclass(value, Instrument) and value is not Instrument
+    value.name: value for value in tuple(globals().values()) if isinstance(value, type) and issubclass(value,
+    Instrument) and value is not Instrument
 }
 
 __all__ = [

@@ -2,8 +2,8 @@
 
     grad_norm = ||G||,  G the gradient that backward left behind, summed over accumulated micro-batches
 
-Far above its own history while the loss rises: exploding gradients. Falling geometrically from the last layer to the first: vanishing
-gradients. ``grad_norm_clipped`` appears where the gradient was changed between backward and the optimizer step.
+Far above its own history while the loss rises: exploding gradients. Falling geometrically from the last layer to the
+first: vanishing gradients. ``grad_norm_clipped`` appears where the gradient was changed between backward and the optimizer step.
 """
 
 from __future__ import annotations

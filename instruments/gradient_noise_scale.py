@@ -2,12 +2,14 @@
 
     gradient_noise_scale = V / ( ||G||^2 - V/N ),   V = 1/(N-1) sum_n ||g_n - G||^2
 
-in samples. The denominator is the unbiased estimate of the squared norm of the true gradient. Both are averaged over the measured steps
-apart before they are divided, since one step's ratio is far too noisy; a denominator that is still not positive means that the noise drowns
+in samples. The denominator is the unbiased estimate of the squared norm of the true gradient. Both are averaged over
+the measured steps
+apart before they are divided, since one step's ratio is far too noisy; a denominator that is still not positive
+means that the noise drowns
 the gradient, and the reading is infinite. A batch far below the noise scale wastes steps, one far above it wastes samples.
 
-The standard error is that of a ratio of means (delta method) over the steps averaged. Batch normalisation couples the samples: the value
-is then conditional on the batch statistics.
+The standard error is that of a ratio of means (delta method) over the steps averaged. Batch normalisation couples
+the samples: the value is then conditional on the batch statistics.
 
 Source: McCandlish, Kaplan, Amodei and others, An empirical model of large-batch training, 2018, appendix A.
 """
@@ -42,7 +44,8 @@ def ratio_with_standard_error(mean: Tensor, second_moment: Tensor, effective_cou
     variance = (gradient @ covariance @ gradient).clamp(min=0) / max(effective_count - 1, 1e-9)
     infinite = torch.full_like(ratio, torch.inf)
     drowned = mean[1] <= 0
-    return torch.where(drowned, infinite, ratio), torch.where(drowned | torch.tensor(effective_count <= 1), infinite, variance.sqrt())
+    standard_error = variance.sqrt() if effective_count > 1 else infinite
+    return torch.where(drowned, infinite, ratio), torch.where(drowned, infinite, standard_error)
 
 
 class GradientNoiseScale(Instrument):

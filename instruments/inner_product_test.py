@@ -2,8 +2,8 @@
 
     inner_product_test = sqrt( 1/(N(N-1)) sum_n (g_n'G - ||G||^2)^2 ) / ||G||^2
 
-The relative standard error of the gradient along its own direction: below 1 a step is a descent direction with high probability, far
-above 1 the samples pull against each other.
+The relative standard error of the gradient along its own direction: below 1 a step is a descent direction with high
+probability, far above 1 the samples pull against each other.
 
 Source: Bollapragada, Byrd, Nocedal, Adaptive sampling strategies for stochastic optimization, 2017, (2.6).
 """

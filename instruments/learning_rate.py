@@ -1,7 +1,7 @@
 """Learning rate: what the optimizer's parameter groups hold, at every step.
 
-``learning_rate`` is that of the first group; with several groups each has ``learning_rate/group<number>`` as well. A value that jumps
-or falls to zero long before the end of training points to a scheduler that is stepped at the wrong place.
+``learning_rate`` is that of the first group; with several groups each has ``learning_rate/group<number>`` as well. A
+value that jumps or falls to zero long before the end of training points to a scheduler that is stepped at the wrong place.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     orthogonality_test = sqrt( 1/(N(N-1)) sum_n || g_n - (g_n'G / ||G||^2) G ||^2 ) / ||G||
 
-The part of the gradient noise that the inner-product test does not see. Large while that one is small: the length of a step is right but
-its direction wanders.
+The part of the gradient noise that the inner-product test does not see. Large while that one is small: the length of
+a step is right but its direction wanders.
 
 Source: Bollapragada, Byrd, Nocedal, Adaptive sampling strategies for stochastic optimization, 2017, (3.3).
 """

@@ -2,8 +2,8 @@
 
     update_ratio = ||theta_{t+1} - theta_t|| / ||theta_t||
 
-About 1e-3 is a common healthy value; above 1e-2 the weights are replaced within a hundred steps, below 1e-5 nothing is learnt. Parameters
-that start at zero (biases) have no ratio on the first step and are left out there.
+About 1e-3 is a common healthy value; above 1e-2 the weights are replaced within a hundred steps, below 1e-5 nothing
+is learnt. Parameters that start at zero (biases) have no ratio on the first step and are left out there.
 """
 
 from __future__ import annotations

@@ -501,7 +501,7 @@ def test_functional_call_and_vmap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "watched",
     [
-        pytest.param("model", marks=gap(reason="PyTorch warns once of global hooks when a compiled copy of the watched model is called")),
+        pytest.param("model", marks=gap(reason="PyTorch warns of global hooks where a compiled copy of the model is called")),
         "compiled",
     ],
 )

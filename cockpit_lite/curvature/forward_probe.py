@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.second_forward import ForwardCall
-from cockpit_lite.isolation import logger
+
+logger = logging.getLogger("cockpit_lite")
 
 
 class ForwardProbe:

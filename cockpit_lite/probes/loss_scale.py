@@ -22,7 +22,7 @@ def watch() -> None:
     """Note the factors from now on."""
     global _watchers
     if _watchers == 0:
-        GradScaler.scale = _noting_scale  # type: ignore[assignment, method-assign]
+        GradScaler.scale = _noting_scale  # type: ignore[method-assign]
     _watchers += 1
 
 
@@ -48,8 +48,8 @@ def last_scale() -> Tensor | None:
 def is_unscaled(optimizer: Optimizer) -> bool:
     """Return whether the scaler has divided the gradients of ``optimizer`` by its factor already.
 
-    ``unscale_`` does not move the version counters of the gradients, so only the scaler's own books tell. Fused optimizers get scaled
-    gradients and unscale them by themselves.
+    ``unscale_`` does not move the version counters of the gradients, so only the scaler's own books tell. Fused
+    optimizers get scaled gradients and unscale them by themselves.
     """
     if not _last or getattr(optimizer, "grad_scale", None) is not None:
         return False

@@ -43,7 +43,9 @@ class OptimizerProbe:
             handle.remove()
         self._handles = []
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if id(optimizer) not in self._ids:
             return None
         # args[0] is the optimizer itself; step(closure) may name its closure or not.

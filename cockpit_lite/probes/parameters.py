@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
@@ -31,7 +31,7 @@ def learning_rates(optimizers: Sequence[Optimizer]) -> list[float]:
     return [group["lr"] for optimizer in optimizers for group in optimizer.param_groups if "lr" in group]
 
 
-def parameter_learning_rates(parameters: dict[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> dict[str, float]:
+def parameter_learning_rates(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> dict[str, float]:
     """Return the learning rate by parameter name; a parameter in no optimizer is missing."""
     rates = {
         id(parameter): group["lr"]

@@ -25,7 +25,7 @@ def watch() -> None:
     global _watchers
     if _watchers == 0:
         torch.Tensor.register_hook = _counting_register_hook  # type: ignore[method-assign]
-        torch.Tensor.retain_grad = _counting_retain_grad  # type: ignore[method-assign]
+        torch.Tensor.retain_grad = _counting_retain_grad  # type: ignore[method-assign, assignment]
     _watchers += 1
 
 
