@@ -15,14 +15,16 @@ def learning_rate(run: Run, ax: Axes) -> None:
     """Draw the learning rate; for gradient descent also the limit f / largest eigenvalue."""
     groups = run.layers("learning_rate")
     needs = ["learning_rate", *(f"learning_rate/{group}" for group in groups)]
-    with panel(run, ax, "Learning rate", unit="e", scale="auto", needs=needs) as p:
+    factor = stability_factor(run)
+    steps, eigenvalues = scalars(run, "max_eigenvalue")
+    positive = eigenvalues > 0
+    limited = factor is not None and bool(positive.any())
+    # The limit moves over orders of magnitude while the rate stays.
+    with panel(run, ax, "Learning rate", unit="e", scale="log" if limited else "auto", needs=needs) as p:
         p.line("learning_rate", label="first group" if groups else None, smoothed=False)
         for index, group in enumerate(groups):
             p.line(f"learning_rate/{group}", label=group, colour=1 + index, smoothed=False)
-        factor = stability_factor(run)
-        steps, eigenvalues = scalars(run, "max_eigenvalue")
-        positive = eigenvalues > 0
-        if factor and positive.any():
+        if factor and limited:
             p.limit("stability", steps[positive], factor / eigenvalues[positive], f"{short(factor)} / max eigenvalue")
         p.read(verdict(run))
 
