@@ -71,6 +71,10 @@ class Budget:
 
     first_steps = frozenset({0, 1, 2, 4, 8, 16, 32, 64})
 
+    #: An account cannot hoard: so many measurements' worth at most. Two would leave none to spare for one that costs a little
+    #: more than expected, and what could be measured at every step would be measured at every other.
+    most_saved = 3
+
     def __init__(self, share: float):
         if not share > 0:
             raise ValueError(
@@ -112,8 +116,7 @@ class Budget:
         seconds, self._unpaid = self._unpaid, 0.0
         if seconds and self._cost:
             for account, share in self._shares().items():
-                # An account cannot hoard: two measurements' worth at most.
-                self._credit[account] = min(self._credit[account] + share * seconds, 2 * self._cost[account])
+                self._credit[account] = min(self._credit[account] + share * seconds, self.most_saved * self._cost[account])
             self._plan()
 
     def _plan(self) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cockpit_lite.instrument import Reading
+
+#: An array larger than this is no reading: it would be a line of a megabyte at every measured step.
+MOST_ELEMENTS = 65_536
 
 
 @dataclass
@@ -31,25 +35,46 @@ class Row:
     steps: list[int] | None = None
 
     def put(self, readings: Mapping[str, Any]) -> None:
-        """Add what an instrument returned."""
+        """Add what an instrument returned, all of it or nothing.
+
+        Raises:
+            TypeError: if a reading is neither a number nor a tensor that a line of the log can hold.
+        """
+        values: dict[str, Any] = {}
+        hows: dict[str, dict[str, Any]] = {}
         for name, reading in readings.items():
             if not isinstance(reading, Reading):
-                self.values[name] = reading
+                values[name] = _loggable(name, reading)
                 continue
-            self.values[name] = reading.value
-            how = {
-                "kind": reading.kind,
-                "standard_error": reading.standard_error,
-                "residual": reading.residual,
-                "note": reading.note,
-            }
-            how = {key: value for key, value in how.items() if value is not None and value != "exact"}
+            values[name] = _loggable(name, reading.value)
+            errors = {"standard_error": reading.standard_error, "residual": reading.residual}
+            how: dict[str, Any] = {} if reading.kind == "exact" else {"kind": str(reading.kind)}
+            how.update({key: _loggable(name, value) for key, value in errors.items() if value is not None})
+            if reading.note is not None:
+                how["note"] = str(reading.note)
             if how:
-                self.how[name] = how
+                hows[name] = how
+        self.values.update(values)
+        self.how.update(hows)
 
     def _tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
         places = [self.values, *self.how.values()]
         return [(place, key, value) for place in places for key, value in place.items() if isinstance(value, Tensor)]
+
+
+def _loggable(name: str, value: Any) -> Any:
+    """Return ``value`` if the log can hold it: a number the reader would refuse takes the step's whole line with it."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+            raise TypeError(f"the reading {name!r} is a tensor without plain real numbers ({value.dtype}, {value.layout})")
+        if value.numel() > MOST_ELEMENTS:
+            raise TypeError(f"the reading {name!r} has {value.numel():,} elements; a reading is a number or a small array")
+        return value
+    if type(value) in (float, int):
+        return value
+    if not isinstance(value, Real):
+        raise TypeError(f"the reading {name!r} must be a number or a tensor, not {type(value).__name__}")
+    return float(value)
 
 
 class HostTransfer:
