@@ -4,7 +4,7 @@ scikit-learn's wines are described by thirteen numbers with units of their own: 
 divided by 100, as one divides pixels by 255, and a linear classifier is trained. It stands still at two wines out of three.
 
 Why, the two Taylor terms of a step say. By the gradient term e g'g each step should lower the loss, by the curvature term
-1/2 e^2 g'Hg the curvature takes a part of that back. Here it takes back a sixth, step after step, although the loss hardly moves:
+1/2 e^2 g'Hg the curvature takes a part of that back. Here it takes back a third, step after step, although the loss hardly moves:
 the steps go back and forth across the one steep direction, that of proline, and so the learning rate cannot be raised much. Along
 all other directions it is far too small. The cockpit calls that CL403 ill-conditioning.
 
@@ -37,7 +37,7 @@ def train(inputs: Tensor) -> None:
     """Train a linear classifier on these inputs and show the two terms of its steps."""
     torch.manual_seed(0)
     model = nn.Linear(13, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.04)
     loss_fn = nn.CrossEntropyLoss()
 
     # "full" measures the spectrum too, so that the cockpit can tell one steep direction from many.

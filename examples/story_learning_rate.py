@@ -60,5 +60,5 @@ for alert in cockpit.alerts:
         print(f"\nThe cockpit says: {alert.cause}\nand advises: {alert.advice}")
         # Twice the inverse of the curvature along the gradient: a longer plain step raises the loss. Momentum makes steps
         # longer than plain ones, so a quarter of it.
-        limit = alert.evidence["limit of a plain step at the start"]
+        limit = alert.evidence["limit of a plain step"]
         train(min(limit / 4, learning_rate / 10))
