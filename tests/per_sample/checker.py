@@ -26,8 +26,9 @@ def watched(
     loss.backward()
     probe.backward_ends()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
-    statistics = probe.statistics(products, gradient if products else None, gradient)
+    statistics = probe.statistics(products, gradient if products else None, gradient, squares=products)
     probe.stop()
+    assert set(statistics.sum_of_squares) == (set(statistics.squared_norms) if products else set())
     assert set(statistics.squared_norms) | set(statistics.not_covered) == set(parameters)
     assert not set(statistics.squared_norms) & set(statistics.not_covered)
     return statistics, gradient
@@ -108,5 +109,7 @@ def check(
             assert relative_error(statistics.squared_norms[name], squares) < tolerance, f"squared norms of {name}, {dtype}"
             scale = squares.sqrt() * total.norm()
             assert relative_error(statistics.products[name], along, scale) < tolerance, f"products of {name}, {dtype}"
+            elements = contributions.square().sum(0)
+            assert relative_error(statistics.sum_of_squares[name], elements) < tolerance, f"squares of {name}, {dtype}"
         results.append(statistics)
     return results[0]

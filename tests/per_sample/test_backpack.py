@@ -8,7 +8,7 @@ from backpack import backpack, extend
 from backpack.extensions import BatchGrad
 from torch import nn
 
-from cockpit_lite.probes.per_sample.extension import Products, SquaredNorms
+from cockpit_lite.probes.per_sample.extension import Products, SquaredNorms, SumsOfSquares
 
 
 def model() -> nn.Sequential:
@@ -27,13 +27,14 @@ def test_the_same_numbers_as_backpacks_own_rules() -> None:
     net, loss_function = extend(model().double()), extend(nn.CrossEntropyLoss())
     inputs, targets = torch.randn(5, 2, 8, 8, dtype=torch.float64), torch.randint(3, (5,))
     directions = {p: torch.randn_like(p) for p in net.parameters()}
-    with backpack(SquaredNorms(), Products(directions), BatchGrad()):
+    with backpack(SquaredNorms(), Products(directions), SumsOfSquares(), BatchGrad()):
         loss_function(net(inputs), targets).backward()
     for p in net.parameters():
         # not against BatchL2Grad, which ignores the groups of a convolution (1.7.1)
         torch.testing.assert_close(p.per_sample_squared_norms, p.grad_batch.flatten(1).square().sum(1))
         along = (p.grad_batch * directions[p]).flatten(1).sum(1)
         torch.testing.assert_close(p.per_sample_products, along)
+        torch.testing.assert_close(p.per_sample_sum_of_squares, p.grad_batch.square().sum(0))
 
 
 @pytest.mark.parametrize(

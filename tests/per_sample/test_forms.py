@@ -42,6 +42,13 @@ def agree(form: Form) -> None:
     direction = torch.randn(form.shape, dtype=torch.float64)
     torch.testing.assert_close(form.squared_norms(), gradients.flatten(1).square().sum(1))
     torch.testing.assert_close(form.products(direction), (gradients * direction).flatten(1).sum(1))
+    torch.testing.assert_close(form.sum_of_squares(), gradients.square().sum(0))
+    for towards in (None, direction):
+        together = form.measure(towards, squares=True)
+        torch.testing.assert_close(together.norms, gradients.flatten(1).square().sum(1))
+        torch.testing.assert_close(together.squares, gradients.square().sum(0))
+        if towards is not None:
+            torch.testing.assert_close(together.products, (gradients * direction).flatten(1).sum(1))
 
 
 @settings(deadline=None, max_examples=60)

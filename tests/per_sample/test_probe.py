@@ -47,6 +47,8 @@ def assert_norms(statistics: object, expected: dict[str, Tensor]) -> None:
     assert not statistics.not_covered
     for name, rows in expected.items():
         torch.testing.assert_close(statistics.squared_norms[name], rows.flatten(1).square().sum(1))
+        if statistics.sum_of_squares:
+            torch.testing.assert_close(statistics.sum_of_squares[name], rows.square().sum(0))
 
 
 def test_accumulated_micro_batches_are_concatenated() -> None:
@@ -59,11 +61,15 @@ def test_accumulated_micro_batches_are_concatenated() -> None:
         loss.backward()
         probe.backward_ends()
     gradient = {name: p.grad for name, p in model.named_parameters()}
-    statistics = probe.statistics(True, gradient)
+    statistics = probe.statistics(True, gradient, squares=True)
     probe.stop()
     parts = [contributions(model, x, y, 0.5 / len(x)) for x, y in probe_batches]
     assert statistics.batch_size == 7
-    assert_norms(statistics, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    expected = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    assert set(statistics.sum_of_squares) == set(expected)
+    assert_norms(statistics, expected)
+    statistics.unscale(torch.tensor(0.5, dtype=torch.float64))
+    assert_norms(statistics, {name: rows / 0.5 for name, rows in expected.items()})
 
 
 def test_losses_over_one_forward_add_up() -> None:

@@ -46,6 +46,8 @@ def test_exact_or_named(name: str, size: int) -> None:
             assert relative_error(statistics.squared_norms[parameter], squares) < tolerance, (parameter, dtype)
             scale = squares.sqrt() * total.norm()
             assert relative_error(statistics.products[parameter], rows @ total, scale) < tolerance, (parameter, dtype)
+            elements = expected[parameter].square().sum(0)
+            assert relative_error(statistics.sum_of_squares[parameter], elements) < tolerance, (parameter, dtype)
 
 
 @pytest.mark.parametrize("name", ZOO)

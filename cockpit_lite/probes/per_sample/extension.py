@@ -78,6 +78,17 @@ class Products(PerSampleExtension):
         return form.products(self.directions[parameter])
 
 
+class SumsOfSquares(PerSampleExtension):
+    """Sum over the samples of the squared gradients, element by element, saved in ``per_sample_sum_of_squares``."""
+
+    def __init__(self, fail_mode: str = FAIL_ERROR) -> None:
+        super().__init__("per_sample_sum_of_squares", fail_mode)
+
+    def measure(self, form: Form, parameter: Tensor) -> Tensor:
+        """Return the shape of the parameter."""
+        return form.sum_of_squares()
+
+
 def _no_parameters() -> dict[type[nn.Module], Any]:
     """BackPACK asks every module in the graph: modules without parameters have an empty rule."""
     from backpack.extensions.firstorder.base import FirstOrderModuleExtension

@@ -1,7 +1,7 @@
 """The forms in which a rule hands over the per-sample gradients of one parameter.
 
 A rule never has to build the N gradients: it says how they factor, and the form knows the cheapest way to squared norms,
-inner products and, where somebody really needs them, the gradients themselves.
+inner products, sums of squares and, where somebody really needs them, the gradients themselves.
 
     OuterProducts    sum over positions t of  d_t a_t'      Linear, convolutions, recurrent weights
     Rows             rows of a table                         Embedding, EmbeddingBag
@@ -13,6 +13,7 @@ All forms calculate in float32 at least, also in a half precision training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ def accurate(tensor: Tensor) -> Tensor:
 def _squares(tensor: Tensor) -> Tensor:
     """Return the sums of squares along the last axis, in one pass over the memory."""
     return torch.linalg.vector_norm(tensor, dim=-1).square_()
+
+
+class Measured(NamedTuple):
+    """What one form says about its samples.
+
+    Attributes:
+        norms: Squared norms, shape (N,).
+        products: Inner products with the direction, shape (N,); ``None`` if none was asked for.
+        squares: Sum over the samples of the squared gradients, element by element, shape of the parameter; or ``None``.
+    """
+
+    norms: Tensor
+    products: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class Form:
@@ -56,9 +71,22 @@ class Form:
         """Return the inner product of every sample's gradient with ``direction``, shape (N,)."""
         raise NotImplementedError
 
-    def measure(self, direction: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return squared norms, and inner products with ``direction`` unless it is None: cheaper than one after the other."""
-        return self.squared_norms(), None if direction is None else self.products(direction)
+    def sum_of_squares(self) -> Tensor:
+        """Return the sum over n of c_n squared element by element, shape of the parameter, without building all c_n at once."""
+        raise NotImplementedError
+
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Return squared norms and what else is wanted: cheaper than one after the other.
+
+        Args:
+            direction: Of the inner products; ``None``: none are wanted.
+            squares: Whether the sum of squares is wanted.
+        """
+        return Measured(
+            self.squared_norms(),
+            None if direction is None else self.products(direction),
+            self.sum_of_squares() if squares else None,
+        )
 
     def gradients(self) -> Tensor:
         """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
@@ -84,6 +112,10 @@ class Dense(Form):
     def products(self, direction: Tensor) -> Tensor:
         """One matrix-vector product."""
         return self.values.reshape(self.batch_size, -1) @ direction.to(self.values.dtype).reshape(-1)
+
+    def sum_of_squares(self) -> Tensor:
+        """Along the samples, in one pass over the memory."""
+        return torch.linalg.vector_norm(self.values, dim=0).square_()
 
     def gradients(self) -> Tensor:
         """They are there already."""
@@ -143,14 +175,34 @@ class OuterProducts(Form):
         positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
         return positions > 1 and positions * (fan_in + fan_out) >= fan_in * fan_out
 
-    def measure(self, direction: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Where the gradients are built for the norms, the products come out of the same pass."""
-        if direction is None or not self.products_come_free:
-            return super().measure(direction)
-        _, groups, _, fan_in = self.inputs.shape
-        towards = direction.to(self.deltas.dtype).reshape(groups * self.deltas.shape[-1] * fan_in)
-        chunks = [(_squares(flat), flat @ towards) for flat in (matrices.flatten(1) for matrices in self._matrices())]
-        return torch.cat([norms for norms, _ in chunks]), torch.cat([products for _, products in chunks])
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Where the gradients are built for one of the three, the other two come out of the same pass."""
+        several = self.inputs.shape[2] > 1
+        if not (several and squares) and (direction is None or not self.products_come_free):
+            return super().measure(direction, squares)
+        towards = None if direction is None else direction.to(self.deltas.dtype).reshape(-1)
+        norms, products = [], []
+        total = self.deltas.new_zeros(self.shape.numel()) if squares else None
+        for matrices in self._matrices():
+            flat = matrices.flatten(1)
+            if towards is not None:
+                products.append(flat @ towards)
+            norms.append(_squares(flat))
+            if total is not None:
+                total += torch.linalg.vector_norm(flat, dim=0).square_()
+        return Measured(
+            torch.cat(norms), torch.cat(products) if products else None, None if total is None else total.reshape(self.shape)
+        )
+
+    def sum_of_squares(self) -> Tensor:
+        """One position: the square of an outer product is the outer product of the squares. Else the gradients, by chunks."""
+        if self.inputs.shape[2] == 1:
+            inputs, deltas = self.inputs[:, :, 0].square().transpose(0, 1), self.deltas[:, :, 0].square().transpose(0, 1)
+            return (deltas.transpose(1, 2) @ inputs).reshape(self.shape)
+        total = self.deltas.new_zeros(self.shape.numel())
+        for matrices in self._matrices():
+            total += torch.linalg.vector_norm(matrices.flatten(1), dim=0).square_()
+        return total.reshape(self.shape)
 
     def products(self, direction: Tensor) -> Tensor:
         """The inner product of the deltas with what the layer would answer if its weight were ``direction``."""
@@ -209,11 +261,29 @@ class Rows(Form):
     def _per_sample(self, numbers: Tensor, samples: Tensor) -> Tensor:
         return numbers.new_zeros(self.batch_size).index_add_(0, samples, numbers)
 
-    def squared_norms(self) -> Tensor:
-        """Entries of one sample in the same row add up before they are squared."""
+    def _added(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return samples, rows and values of the entries, with those of one sample in the same row added up."""
         keys, entry = torch.unique(self.samples * self.shape[0] + self.rows, return_inverse=True)
         sums = self.values.new_zeros(len(keys), self.shape[1]).index_add_(0, entry, self.values)
-        return self._per_sample(sums.square().sum(1), torch.div(keys, self.shape[0], rounding_mode="floor"))
+        return torch.div(keys, self.shape[0], rounding_mode="floor"), keys % self.shape[0], sums
+
+    def squared_norms(self) -> Tensor:
+        """Entries of one sample in the same row add up before they are squared."""
+        return self.measure(None).norms
+
+    def sum_of_squares(self) -> Tensor:
+        """Scatter the squares into one table."""
+        squares = self.measure(None, squares=True).squares
+        assert squares is not None
+        return squares
+
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Add the entries up once."""
+        samples, rows, sums = self._added()
+        sums.square_()
+        total = sums.new_zeros(self.shape).index_add_(0, rows, sums) if squares else None
+        norms = self._per_sample(sums.sum(1), samples)
+        return Measured(norms, None if direction is None else self.products(direction), total)
 
     def products(self, direction: Tensor) -> Tensor:
         """Look the direction up where the samples looked the table up."""
@@ -247,21 +317,37 @@ class Sum(Form):
         """As for the outer products."""
         return self.outer.products_come_free
 
-    def squared_norms(self) -> Tensor:
-        """Squared norms of both parts and twice their inner product."""
-        table, outer = self.table, self.outer
-        inputs, deltas = outer.inputs[:, 0], outer.deltas[:, 0]
-        cross = []
+    def _crossing(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield samples and rows of entries of the table, and there table times outer products, element by element."""
+        table, inputs, deltas = self.table, self.outer.inputs[:, 0], self.outer.deltas[:, 0]
         entries = max(1, CHUNK // max(1, inputs.shape[1] * inputs.shape[2]))
         for samples, rows, values in zip(
             table.samples.split(entries), table.rows.split(entries), table.values.split(entries), strict=True
         ):
-            answers = (inputs[samples] @ values.to(inputs.dtype)[:, :, None])[..., 0]
-            cross.append((answers * deltas[samples, :, rows]).sum(1))
-        mixed = deltas.new_zeros(self.batch_size)
-        if cross:
-            mixed.index_add_(0, table.samples, torch.cat(cross))
-        return (table.squared_norms() + outer.squared_norms() + 2 * mixed).clamp_(min=0)
+            row_of_outer = (deltas[samples, :, rows][:, None] @ inputs[samples])[:, 0]
+            yield samples, rows, row_of_outer.mul_(values)
+
+    def squared_norms(self) -> Tensor:
+        """Squared norms of both parts and twice their inner product."""
+        return self.measure(None).norms
+
+    def sum_of_squares(self) -> Tensor:
+        """Squares of both parts and twice their product."""
+        squares = self.measure(None, squares=True).squares
+        assert squares is not None
+        return squares
+
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Both parts, and what they have in common."""
+        table, outer = self.table.measure(direction, squares), self.outer.measure(direction, squares)
+        norms = table.norms + outer.norms
+        total = None if table.squares is None or outer.squares is None else table.squares + outer.squares
+        for samples, rows, mixed in self._crossing():
+            norms.index_add_(0, samples, mixed.sum(1).to(norms.dtype), alpha=2)
+            if total is not None:
+                total.index_add_(0, rows, mixed.to(total.dtype), alpha=2)
+        products = None if table.products is None or outer.products is None else table.products + outer.products
+        return Measured(norms.clamp_(min=0), products, None if total is None else total.clamp_(min=0))
 
     def products(self, direction: Tensor) -> Tensor:
         """Inner products add up."""

@@ -145,6 +145,7 @@ class PerSampleProbe:
         products: bool,
         direction: Mapping[str, Tensor] | None = None,
         gradient: Mapping[str, Tensor] | None = None,
+        squares: bool = False,
     ) -> PerSampleStatistics:
         """Return the statistics of the step so far; after its last backward.
 
@@ -152,12 +153,13 @@ class PerSampleProbe:
             products: Whether to return inner products with ``direction``.
             direction: Parameter name -> tensor of the parameter's shape; usually the gradient.
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
+            squares: Whether to return sums of squares.
         """
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
         survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
         with torch.no_grad(), self.paused():
-            return survey.statistics(products, direction, direction if gradient is None else gradient)
+            return survey.statistics(products, direction, direction if gradient is None else gradient, squares)
 
     def _failed(self, error: Exception) -> None:
         self.stop()

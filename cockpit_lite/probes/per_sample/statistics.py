@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class PerSampleStatistics:
-    """Squared norms and inner products of the contributions c_n, by parameter.
+    """Squared norms, inner products and sums of squares of the contributions c_n, by parameter.
 
     c_n is the part of the gradient of the user's loss that flows through sample n: the contributions sum to the gradient.
 
@@ -17,6 +17,8 @@ class PerSampleStatistics:
         batch_size: Number of samples N.
         squared_norms: Parameter name -> squared norms of c_1 ... c_N, shape (N,).
         products: Parameter name -> inner products with the direction, shape (N,). Empty if none was asked for.
+        sum_of_squares: Parameter name -> sum over n of c_n squared element by element, shape of the parameter, not divided by
+            anything. Empty if it was not asked for.
         not_covered: Parameter name -> reason. A parameter is either here or above, never in both.
         conditional: Parameter name -> what its numbers are conditional on.
     """
@@ -24,10 +26,16 @@ class PerSampleStatistics:
     batch_size: int = 0
     squared_norms: dict[str, Tensor] = field(default_factory=dict)
     products: dict[str, Tensor] = field(default_factory=dict)
+    sum_of_squares: dict[str, Tensor] = field(default_factory=dict)
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
 
     def unscale(self, scale: Tensor) -> None:
         """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too."""
-        for values in (self.squared_norms, self.products):
+        for values in (self.squared_norms, self.products, self.sum_of_squares):
             values.update({name: value / scale**2 for name, value in values.items()})
+
+    def drop(self, name: str) -> None:
+        """Forget what was measured of a parameter."""
+        for values in (self.squared_norms, self.products, self.sum_of_squares):
+            values.pop(name, None)

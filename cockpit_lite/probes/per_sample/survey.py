@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.forms import Form, OuterProducts, add
+from cockpit_lite.probes.per_sample.forms import Form, Measured, OuterProducts, add
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
@@ -69,19 +69,24 @@ class Survey:
         self._owned: dict[int, dict[str, str]] = {}
 
     def statistics(
-        self, products: bool, direction: Mapping[str, Tensor] | None, gradient: Mapping[str, Tensor] | None
+        self,
+        products: bool,
+        direction: Mapping[str, Tensor] | None,
+        gradient: Mapping[str, Tensor] | None,
+        squares: bool = False,
     ) -> PerSampleStatistics:
         """Return the statistics; see :meth:`PerSampleProbe.statistics`."""
         sizes = self._micro_batch_sizes()
         result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
+        wanted = partial(self._measure, result, sizes=sizes, direction=direction if products else None, squares=squares)
         missing: dict[str, str] = {}
         checks: dict[str, Tensor] = {}
         unused = dict(self.parameters)
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
             forms = self._forms(calls, sizes, missing)
-            checks.update(self._measure(result, forms, sizes, direction if products else None, gradient))
+            checks.update(wanted(forms, gradient=gradient))
             for name in forms:
                 unused.pop(name, None)
         for name, parameter in unused.items():
@@ -89,15 +94,12 @@ class Survey:
                 missing[name] = "the parameter is used outside of any module's call"
         missing.update(self._failures(checks, gradient, result))
         forms = self._through_the_model(missing, sizes)
-        self.not_covered.update(
-            self._failures(self._measure(result, forms, sizes, direction if products else None, gradient), gradient, result)
-        )
+        self.not_covered.update(self._failures(wanted(forms, gradient=gradient), gradient, result))
         for name in unused:
             if name not in missing:
-                self._measure(result, {name: {}}, sizes, direction if products else None, None)
+                wanted({name: {}}, gradient=None)
         for name in self.not_covered:
-            result.squared_norms.pop(name, None)
-            result.products.pop(name, None)
+            result.drop(name)
         result.conditional.update({name: note for name, note in self.notes.items() if name in result.squared_norms})
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
@@ -125,9 +127,10 @@ class Survey:
         forms: FormsByName,
         sizes: Sequence[int],
         direction: Mapping[str, Tensor] | None,
+        squares: bool,
         gradient: Mapping[str, Tensor] | None,
     ) -> dict[str, Tensor]:
-        """Add norms and products to the result; return what :meth:`_failures` compares, by parameter."""
+        """Add norms, products and squares to the result; return what :meth:`_failures` compares, by parameter."""
         checks = {}
         for name, parts in forms.items():
             parameter = self.parameters[name]
@@ -135,19 +138,21 @@ class Survey:
             total = None if gradient is None else gradient.get(name)
             # the check is along the gradient where that is free or asked for, and along a cheaper direction otherwise
             free = total is not None and towards is None and all(form.products_come_free for form in parts.values())
-            norms, products = [], []
+            along = total if free else towards
+            measured = []
             for number, size in enumerate(sizes):
-                along = total if free else towards
                 if number in parts:
-                    norm, product = parts[number].measure(None if along is None else along.detach())
+                    measured.append(parts[number].measure(None if along is None else along.detach(), squares))
                 else:  # a parameter that a micro-batch does not use contributes nothing there
-                    norm = product = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
-                norms.append(norm)
-                products.append(product)
-            result.squared_norms[name] = torch.cat(norms)
-            found = [product for product in products if product is not None]
+                    nothing = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
+                    measured.append(Measured(nothing, nothing))
+            result.squared_norms[name] = torch.cat([part.norms for part in measured])
+            found = [part.products for part in measured if part.products is not None]
             if towards is not None:
                 result.products[name] = torch.cat(found)
+            if squares:
+                nothing = torch.zeros(parameter.shape, dtype=_accurate(parameter.dtype), device=parameter.device)
+                result.sum_of_squares[name] = sum((part.squares for part in measured if part.squares is not None), start=nothing)
             if total is not None:
                 known = torch.cat(found) if free or (direction is gradient and found) else None
                 checks[name] = self._against(parts, sizes, name, total.detach(), known)
@@ -263,8 +268,7 @@ class Survey:
             close = abs(found - expected) <= tolerance * max(scale, abs(expected))
             if isfinite(expected) and not close and not self._is_rounding(name, gradient[name]):
                 failed[name] = self._reason(name)
-                result.squared_norms.pop(name, None)
-                result.products.pop(name, None)
+                result.drop(name)
         return failed
 
     def _against(
