@@ -39,7 +39,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits, shape (N, T, vocabulary)."""
-        return self.head(self.encoder(self.tokens(tokens) + self.positions))
+        logits: Tensor = self.head(self.encoder(self.tokens(tokens) + self.positions))
+        return logits
 
 
 class Recurrent(nn.Module):
@@ -52,7 +53,8 @@ class Recurrent(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits, shape (N, classes)."""
-        return self.head(self.lstm(inputs)[0][:, -1])
+        logits: Tensor = self.head(self.lstm(inputs)[0][:, -1])
+        return logits
 
 
 def mlp() -> nn.Module:

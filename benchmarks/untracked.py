@@ -136,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        timings = []
+        timings: list[Timing] = []
         for net in nets():
             place = Path(folder, str(len(timings)))
             place.mkdir()
