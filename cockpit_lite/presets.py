@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from cockpit_lite.errors import SetupError, UnknownInstrumentError
 from cockpit_lite.instrument import Instrument
@@ -22,7 +23,8 @@ def resolve(instruments: str | Instrument | Iterable[str | Instrument | type[Ins
         UnknownInstrumentError: if a name is neither a preset nor an instrument.
         SetupError: if two different instruments share a name, or an entry is no instrument.
     """
-    entries = [instruments] if isinstance(instruments, (str, Instrument)) else list(instruments)
+    several = isinstance(instruments, Iterable) and not isinstance(instruments, (str, Instrument))
+    entries: list[Any] = list(instruments) if several else [instruments]  # type: ignore[arg-type]
     chosen: dict[str, Instrument] = {name: INSTRUMENTS[name]() for name in ALWAYS}
     given: set[str] = set()
     for entry in entries:
