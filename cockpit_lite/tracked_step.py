@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from cockpit_lite.curvature import Curvature, ForwardProbe, is_compiled
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
+from cockpit_lite.instrument import CURVATURE, GRADIENT, LOSS, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
 from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import objective
 from cockpit_lite.probes.gradient import GradientProbe
@@ -170,7 +170,7 @@ class TrackedStep:
 
     def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """The gradient is complete, and ``optimizer`` is about to use it."""
-        due = [instrument for instrument in self._due if not {CURVATURE, UPDATE} & set(instrument.needs)]
+        due = [instrument for instrument in self._due if self._phase(instrument) == GRADIENT]
         if "applied_gradient" in self._step.observed:
             return
         with self._timed():
@@ -208,7 +208,7 @@ class TrackedStep:
             before = step.observed.get("weights_before")
             if before is not None:
                 step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
-            self._measure([instrument for instrument in self._due if UPDATE in instrument.needs])
+            self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
             if backwards > 1:
                 self._withdraw_curvature(backwards)
             self._measure(self._companions)
@@ -333,6 +333,15 @@ class TrackedStep:
                 if instrument in self._due:
                     name = account(instrument)
                     self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
+
+    @staticmethod
+    def _phase(instrument: Instrument) -> str:
+        """Return the need that says when the instrument measures."""
+        if CURVATURE in instrument.needs:
+            return CURVATURE
+        if UPDATE in instrument.needs:
+            return UPDATE
+        return GRADIENT if set(instrument.needs) - {LOSS} else LOSS
 
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
