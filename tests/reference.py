@@ -69,7 +69,11 @@ def matrix(by_parameter: dict[str, Tensor]) -> Tensor:
 
 
 def hessian(architecture: Architecture, model: nn.Module, batch: Batch) -> Tensor:
-    """Return the dense (D, D) float64 Hessian of the loss by differentiating every element of the gradient."""
+    """Return the dense (D, D) float64 Hessian of the loss by differentiating every element of the gradient.
+
+    Where that is not symmetric, PyTorch's second derivative is wrong (seen in 2.15: the fused weight norm), and central differences of the
+    gradient are taken, which are good to about 1e-9.
+    """
     exact, batch = copy.deepcopy(model).double(), batch.to(torch.float64)
     parameters = list(trainable(exact).values())
     first = torch.autograd.grad(architecture.loss(exact, batch), parameters, create_graph=True, materialize_grads=True)
@@ -77,7 +81,31 @@ def hessian(architecture: Architecture, model: nn.Module, batch: Batch) -> Tenso
     if not elements.requires_grad:  # the loss is linear
         return torch.zeros(len(elements), len(elements), dtype=torch.float64)
     rows = [torch.autograd.grad(element, parameters, retain_graph=True, materialize_grads=True) for element in elements]
-    return torch.stack([torch.cat([values.flatten() for values in row]) for row in rows])
+    matrix = torch.stack([torch.cat([values.flatten() for values in row]) for row in rows])
+    if torch.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-9):
+        return matrix
+    return _hessian_by_differences(architecture, exact, batch)
+
+
+def _hessian_by_differences(architecture: Architecture, model: nn.Module, batch: Batch, distance: float = 1e-6) -> Tensor:
+    parameters = list(trainable(model).values())
+
+    def gradient() -> Tensor:
+        values = torch.autograd.grad(architecture.loss(model, batch), parameters, materialize_grads=True)
+        return torch.cat([value.flatten() for value in values])
+
+    rows = []
+    for parameter in parameters:
+        elements = parameter.data.view(-1)
+        for index in range(len(elements)):
+            middle = elements[index].item()
+            elements[index] = middle + distance
+            above = gradient()
+            elements[index] = middle - distance
+            below = gradient()
+            elements[index] = middle
+            rows.append((above - below) / (2 * distance))
+    return torch.stack(rows)
 
 
 # The tests of the batch size. ``gradients`` is the (N, D) matrix of g_n, whose mean is G.

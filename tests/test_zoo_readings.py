@@ -119,9 +119,9 @@ def test_curvature_readings_are_right_or_missing(architecture: Architecture, tmp
 
     along = found(run, "curvature_along_gradient")
     if along is not None:
-        assert along == pytest.approx(curvature / gradient.dot(gradient).item(), rel=1e-8, abs=1e-12)
+        assert along == pytest.approx(curvature / gradient.dot(gradient).item(), rel=1e-7, abs=1e-9)
         assert found(run, "taylor_gradient_term") == pytest.approx(LEARNING_RATE * gradient.dot(gradient).item(), rel=1e-8)
-        assert found(run, "taylor_curvature_term") == pytest.approx(LEARNING_RATE**2 * curvature / 2, rel=1e-8, abs=1e-14)
+        assert found(run, "taylor_curvature_term") == pytest.approx(LEARNING_RATE**2 * curvature / 2, rel=1e-7, abs=1e-13)
 
     trace = found(run, "hessian_trace")
     if trace is not None:  # an unbiased estimate: its error is measured against the deviation it must have
