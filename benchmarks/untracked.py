@@ -71,6 +71,8 @@ def measure(net: Net, seconds: float, folder: Path) -> Timing:
         loss.backward()
         optimizer.step()
 
+    gc.freeze()  # else collecting before every block, so that none pays for another's garbage, takes longer than the blocks
+
     def warm_up() -> None:
         gc.collect()
         for _ in range(WARM_UP):
@@ -99,7 +101,7 @@ def measure(net: Net, seconds: float, folder: Path) -> Timing:
         return (end - start) / count
 
     plain(3)
-    count = max(round(BLOCK_SECONDS / plain(5)), 1)
+    count = max(round(BLOCK_SECONDS / plain(5)), 2)
     timing = Timing(net.name, count, [], [])
     blocks: list[tuple[Callable[[int], float], list[float]]] = [(plain, timing.plain), (watched, timing.watched)]
     until = time.monotonic() + seconds
@@ -107,6 +109,7 @@ def measure(net: Net, seconds: float, folder: Path) -> Timing:
         for block, times in blocks:
             times.append(block(count))
         blocks.reverse()
+    gc.unfreeze()
     return timing
 
 
@@ -121,6 +124,8 @@ def reason(timings: list[Timing]) -> str:
         return ""
     shortest = min(timings, key=lambda timing: statistics.median(timing.plain))
     extra = statistics.median(watched - plain for plain, watched in zip(shortest.plain, shortest.watched, strict=True))
+    if extra <= 0:
+        return "The reason for a miss: the spread of the timing is wider than what is measured; see the middle half of the pairs."
     return (
         "The reason for a miss: what is recorded at every step takes Python the same time whatever the net, "
         f"{1e6 * extra:.0f} microseconds by the pairs of the shortest step, which is {TARGET - 1:.0%} of a step of "

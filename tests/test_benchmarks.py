@@ -91,3 +91,6 @@ def test_a_miss_is_explained_and_a_hit_is_not() -> None:
     assert miss.ratio == pytest.approx(1.05)
     assert "50 microseconds" in reason([hit, miss])
     assert "2.5 ms" in reason([hit, miss])
+    noise = Timing("noisy", 1, [0.001, 0.002, 0.001], [0.0009, 0.001, 0.0011])
+    long_miss = Timing("long", 1, [1.0, 1.0, 1.0], [1.1, 1.1, 1.1])
+    assert "spread" in reason([noise, long_miss])
