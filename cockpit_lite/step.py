@@ -15,6 +15,7 @@ from cockpit_lite.errors import NotMeasured
 
 if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
+    from cockpit_lite.probes.activations import Activations
     from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 
@@ -51,6 +52,7 @@ class Step:
         weights_before: Parameters before the update, by name.
         update: ``theta_{t+1} - theta_t``, the step that was really taken, by name.
         per_sample: Per-sample statistics, see :class:`~cockpit_lite.probes.per_sample.PerSampleStatistics`.
+        activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
         observed: What was observed so far, by the names above.
         reasons: Why something was not observed: the text after "not measured, because".
@@ -63,6 +65,7 @@ class Step:
     weights_before: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     update: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
+    activations: Activations = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]
 
     def __init__(self, index: int, parameters: Mapping[str, nn.Parameter]):

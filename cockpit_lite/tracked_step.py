@@ -20,8 +20,18 @@ from torch.optim import Optimizer
 
 from cockpit_lite.curvature import Curvature, ForwardProbe, is_compiled
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, GRADIENT, LOSS, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, UPDATE, Instrument
+from cockpit_lite.instrument import (
+    ACTIVATIONS,
+    CURVATURE,
+    GRADIENT,
+    LOSS,
+    PER_SAMPLE_NORMS,
+    PER_SAMPLE_PRODUCTS,
+    UPDATE,
+    Instrument,
+)
 from cockpit_lite.probes import loss_scale, tensor_hooks
+from cockpit_lite.probes.activations import ActivationProbe
 from cockpit_lite.probes.backward import objective
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
@@ -57,6 +67,7 @@ class Probes:
     clock: Callable[[], float] = time.perf_counter
     gradient: GradientProbe = field(init=False)
     per_sample: PerSampleProbe = field(init=False)
+    activations: ActivationProbe = field(init=False)
     forward: ForwardProbe = field(init=False)
     generator: torch.Generator = field(init=False)
 
@@ -64,6 +75,7 @@ class Probes:
         self.gradient = GradientProbe(self.parameters)
         trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.per_sample = PerSampleProbe(self.model, trainable)
+        self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
         # Probe vectors must not come from the user's random numbers.
         self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
@@ -71,6 +83,7 @@ class Probes:
     def stop(self) -> None:
         """Take all hooks away; idempotent."""
         self.per_sample.stop()
+        self.activations.stop()
         self.forward.stop()
 
 
@@ -121,6 +134,8 @@ class TrackedStep:
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
             probes.per_sample.start()
+        if ACTIVATIONS in self._needs:
+            self._watch_activations()
         if CURVATURE in self._needs:
             probes.forward.start()
 
@@ -192,6 +207,8 @@ class TrackedStep:
                     step.observed["gradient"] = raw
             if self._needs & PER_SAMPLE:
                 self._observe_samples(raw, scale)
+            if ACTIVATIONS in self._needs:
+                self._observe_activations()
             self._measure(due)
 
     def finish(self, loss: Tensor | None, backwards: int, training_seconds: float) -> Row:
@@ -222,6 +239,24 @@ class TrackedStep:
         accounts = {account(instrument) for instrument in self._due}
         shared = max(self.spent - sum(self._costs.values()), 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
+
+    # Activations
+
+    def _watch_activations(self) -> None:
+        probe, modules = self._probes.activations, self._probes.model.modules()
+        if any(is_compiled(module) or module._compiled_call_impl is not None for module in modules):
+            probe.failure = _COMPILED
+        else:
+            probe.start()
+
+    def _observe_activations(self) -> None:
+        probe = self._probes.activations
+        self.spent += probe.seconds  # its hook ran in the user's forward
+        self._costs["activations"] = self._costs.get("activations", 0.0) + probe.seconds
+        if probe.failure:
+            self._step.reasons["activations"] = probe.failure
+        else:
+            self._step.observed["activations"] = probe.activations()
 
     # Curvature
 
@@ -352,10 +387,13 @@ class TrackedStep:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
+        """Work of ours: it is timed, and a forward pass inside is none of the user's."""
         start = self._probes.clock()
+        self._probes.activations.paused = True
         try:
             yield
         finally:
+            self._probes.activations.paused = False
             self.spent += self._probes.clock() - start
 
 

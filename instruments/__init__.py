@@ -7,7 +7,9 @@ into ``"light"``, ``"standard"`` or ``"full"``.
 from __future__ import annotations
 
 from cockpit_lite.instrument import Instrument
+from cockpit_lite.instruments.activation_std import ActivationStd
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
+from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.grad_norm import GradientNorm
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
@@ -19,19 +21,23 @@ from cockpit_lite.instruments.max_eigenvalue import MaxEigenvalue
 from cockpit_lite.instruments.norm_test import NormTest
 from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
 from cockpit_lite.instruments.overhead import Overhead
+from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
 
 #: name -> class, of everything imported above
 INSTRUMENTS: dict[str, type[Instrument]] = {
-    value.name: value for value in tuple(globals().values()) if isinstance(value, type) and issubclass(value,
-    Instrument) and value is not Instrument
+    value.name: value
+    for value in tuple(globals().values())
+    if isinstance(value, type) and issubclass(value, Instrument) and value is not Instrument
 }
 
 __all__ = [
     "INSTRUMENTS",
+    "ActivationStd",
     "CurvatureAlongGradient",
+    "DeadUnits",
     "Distance",
     "GradientNoiseScale",
     "GradientNorm",
@@ -43,6 +49,7 @@ __all__ = [
     "NormTest",
     "OrthogonalityTest",
     "Overhead",
+    "Saturation",
     "StepTime",
     "UpdateRatio",
     "UpdateSize",
