@@ -52,7 +52,7 @@ def derived_readings(values: Mapping[str, Any], gradient_steps: bool) -> dict[st
     if gradient_steps and gradient is not None and curvature is not None and 0 < gradient < math.inf and math.isfinite(curvature):
         derived[OVERSHOOT] = curvature / gradient
         if curvature > 0:
-            derived[BEST_GAIN] = gradient**2 / (4 * curvature)
+            derived[BEST_GAIN] = gradient * (gradient / curvature) / 4  # a power would raise where it overflows
     norm, size, ratio = values.get("grad_norm"), values.get("update_size"), values.get("update_ratio")
     if norm is not None and size is not None and ratio is not None and 0 < size < math.inf and 0 < ratio < _NO_WEIGHTS:
         derived[PROPORTION] = norm * ratio / size

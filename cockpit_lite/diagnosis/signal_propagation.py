@@ -180,7 +180,7 @@ class ExplodingGradients(Rule):
         )
 
     def _by_depth(self, history: History) -> tuple[tuple[str, str], float, tuple[float, float], int] | None:
-        """Return (first, last layer), factor a layer, (gradient of a weight there), number of layers; None if it does not grow."""
+        """Return (first, last layer), factor a layer, (gradient of a weight there), number of layers, or None."""
         names, scales = gradient_scale_by_depth(history)
         if len(scales) < 5 or spread(scales) < self.orders or rank_correlation(scales) > -0.9:
             return None

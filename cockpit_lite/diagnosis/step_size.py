@@ -21,7 +21,7 @@ from cockpit_lite.diagnosis.series import finite, median
 from cockpit_lite.diagnosis.wording import in_words, share_in_words
 
 #: What the advice aims at.
-_USUAL_UPDATE_RATIO = 1e-3
+_USUAL_UPDATE_RATIO = 3e-3
 
 
 class LearningRateTooHigh(Rule):
@@ -52,7 +52,10 @@ class LearningRateTooHigh(Rule):
     follows_from = ("exploding-gradients",)
     healthy = "No step was so long that it raised the loss for good."
 
-    patience = 10
+    #: Steps that a rise must last; that of a catapult has turned by then.
+    patience = 20
+    #: Steps after which a loss that jumped and never came back below where it was is taken for lost.
+    lost_after = 30
     within = 60
 
     def check(self, history: History) -> Alert | None:
@@ -67,9 +70,11 @@ class LearningRateTooHigh(Rule):
         doubled = level + abs(level)
         first_window = losses[place : place + self.within]
         jumped = any(not loss <= doubled for loss in first_window)
-        # At least as long as the rise of a catapult; what falls again by itself is one.
-        rose = len(after) == self.patience and sum(not loss <= doubled for loss in after) >= 9 and not self._falls(losses)
-        lost = 3 * self.patience <= len(losses) - place and median(after) > level - 0.05 * abs(level) and not self._falls(losses)
+        falls = self._falls(losses)  # by itself, as after a catapult
+        above = sum(loss > doubled for loss in after)
+        rose = len(after) == self.patience and above >= 0.9 * self.patience and not falls
+        late = median(after[-10:])
+        lost = len(losses) - place >= self.lost_after and late > level - 0.05 * abs(level) and not falls
         overflowed = jumped and any(not math.isfinite(loss) for loss in after)
         if not (rose or overflowed or (jumped and lost)):
             return None
@@ -94,6 +99,8 @@ class LearningRateTooHigh(Rule):
             evidence.update({"curvature term over gradient term": overshoot, "threshold of the terms": LONG_OVERSHOOT})
             if overshoot > LONG_OVERSHOOT:
                 parts.append(f"the curvature term of a step was {overshoot:.2g} times its gradient term")
+        if not parts:  # the highest finite ratio was short: the long one has overflowed
+            parts.append(f"the update at step {long_step} has no finite norm")
         advice = "Lower the learning rate by a factor of 10 and watch the update ratio: about 1e-3 to 1e-2 is usual."
         rate = history.last("learning_rate")
         if rate is not None and 0 < rate < math.inf:
@@ -102,8 +109,8 @@ class LearningRateTooHigh(Rule):
         return self.alert(
             history,
             cause=(
-                f"The steps are too long: {' and '.join(parts)}. The loss was {in_words(level)} before step {long_step} and is "
-                f"{in_words(now)} now."
+                f"The steps are too long: {' and '.join(parts)}. The loss was {in_words(level)} up to step {long_step} and "
+                f"is {in_words(now)} now."
             ),
             advice=advice,
             evidence=evidence,
@@ -113,24 +120,19 @@ class LearningRateTooHigh(Rule):
     @staticmethod
     def _advice(history: History, long_step: int, rate: float, evidence: dict[str, float]) -> str:
         """Return a learning rate to start again with, and add to the evidence what it was computed from."""
+        candidates, reason = [rate / 10], "watch the update ratio then: about 1e-3 to 1e-2 is usual"
+        place = history.place("update_ratio", long_step)
+        ratio = next(iter(history.values("update_ratio")[place : place + 1]), math.nan)
+        if LONG_UPDATE_RATIO < ratio < math.inf:
+            candidates.append(rate * _USUAL_UPDATE_RATIO / ratio)
         place = history.place("curvature_along_gradient", long_step + 1)
         before = finite(history.values("curvature_along_gradient")[max(place - 5, 0) : place])
         curvatures = [value for value in before if value > 0]
         if curvatures and history.gradient_steps:
-            limit = 2 / median(curvatures)
-            evidence["limit of a plain step"] = limit
-            return (
-                f"Start again with a learning rate of about {min(limit / 4, rate / 10):.1g} instead of {rate:.3g}: before the "
-                f"loss rose, a learning rate of {limit:.2g} was the limit for a plain gradient step, and momentum makes steps "
-                "longer."
-            )
-        place = history.place("update_ratio", long_step)
-        ratios = [ratio for ratio in finite(history.values("update_ratio")[place : place + 1]) if LONG_UPDATE_RATIO < ratio < 1e6]
-        factor = min(_USUAL_UPDATE_RATIO / ratios[0], 0.1) if ratios else 0.1
-        return (
-            f"Start again with a learning rate of about {rate * factor:.1g} instead of {rate:.3g}, and watch the update ratio: "
-            "about 1e-3 to 1e-2 is usual."
-        )
+            limit = evidence["limit of a plain step"] = 2 / median(curvatures)
+            candidates.append(limit / 4)
+            reason = f"before the loss rose, {limit:.2g} was the limit for a plain gradient step, and momentum makes steps longer"
+        return f"Start again with a learning rate of about {min(candidates):.1g} instead of {rate:.3g}: {reason}."
 
 
 class LearningRateTooLow(Rule):
@@ -176,7 +178,7 @@ class LearningRateTooLow(Rule):
         moved = abs(late - early) / max(abs(early), 1e-12)
         if not moved < 0.05 or terms > 1e-2:
             return None
-        factor = 10 ** round(math.log10(_USUAL_UPDATE_RATIO / ratio))
+        factor = 10.0 ** min(round(math.log10(1e-3 / ratio)), 6)
         return self.alert(
             history,
             cause=(
