@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Elements that a chunk of materialised per-sample gradients may hold (16 MB in float32).
-CHUNK = 4_000_000
+#: Elements that a chunk of materialised per-sample gradients may hold: 4 MB in float32, which caches hold, too.
+CHUNK = 1_000_000
 
 
 def accurate(tensor: Tensor) -> Tensor:
@@ -114,8 +114,12 @@ class Dense(Form):
         return self.values.reshape(self.batch_size, -1) @ direction.to(self.values.dtype).reshape(-1)
 
     def sum_of_squares(self) -> Tensor:
-        """Along the samples, in one pass over the memory."""
-        return torch.linalg.vector_norm(self.values, dim=0).square_()
+        """Square a chunk of samples at a time."""
+        samples = max(1, CHUNK // max(1, self.shape.numel()))
+        total = self.values.new_zeros(self.shape)
+        for values in self.values.split(samples):
+            total += values.square().sum(0)
+        return total
 
     def gradients(self) -> Tensor:
         """They are there already."""
@@ -187,9 +191,12 @@ class OuterProducts(Form):
             flat = matrices.flatten(1)
             if towards is not None:
                 products.append(flat @ towards)
-            norms.append(_squares(flat))
-            if total is not None:
-                total += torch.linalg.vector_norm(flat, dim=0).square_()
+            if total is None:
+                norms.append(_squares(flat))
+            else:
+                flat.square_()
+                norms.append(flat.sum(1))
+                total += flat.sum(0)
         return Measured(
             torch.cat(norms), torch.cat(products) if products else None, None if total is None else total.reshape(self.shape)
         )
@@ -201,7 +208,7 @@ class OuterProducts(Form):
             return (deltas.transpose(1, 2) @ inputs).reshape(self.shape)
         total = self.deltas.new_zeros(self.shape.numel())
         for matrices in self._matrices():
-            total += torch.linalg.vector_norm(matrices.flatten(1), dim=0).square_()
+            total += matrices.flatten(1).square_().sum(0)
         return total.reshape(self.shape)
 
     def products(self, direction: Tensor) -> Tensor:
