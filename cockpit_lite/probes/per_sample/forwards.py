@@ -36,6 +36,7 @@ class Forward:
         recomputes: Whether something in it is thrown away and recomputed in the backward pass.
         batch_size: Number of samples; ``None`` if it is not known.
         surveyed: Whether the calls have their layout.
+        abandoned: Whether it was given up because no backward pass came.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Forward:
     recomputes: bool = False
     batch_size: int | None = None
     surveyed: bool = False
+    abandoned: bool = False
 
     def structure(self) -> tuple[object, ...]:
         """Return what two forwards have in common that share out their rows alike."""
@@ -58,6 +60,12 @@ class Forward:
     def release(self) -> None:
         """Let go of the user's graph."""
         self.outputs, self.edges = [], []
+
+    def abandon(self) -> None:
+        """Let go of everything: validation without ``no_grad`` would otherwise pile up the graphs of all its batches."""
+        self.release()
+        self.calls, self.whole = [], None
+        self.surveyed = self.abandoned = True
 
     def survey(self, known: dict[tuple[object, ...], Answer], ask: bool) -> None:
         """Give every call its layout: from ``known`` structures, from the graph, or if that cannot be asked from the shapes.

@@ -30,6 +30,9 @@ from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey
 from cockpit_lite.probes.tensor_hooks import register_hook_unseen
 
+#: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
+MOST_WAITING = 4
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -178,10 +181,17 @@ class PerSampleProbe:
         if module is self.model:
             self._open.clear()  # an exception in an earlier forward may have left something
         if not self._open and not self._in_backward:
+            if module is self.model:
+                self._abandon_the_oldest()
             self._forwards.append(Forward(len(self._forwards)))
         self._open.append(id(module))
         if isinstance(module, nn.MultiheadAttention) and module.training and module.dropout and torch.is_grad_enabled():
             self._random_states[id(module)] = random_state(next(module.parameters()).device)
+
+    def _abandon_the_oldest(self) -> None:
+        waiting = [forward for forward in self._forwards if not forward.surveyed]
+        if len(waiting) >= MOST_WAITING:
+            waiting[0].abandon()
 
     @_harmless
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:

@@ -198,6 +198,10 @@ class Survey:
         sizes: list[int] = []
         for forwards in self.micro_batches:
             found = {self.forwards[number].batch_size for number in forwards}
+            if any(self.forwards[number].abandoned for number in forwards):
+                reason = "the model was called many times before the backward pass"
+                self.not_covered.update(dict.fromkeys(self.parameters, reason))
+                return []
             if len(found) != 1 or None in found:
                 known = sorted(size for size in found if size is not None)
                 reason = (

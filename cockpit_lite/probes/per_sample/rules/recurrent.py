@@ -1,9 +1,8 @@
 """RNN, LSTM and GRU with any number of layers, in both directions, batch or time first.
 
-All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The gradients dz at the gates
-come out of the fused kernel itself: it is run once more with the projected inputs x W' + b as its inputs and the identity as its
-input weight, and differentiated with respect to these inputs. In a GRU the reset gate multiplies the hidden part of the third
-gate.
+All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The hidden states h of the last
+layer are the user's own output, those below are run once more; the gradients dz before the gates follow from them in closed form
+(:mod:`cockpit_lite.probes.per_sample.rules.gates`). That the outputs come out again of the states one time before is checked.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, accurate
+from cockpit_lite.probes.per_sample.rules.gates import Weights, run, through_gates
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees
-
-_KERNELS = {"RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu, "GRU": torch._VF.gru}
 
 
 class PerSampleRecurrent(Rule):
@@ -46,49 +43,59 @@ class PerSampleRecurrent(Rule):
         forms = self._forms(module, g_out)
         return {name: ext.measure(forms[name], module._parameters[name]) for name in names}
 
+    @torch.no_grad()
     def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
-        weights = {name: accurate(parameter) for name, parameter in module._parameters.items()}
-        inputs = accurate(module.input0)
-        inputs = inputs.transpose(0, 1) if module.batch_first else inputs
         directions = ("", "_reverse") if module.bidirectional else ("",)
+        keys = [[f"l{layer}{suffix}" for suffix in directions] for layer in range(module.num_layers)]
+        weights = {key: _weights(module, key) for layer in keys for key in layer}
+        inputs = _time_first(module, module.input0)
+        assert inputs is not None
         states = self._states(module, inputs, len(directions))
-        gates: dict[str, Tensor] = {}
-        layer_inputs, hidden_before, hidden_last, cell_last = [], {}, [], []
-        with torch.enable_grad():
-            for layer in range(module.num_layers):
-                layer_inputs.append(inputs)
-                outputs = []
-                for number, suffix in enumerate(directions):
-                    key = f"l{layer}{suffix}"
-                    projected = functional.linear(inputs, weights[f"weight_ih_{key}"], weights.get(f"bias_ih_{key}"))
-                    gates[key] = projected if projected.requires_grad else projected.requires_grad_()
-                    start = [state[layer * len(directions) + number : layer * len(directions) + number + 1] for state in states]
-                    sequence = gates[key].flip(0) if suffix else gates[key]
-                    found, last, cell = _run(module.mode, sequence, start, weights, key)
-                    before = torch.cat([start[0], found[:-1]])
-                    hidden_before[key] = before.detach().flip(0) if suffix else before.detach()
-                    outputs.append(found.flip(0) if suffix else found)
-                    hidden_last.append(last)
-                    cell_last.append(cell)
-                inputs = torch.cat(outputs, -1)
-            repeated = [inputs.transpose(0, 1) if module.batch_first else inputs, torch.cat(hidden_last)]
-            if module.mode == "LSTM":
-                repeated.append(torch.cat([cell for cell in cell_last if cell is not None]))
-            if not agrees(repeated[0], module.output):
-                raise NoRule(f"the call of {type(module).__name__} could not be repeated")
-            arrived = [(out, delta.to(out.dtype)) for out, delta in zip(repeated, g_out, strict=False) if delta is not None]
-            deltas = torch.autograd.grad([out for out, _ in arrived], list(gates.values()), [delta for _, delta in arrived])
+        starts = {key: [state[number] for state in states] for number, key in enumerate(key for layer in keys for key in layer)}
+        known = _time_first(module, module.output)
+        layer_inputs, outputs = [inputs], []
+        for layer in keys:
+            if layer is keys[-1] and known is not None:
+                outputs.append(dict(zip(layer, known.chunk(len(directions), -1), strict=True)))
+            else:
+                outputs.append({key: _run(module.mode, weights[key], layer_inputs[-1], starts[key], key) for key in layer})
+                layer_inputs.append(torch.cat(list(outputs[-1].values()), -1))
+        arrived = [*g_out, None, None, None]
+        delta = _time_first(module, arrived[0])
+        last, cell = (None if at is None else accurate(at).to(inputs.dtype) for at in arrived[1:3])
         forms: dict[str, Form] = {}
-        for number, (key, delta) in enumerate(zip(gates, deltas, strict=True)):
-            hidden_delta = delta
-            if module.mode == "GRU":
-                hidden_delta = self._behind_reset(delta, gates[key].detach(), hidden_before[key], weights, key)
-            below = layer_inputs[number // len(directions)].detach()
-            for kind, incoming, at in (("ih", below, delta), ("hh", hidden_before[key], hidden_delta)):
-                positions = at.transpose(0, 1)
-                shape = weights[f"weight_{kind}_{key}"].shape
-                forms[f"weight_{kind}_{key}"] = OuterProducts(incoming.transpose(0, 1)[:, None], positions[:, None], shape)
-                forms[f"bias_{kind}_{key}"] = Dense(positions.sum(1))
+        for position, layer in reversed(list(enumerate(keys))):
+            below = layer_inputs[position]
+            parts = [None] * len(layer) if delta is None else delta.to(inputs.dtype).chunk(len(layer), -1)
+            delta = torch.zeros_like(below)
+            for number, (key, part) in enumerate(zip(layer, parts, strict=True)):
+                flipped = number == 1
+                state = position * len(layer) + number
+                found = outputs[position][key]
+                part = torch.zeros_like(found) if part is None else part.clone()
+                if last is not None:
+                    part[0 if flipped else -1] += last[state]
+                sequences = [tensor.flip(0) if flipped else tensor for tensor in (below, found, part)]
+                before = torch.cat([starts[key][0][None], sequences[1][:-1]])
+                gates = through_gates(
+                    module.mode,
+                    weights[key],
+                    sequences[0],
+                    before,
+                    sequences[2],
+                    starts[key][1] if module.mode == "LSTM" else None,
+                    None if cell is None else cell[state],
+                )
+                if not agrees(gates.outputs, sequences[1]):
+                    raise NoRule(f"the call of {type(module).__name__} could not be repeated")
+                for kind, entering, at in (("ih", sequences[0], gates.incoming), ("hh", before, gates.recurrent)):
+                    positions = at.transpose(0, 1)
+                    shape = module._parameters[f"weight_{kind}_{key}"].shape
+                    forms[f"weight_{kind}_{key}"] = OuterProducts(entering.transpose(0, 1)[:, None], positions[:, None], shape)
+                    forms[f"bias_{kind}_{key}"] = Dense(positions.sum(1))
+                if position:
+                    back = gates.incoming @ weights[key].incoming
+                    delta += back.flip(0) if flipped else back
         return forms
 
     @staticmethod
@@ -100,30 +107,22 @@ class PerSampleRecurrent(Rule):
         zeros = inputs.new_zeros(module.num_layers * directions, inputs.shape[1], module.hidden_size)
         return [zeros, zeros] if module.mode == "LSTM" else [zeros]
 
-    @staticmethod
-    def _behind_reset(delta: Tensor, projected: Tensor, hidden: Tensor, weights: dict[str, Tensor], key: str) -> Tensor:
-        """Return the gradient at the hidden part of a GRU's gates: the third one lies behind the reset gate."""
-        size = hidden.shape[-1]
-        bias = weights.get(f"bias_hh_{key}")
-        recurrent = functional.linear(hidden, weights[f"weight_hh_{key}"][:size], None if bias is None else bias[:size])
-        reset = torch.sigmoid(projected[..., :size] + recurrent)
-        return torch.cat([delta[..., : 2 * size], delta[..., 2 * size :] * reset], -1)
+
+def _weights(module: Any, key: str) -> Weights:
+    names = (f"weight_ih_{key}", f"weight_hh_{key}", f"bias_ih_{key}", f"bias_hh_{key}")
+    return Weights(*(accurate(module._parameters[name]) if name in module._parameters else None for name in names))
 
 
-def _run(
-    mode: str, projected: Tensor, start: Sequence[Tensor], weights: dict[str, Tensor], key: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run one layer in one direction on inputs that are projected already; return outputs, last hidden and last cell state."""
-    width = projected.shape[-1]
-    identity = torch.eye(width, dtype=projected.dtype, device=projected.device)
-    parameters = [identity, weights[f"weight_hh_{key}"]]
-    biases = f"bias_hh_{key}" in weights
-    if biases:
-        parameters += [torch.zeros_like(weights[f"bias_hh_{key}"]), weights[f"bias_hh_{key}"]]
+def _time_first(module: Any, tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor in the order (time, samples, features)."""
+    if tensor is None:
+        return None
+    return accurate(tensor).transpose(0, 1) if module.batch_first else accurate(tensor)
+
+
+def _run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor], key: str) -> Tensor:
+    backward = key.endswith("_reverse")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the weights are not one block of memory
-        options = (parameters, biases, 1, 0.0, True, False, False)
-        if mode == "LSTM":
-            return torch._VF.lstm(projected, list(start), *options)
-        outputs, last = _KERNELS[mode](projected, start[0], *options)
-    return outputs, last, None
+        outputs = run(mode, weights, inputs.flip(0) if backward else inputs, [state[None] for state in start])
+    return outputs.flip(0) if backward else outputs
