@@ -119,7 +119,7 @@ class History:
         self._searched[name, condition] = place
         return place if place < len(values) else None
 
-    def sample(self, name: str, begin: int = 0, count: int = 60) -> list[float]:
+    def sample(self, name: str, begin: int = 0, count: int = 40) -> list[float]:
         """Return values of ``name`` from step ``begin`` on, evenly spread and ending with the last; fewer than ``2 * count``."""
         values = self.values(name)
         first = self.place(name, begin)
