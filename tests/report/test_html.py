@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cockpit_lite.plots.page import Page as PlotsPage
 from cockpit_lite.report import build_report
 from tests.report.cases import RULES, alert, record
 
@@ -161,6 +162,17 @@ def test_a_picture_that_cannot_be_drawn_costs_the_picture_only(make_run, picture
     page = Page(build_report(make_run(), RULES).to_html())
     assert page.all("img") == []
     assert "No picture: drawing it failed (RuntimeError: no <fonts>)." in "".join(page.text)
+
+
+def test_the_picture_is_drawn_once_for_the_page_and_beside_it(make_run, pictures, monkeypatch):
+    drawn = []
+    real = PlotsPage.png
+    monkeypatch.setattr(PlotsPage, "png", lambda self, dpi: drawn.append(real(self, dpi)) or drawn[-1])
+    run = make_run()
+    path = build_report(run, RULES).save()
+    assert len(drawn) == 2
+    assert (run.folder / "cockpit.png").read_bytes() == drawn[0]
+    assert base64.b64encode(drawn[0]).decode() in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
