@@ -40,10 +40,26 @@ class Rule:
         """
         raise NotImplementedError
 
-    def alert(self, history: History, cause: str, advice: str, *, where: tuple[str, ...] = (),
-              evidence: Mapping[str, Any] | None = None, confidence: float = 1.0, step: int | None = None) -> Alert:
+    def alert(
+        self,
+        history: History,
+        cause: str,
+        advice: str,
+        *,
+        where: tuple[str, ...] = (),
+        evidence: Mapping[str, Any] | None = None,
+        confidence: float = 1.0,
+        step: int | None = None,
+    ) -> Alert:
         """Return an alert of this rule."""
         return Alert(
-            code=self.code, name=self.name, severity=self.severity, step=history.step if step is None else step, cause=cause,
-            advice=advice, where=where, evidence=evidence or {}, confidence=confidence,
+            code=self.code,
+            name=self.name,
+            severity=self.severity,
+            step=history.step if step is None else step,
+            cause=cause,
+            advice=advice,
+            where=where,
+            evidence=evidence or {},
+            confidence=confidence,
         )

@@ -101,8 +101,9 @@ def test_derived_readings_are_kept_beside_the_others() -> None:
     assert first_long_step(history) == 7
 
 
-@pytest.mark.parametrize(("optimizers", "known"), [(["SGD"], True), (["SGD", "SGD"], True), (["Adam"], False), ([], False),
-                                                   (["SGD", "AdamW"], False)])
+@pytest.mark.parametrize(
+    ("optimizers", "known"), [(["SGD"], True), (["SGD", "SGD"], True), (["Adam"], False), ([], False), (["SGD", "AdamW"], False)]
+)
 def test_which_optimizers_step_along_the_gradient(optimizers: list[str], known: bool) -> None:
     assert History(optimizers=optimizers).gradient_steps is known
 
