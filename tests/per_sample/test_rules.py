@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample import probe
+from cockpit_lite.probes.per_sample import probe, survey
 from tests.per_sample.checker import check, watched
 
 
@@ -114,19 +114,26 @@ def test_norms_over_positions(module: nn.Module, shape: tuple[int, ...]) -> None
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_recurrent(kind: type[nn.Module], options: dict, batch_first: bool) -> None:
+def test_recurrent(kind: type[nn.Module], options: dict, batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "generic_forms", None)  # the rule itself
     axis = 0 if batch_first else 1
     inputs = torch.randn(4, 7, 3) if batch_first else torch.randn(7, 4, 3)
     check(kind(3, 5, batch_first=batch_first, **options), inputs, axes=[axis], axis=axis)
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
-def test_recurrent_final_state(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_final_state(kind: type[nn.Module], bidirectional: bool) -> None:
     def final(output: tuple) -> Tensor:
         state = output[1]
         return state if isinstance(state, Tensor) else state[0] + state[1].tanh()
 
-    check(kind(3, 5, batch_first=True, num_layers=2), torch.randn(4, 7, 3), axis=1, pick=final)
+    module = kind(3, 5, batch_first=True, num_layers=2, bidirectional=bidirectional)
+    check(module, torch.randn(4, 7, 3), axis=1, pick=final)
+
+
+def test_recurrent_relu() -> None:
+    check(nn.RNN(3, 5, nonlinearity="relu", batch_first=True), torch.randn(4, 7, 3))
 
 
 def test_recurrent_initial_state() -> None:

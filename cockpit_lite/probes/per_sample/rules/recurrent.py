@@ -1,7 +1,7 @@
 """RNN, LSTM and GRU with any number of layers, in both directions, batch or time first.
 
-All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The hidden states h of the last
-layer are the user's own output, those below are run once more; the gradients dz before the gates follow from them in closed form
+All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The hidden states h of the
+last layer are the user's own output, those below are run once more; the gradients dz before the gates follow in closed form
 (:mod:`cockpit_lite.probes.per_sample.rules.gates`). That the outputs come out again of the states one time before is checked.
 """
 
@@ -109,8 +109,12 @@ class PerSampleRecurrent(Rule):
 
 
 def _weights(module: Any, key: str) -> Weights:
-    names = (f"weight_ih_{key}", f"weight_hh_{key}", f"bias_ih_{key}", f"bias_hh_{key}")
-    return Weights(*(accurate(module._parameters[name]) if name in module._parameters else None for name in names))
+    biases = [module._parameters.get(f"bias_{kind}_{key}") for kind in ("ih", "hh")]
+    return Weights(
+        accurate(module._parameters[f"weight_ih_{key}"]),
+        accurate(module._parameters[f"weight_hh_{key}"]),
+        *(None if bias is None else accurate(bias) for bias in biases),
+    )
 
 
 def _time_first(module: Any, tensor: Tensor | None) -> Tensor | None:

@@ -1,0 +1,140 @@
+"""The gates of one recurrent layer in one direction: from the gradients at its outputs to those before its gates.
+
+All hidden states of the call are known, so the gates of all times come from one matrix product, and all that depends on them
+alone is calculated for all times at once. What is left of the way back through time is one product with the recurrent weight
+and a few elementwise operations a time.
+
+Gates in torch's order: LSTM input, forget, cell, output; GRU reset, update, new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Weights(NamedTuple):
+    """Weights of one layer in one direction."""
+
+    incoming: Tensor
+    recurrent: Tensor
+    incoming_bias: Tensor | None
+    recurrent_bias: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """What comes out.
+
+    Attributes:
+        outputs: The outputs as repeated from the hidden states one time before, shape (T, N, H).
+        incoming: Gradients at the product with the incoming weight, shape (T, N, gates * H).
+        recurrent: The same at the product with the recurrent weight.
+    """
+
+    outputs: Tensor
+    incoming: Tensor
+    recurrent: Tensor
+
+
+def through_gates(
+    mode: str, weights: Weights, inputs: Tensor, before: Tensor, delta: Tensor, cell: Tensor | None, cell_delta: Tensor | None
+) -> Gradients:
+    """Go back through one layer.
+
+    Args:
+        mode: ``module.mode`` of the layer.
+        weights: Of the layer.
+        inputs: Shape (T, N, I).
+        before: Hidden states one time before, shape (T, N, H).
+        delta: Gradients at the outputs, that of the final hidden state at the last of them, shape (T, N, H).
+        cell: Cell state at the beginning, of an LSTM.
+        cell_delta: Gradient at the final cell state, if any.
+    """
+    incoming = functional.linear(inputs, weights.incoming, weights.incoming_bias)
+    recurrent = functional.linear(before, weights.recurrent, weights.recurrent_bias)
+    if mode == "LSTM":
+        assert cell is not None
+        return _lstm(incoming.add_(recurrent), weights.recurrent, delta, cell, cell_delta)
+    if mode == "GRU":
+        return _gru(incoming, recurrent, weights.recurrent, before, delta)
+    before_activation = incoming.add_(recurrent)
+    outputs = before_activation.relu() if mode == "RNN_RELU" else before_activation.tanh()
+    slope = (outputs > 0).to(outputs.dtype) if mode == "RNN_RELU" else 1 - outputs.square()
+    _, found = _back(slope[:, :, None], weights.recurrent, delta, None)
+    return Gradients(outputs, found, found)
+
+
+def _back(slopes: Tensor, recurrent: Tensor, delta: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the gradients at the hidden states, and before the gates; these are the former times ``slopes``.
+
+    Args:
+        slopes: Shape (T, N, gates, H).
+        recurrent: The recurrent weight.
+        delta: Gradients at the outputs.
+        kept: The part of a hidden state that goes on to the next one directly; ``None``: nothing.
+    """
+    found = torch.empty_like(slopes)
+    flat = found.flatten(2)
+    hidden = torch.empty_like(delta)
+    for time in reversed(range(len(delta))):
+        if time + 1 == len(delta):
+            hidden[time] = delta[time]
+        else:
+            torch.addmm(delta[time], flat[time + 1], recurrent, out=hidden[time])
+            if kept is not None:
+                hidden[time].addcmul_(hidden[time + 1], kept[time + 1])
+        torch.mul(hidden[time][:, None], slopes[time], out=found[time])
+    return hidden, flat
+
+
+def _gru(incoming: Tensor, recurrent: Tensor, weight: Tensor, before: Tensor, delta: Tensor) -> Gradients:
+    size = before.shape[-1]
+    reset, update = (incoming[..., : 2 * size] + recurrent[..., : 2 * size]).sigmoid_().chunk(2, -1)
+    behind = recurrent[..., 2 * size :]
+    new = torch.addcmul(incoming[..., 2 * size :], reset, behind).tanh_()
+    at_new = (1 - update) * (1 - new.square())
+    at_reset = at_new * behind * reset * (1 - reset)
+    at_update = (before - new) * update * (1 - update)
+    # the reset gate multiplies the recurrent part of the third gate
+    hidden, found = _back(torch.stack([at_reset, at_update, at_new * reset], 2), weight, delta, update)
+    return Gradients(torch.lerp(new, before, update), torch.cat([found[..., : 2 * size], hidden * at_new], -1), found)
+
+
+def _lstm(gates: Tensor, weight: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None) -> Gradients:
+    incoming, forget, new, output = gates.chunk(4, -1)
+    incoming, forget, new, output = incoming.sigmoid(), forget.sigmoid(), new.tanh(), output.sigmoid()
+    gain = incoming * new
+    cells = torch.empty(len(delta) + 1, *cell.shape, dtype=cell.dtype, device=cell.device)
+    cells[0] = cell
+    for time in range(len(delta)):
+        torch.addcmul(gain[time], forget[time], cells[time], out=cells[time + 1])
+    shown = cells[1:].tanh()
+    at_cell = output * (1 - shown.square())
+    slopes = torch.stack([gain * (1 - incoming), cells[:-1] * forget * (1 - forget), incoming * (1 - new.square())], 2)
+    at_output = shown * output * (1 - output)
+    found = torch.empty(*delta.shape[:2], 4, delta.shape[2], dtype=delta.dtype, device=delta.device)
+    flat = found.flatten(2)
+    carried = torch.zeros_like(cell) if cell_delta is None else cell_delta
+    for time in reversed(range(len(delta))):
+        hidden = delta[time] if time + 1 == len(delta) else torch.addmm(delta[time], flat[time + 1], weight)
+        at_cell_now = torch.addcmul(carried, hidden, at_cell[time])
+        torch.mul(at_cell_now[:, None], slopes[time], out=found[time, :, :3])
+        torch.mul(hidden, at_output[time], out=found[time, :, 3])
+        carried = at_cell_now * forget[time]
+    return Gradients(shown.mul_(output), flat, flat)
+
+
+def run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor]) -> Tensor:
+    """Return the outputs of one layer in one direction, by torch's own kernel."""
+    parameters = [weight for weight in weights if weight is not None]
+    options = (parameters, weights.incoming_bias is not None, 1, 0.0, False, False, False)
+    if mode == "LSTM":
+        return torch._VF.lstm(inputs, list(start), *options)[0]
+    return _KERNELS[mode](inputs, start[0], *options)[0]
+
+
+_KERNELS = {"RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu, "GRU": torch._VF.gru}
