@@ -32,6 +32,7 @@ GRADIENT = "gradient"
 UPDATE = "update"
 PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
+PER_SAMPLE_SQUARES = "per_sample_squares"
 ACTIVATIONS = "activations"
 CURVATURE = "curvature"
 
@@ -42,6 +43,7 @@ NEEDS: dict[str, str] = {
     UPDATE: "step.weights_before, step.update: the step that was really taken",
     PER_SAMPLE_NORMS: "step.per_sample.squared_norms: squared norm of every sample's contribution, by parameter",
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
+    PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
 }

@@ -134,7 +134,7 @@ class Observer:
         if not self._updated:
             self._tracked.keep_weights()
         if not has_closure:
-            self._tracked.measure_gradient(optimizer, self._scale)
+            self._tracked.measure_gradient(optimizer, self._scale, self._loss())
 
     @isolated
     def closure_begins(self) -> None:
@@ -150,7 +150,7 @@ class Observer:
         if self._closure == "first":
             self._closure = "again"
             if self._tracked is not None:  # the step is described at its first evaluation
-                self._tracked.measure_gradient(self._optimizers[0], self._scale)
+                self._tracked.measure_gradient(self._optimizers[0], self._scale, self._loss())
                 self._probes.stop()
 
     @isolated
@@ -214,9 +214,7 @@ class Observer:
 
     def _end_step(self) -> None:
         now = self._clock()
-        loss = None
-        if self._losses:
-            loss = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).sum()
+        loss = self._loss()
         if self._tracked is None:
             seconds = now - self._last_end
             if self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds):
@@ -234,6 +232,12 @@ class Observer:
         self._last_end = self._clock()
         self.index += 1
         self._begin_step()
+
+    def _loss(self) -> Tensor | None:
+        """Return the objective of the step so far."""
+        if len(self._losses) > 1:
+            return torch.stack(self._losses).sum()
+        return self._losses[0] if self._losses else None
 
     def _flush_pulse(self) -> None:
         row = self._pulse.take()

@@ -27,6 +27,7 @@ from cockpit_lite.instrument import (
     LOSS,
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
+    PER_SAMPLE_SQUARES,
     UPDATE,
     Instrument,
 )
@@ -39,7 +40,7 @@ from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
-PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS})
+PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES})
 
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
 _TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
@@ -183,13 +184,14 @@ class TrackedStep:
         self._step.reasons.clear()
         self._probes.per_sample.forget_backwards()
 
-    def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None) -> None:
+    def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None, loss: Tensor | None) -> None:
         """The gradient is complete, and ``optimizer`` is about to use it."""
         due = [instrument for instrument in self._due if self._phase(instrument) == GRADIENT]
         if "applied_gradient" in self._step.observed:
             return
         with self._timed():
             self._read_learning_rates()
+            self._note_loss(loss)
             raw, applied, changed = self._unscaled_gradients(optimizer, scale)
             if self._taking_turns:  # the other optimizers' gradients are leftovers
                 own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -218,10 +220,7 @@ class TrackedStep:
             self._probes.stop()
             step.training_seconds = training_seconds
             step.learning_rates = learning_rates(self._probes.optimizers)
-            if loss is None:
-                step.reasons["loss"] = "no backward() was seen on this step"
-            else:
-                step.observed["loss"] = loss
+            self._note_loss(loss)
             before = step.observed.get("weights_before")
             if before is not None:
                 step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
@@ -322,7 +321,9 @@ class TrackedStep:
                 # In the units that went backwards, since the contributions are checked against the gradient.
                 gradient = {name: value * scale for name, value in gradient.items()}
             with torch.no_grad():
-                statistics = self._probes.per_sample.statistics(PER_SAMPLE_PRODUCTS in self._needs, gradient)
+                statistics = self._probes.per_sample.statistics(
+                    PER_SAMPLE_PRODUCTS in self._needs, gradient, squares=PER_SAMPLE_SQUARES in self._needs
+                )
                 if scale is not None:
                     statistics.unscale(scale)
             self._step.observed["per_sample"] = statistics
@@ -380,6 +381,12 @@ class TrackedStep:
 
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
+
+    def _note_loss(self, loss: Tensor | None) -> None:
+        if loss is None:
+            self._step.reasons["loss"] = "no backward() was seen on this step"
+        else:
+            self._step.observed["loss"] = loss
 
     def _read_learning_rates(self) -> None:
         self._step.learning_rates = learning_rates(self._probes.optimizers)

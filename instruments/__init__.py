@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.instruments.activation_std import ActivationStd
+from cockpit_lite.instruments.cabs import Cabs
+from cockpit_lite.instruments.conflicting_samples import ConflictingSamples
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
 from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
+from cockpit_lite.instruments.early_stopping import EarlyStopping
 from cockpit_lite.instruments.grad_norm import GradientNorm
+from cockpit_lite.instruments.gradient_alignment import GradientAlignment
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
+from cockpit_lite.instruments.gsnr import GradientSignalToNoise
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
 from cockpit_lite.instruments.learning_rate import LearningRate
@@ -36,11 +41,16 @@ INSTRUMENTS: dict[str, type[Instrument]] = {
 __all__ = [
     "INSTRUMENTS",
     "ActivationStd",
+    "Cabs",
+    "ConflictingSamples",
     "CurvatureAlongGradient",
     "DeadUnits",
     "Distance",
+    "EarlyStopping",
+    "GradientAlignment",
     "GradientNoiseScale",
     "GradientNorm",
+    "GradientSignalToNoise",
     "HessianTrace",
     "InnerProductTest",
     "LearningRate",

@@ -6,6 +6,7 @@ G = 1/N sum g_n.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +58,24 @@ def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> T
     count = squared_norms.numel()
     # Rounding can push the difference below zero when all samples agree.
     return ((count * squared_norms.sum() - squared_gradient_norm) * (count / (count - 1))).clamp(min=0)
+
+
+def elements(step: Step) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield name, ``G_j^2`` and ``var_j = 1/N sum g_nj^2 - G_j^2`` of every parameter, one at a time: they are as large as it.
+
+    Raises:
+        NotMeasured: if a parameter is not covered, or the batch holds one sample.
+    """
+    statistics, gradient = step.per_sample, step.gradient
+    _require_complete(statistics)
+    for name, sum_of_squares in statistics.sum_of_squares.items():
+        known = gradient.get(name)
+        if known is None:  # the parameter does not take part in the loss
+            squared_gradient = torch.zeros_like(sum_of_squares)
+        else:
+            squared_gradient = (known.to_dense() if known.is_sparse else known).to(sum_of_squares.dtype).square()
+        # Rounding can push the difference below zero when all samples agree.
+        yield name, squared_gradient, (statistics.batch_size * sum_of_squares - squared_gradient).clamp(min=0)
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:

@@ -1,0 +1,49 @@
+"""Gradient signal-to-noise ratio: how much the samples agree on each element of the gradient, in the mean and by parameter.
+
+    gsnr = 1/D sum_j G_j^2 / (var_j + 1e-5),   var_j = 1/N sum_n g_nj^2 - G_j^2
+
+The samples of the batch agree on an element that is far above 1, and cancel in one near 1/N, which is what noise alone gives.
+High early in training is a good sign for generalisation; a layer at 1/N learns nothing that holds for all samples. The constant
+in the denominator, of the source, damps the ratio where gradients are small: compare values along one run rather than
+between models.
+
+Source: Liu, Bai, Jiang, Chen, Wang, Understanding why neural networks generalize well through GSNR of parameters, 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES, Instrument, Readings, layerwise
+from cockpit_lite.probes.noise import elements, reading
+from cockpit_lite.step import Step
+
+#: Of the source; it keeps elements without variance from counting as infinite.
+DAMPING = 1e-5
+
+
+def signal_to_noise(squared_gradient: Tensor, variance: Tensor) -> Tensor:
+    """Return the sum over the elements of ``G_j^2 / (var_j + 1e-5)``, a scalar tensor."""
+    return (squared_gradient / (variance + DAMPING)).sum()
+
+
+class GradientSignalToNoise(Instrument):
+    """Writes ``gsnr`` and ``gsnr/<parameter>``, without unit."""
+
+    name = "gsnr"
+    needs = (GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES)
+    preset = "standard"
+
+    def measure(self, step: Step) -> Readings:
+        sums: dict[str, Tensor] = {}
+        sizes: dict[str, int] = {}
+        for name, squared_gradient, variance in elements(step):
+            sums[name], sizes[name] = signal_to_noise(squared_gradient, variance), variance.numel()
+        if not sums:
+            raise NotMeasured("no parameter has elements")
+        device = next(iter(sums.values())).device
+        mean = torch.stack([value.to(device) for value in sums.values()]).sum() / sum(sizes.values())
+        by_parameter = {name: reading(step.per_sample, value / sizes[name]) for name, value in sums.items()}
+        return {"gsnr": reading(step.per_sample, mean), **layerwise("gsnr", by_parameter)}
