@@ -87,7 +87,7 @@ class Page:
         """Return the page as a PNG picture."""
         buffer = io.BytesIO()
         with _missing_glyphs_are_fine():
-            # Half of the time of level 6 for a fifth more bytes: this is what a user waits for on leaving the block.
+            # Half of the time of level 6 for up to a fifth more bytes: this is what a user waits for on leaving the block.
             self.figure.savefig(
                 buffer, format="png", dpi=dpi, facecolor=self.figure.get_facecolor(), pil_kwargs={"compress_level": 3}
             )

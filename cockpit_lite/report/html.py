@@ -88,7 +88,7 @@ def draw_picture(report: Report) -> Picture:
             drawn.append(page.png(_DOTS_PER_INCH))
     except Exception as error:  # a report without its picture is still a report
         return Picture(problem=shorten(f"drawing it failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
-    return Picture(*drawn)
+    return Picture(light=drawn[0], dark=drawn[1])
 
 
 def _png_uri(png: bytes) -> Markup:
