@@ -1,7 +1,7 @@
 """Shadows: copies of a module that a rule may write on, so that nothing is ever set on the user's objects.
 
-BackPACK's rules read ``module.input0`` and ``module.output`` and save on the parameters. A shadow is of the same class and has
-the same attributes, but they are its own, and its parameters are detached aliases of the user's: no memory, no hooks, no graph.
+A shadow is of the same class and has the same attributes, but they are its own, and its parameters are detached aliases of the
+user's: no memory, no hooks, no graph.
 """
 
 from __future__ import annotations
@@ -17,21 +17,29 @@ Module = TypeVar("Module", bound=nn.Module)
 _HOOKS = [name for name in nn.Module().__dict__ if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
 
 
-def shadow(
-    module: Module,
-    inputs: Sequence[Tensor | None],
-    output: Tensor | None = None,
-    aliases: dict[int, nn.Parameter] | None = None,
-) -> Module:
-    """Return a shadow of ``module`` with inputs and output where BackPACK's rules look for them.
+def with_call(module: Module, inputs: Sequence[Tensor | None], output: Tensor | None) -> Module:
+    """Return ``module`` as a rule of ours reads it: with inputs and output where BackPACK's rules look for them.
+
+    It shares everything else with the user's module, so it may be read and not written; it is no module to call.
 
     Args:
         module: The user's module; only read.
         inputs: Arguments of the call in the order of the signature of ``forward``.
         output: What the call returned.
+    """
+    copy = object.__new__(type(module))
+    copy.__dict__.update(module.__dict__)
+    copy.__dict__.update({f"input{position}": value for position, value in enumerate(inputs)}, output=output)
+    return copy
+
+
+def shadow(module: Module, aliases: dict[int, nn.Parameter]) -> Module:
+    """Return a shadow of one module.
+
+    Args:
+        module: The user's module; only read.
         aliases: Aliases of parameters by the id of the user's, so that tied ones stay tied over several shadows.
     """
-    aliases = {} if aliases is None else aliases
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
     # nn.Module keeps parameters, buffers and children in dictionaries of their own: without copies the user's would be written
@@ -47,9 +55,6 @@ def shadow(
     # torch's older weight and spectral normalisation are hooks: they belong to the function, not to an onlooker
     kept = {key: hook for key, hook in before.items() if type(hook).__module__.startswith("torch.nn.utils")}
     copy.__dict__["_forward_pre_hooks"] = kept
-    for position, value in enumerate(inputs):
-        copy.__dict__[f"input{position}"] = value
-    copy.__dict__["output"] = output
     return copy
 
 
@@ -58,7 +63,7 @@ def shadow_tree(module: Module) -> Module:
     copies: dict[int, nn.Module] = {}
     aliases: dict[int, nn.Parameter] = {}
     for original in module.modules():
-        copy = shadow(original, (), None, aliases)
+        copy = shadow(original, aliases)
         for name, buffer in copy._buffers.items():
             copy._buffers[name] = None if buffer is None else buffer.detach().clone()
         for name, value in list(copy.__dict__.items()):

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing
 from cockpit_lite.probes.per_sample.generic import generic_forms
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
 from cockpit_lite.probes.per_sample.rules import RULES, NoRule, Rule
-from cockpit_lite.probes.per_sample.shadow import shadow
+from cockpit_lite.probes.per_sample.shadow import with_call
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 
 BATCH_STATISTICS = "conditional on the batch statistics: batch normalisation in train mode lets the samples meet"
@@ -31,6 +32,18 @@ BATCH_STATISTICS = "conditional on the batch statistics: batch normalisation in 
 #: How far the sum of the contributions may be from the gradient, relative to the sum of their magnitudes along it.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 3e-2
+
+
+class Check(NamedTuple):
+    """Two ways to the inner product of the gradient with some direction.
+
+    Attributes:
+        along: Inner products of the contributions with the direction, shape (N,).
+        expected: That of the gradient, a scalar; ``None``: the direction is the gradient.
+    """
+
+    along: Tensor
+    expected: Tensor | None
 
 
 #: Parameter name -> micro-batch -> form of the per-sample gradients.
@@ -82,7 +95,7 @@ class Survey:
             return result
         wanted = partial(self._measure, result, sizes=sizes, direction=direction if products else None, squares=squares)
         missing: dict[str, str] = {}
-        checks: dict[str, Tensor] = {}
+        checks: dict[str, Check] = {}
         unused = dict(self.parameters)
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
             forms = self._forms(calls, sizes, missing)
@@ -129,7 +142,7 @@ class Survey:
         direction: Mapping[str, Tensor] | None,
         squares: bool,
         gradient: Mapping[str, Tensor] | None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Check]:
         """Add norms, products and squares to the result; return what :meth:`_failures` compares, by parameter."""
         checks = {}
         for name, parts in forms.items():
@@ -145,17 +158,18 @@ class Survey:
                     measured.append(parts[number].measure(None if along is None else along.detach(), squares))
                 else:  # a parameter that a micro-batch does not use contributes nothing there
                     nothing = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
-                    measured.append(Measured(nothing, nothing))
-            result.squared_norms[name] = torch.cat([part.norms for part in measured])
+                    empty = torch.zeros_like(parameter, dtype=nothing.dtype) if squares else None
+                    measured.append(Measured(nothing, nothing, empty))
+            result.squared_norms[name] = _joined([part.norms for part in measured])
             found = [part.products for part in measured if part.products is not None]
             if towards is not None:
-                result.products[name] = torch.cat(found)
+                result.products[name] = _joined(found)
             if squares:
-                nothing = torch.zeros(parameter.shape, dtype=_accurate(parameter.dtype), device=parameter.device)
-                result.sum_of_squares[name] = sum((part.squares for part in measured if part.squares is not None), start=nothing)
+                parts_of_sum = [part.squares for part in measured if part.squares is not None]
+                result.sum_of_squares[name] = sum(parts_of_sum[1:], start=parts_of_sum[0])
             if total is not None:
-                known = torch.cat(found) if free or (direction is gradient and found) else None
-                checks[name] = self._against(parts, sizes, name, total.detach(), known)
+                known = _joined(found) if free or (direction is gradient and found) else None
+                checks[name] = Check(known, None) if known is not None else self._against(parts, sizes, name, total.detach())
         return checks
 
     def _through_the_model(self, names: Mapping[str, str], sizes: Sequence[int]) -> FormsByName:
@@ -256,15 +270,14 @@ class Survey:
         return {local: self.names[id(parameter)] for local, parameter in named.items() if id(parameter) in self.names}
 
     def _failures(
-        self, checks: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None, result: PerSampleStatistics
+        self, checks: Mapping[str, Check], gradient: Mapping[str, Tensor] | None, result: PerSampleStatistics
     ) -> dict[str, str]:
         """Return name -> reason of the parameters whose contributions do not sum to the gradient, out of the result."""
         failed: dict[str, str] = {}
         if not checks or gradient is None:
             return failed
         half_precision = any(call.half_precision for call in self.calls)
-        # one transfer from the device for all parameters
-        for name, (found, expected, scale) in zip(checks, torch.stack(list(checks.values())).tolist(), strict=True):
+        for name, (found, expected, scale) in zip(checks, _compared(checks, gradient), strict=True):
             tolerance = (
                 HALF_PRECISION_TOLERANCE if half_precision else TOLERANCES.get(gradient[name].dtype, HALF_PRECISION_TOLERANCE)
             )
@@ -275,25 +288,19 @@ class Survey:
                 result.drop(name)
         return failed
 
-    def _against(
-        self, parts: Mapping[int, Form], sizes: Sequence[int], name: str, gradient: Tensor, along: Tensor | None
-    ) -> Tensor:
-        """Return sum over n of c_n'D, G'D and sum over n of |c_n'D|: along the gradient, or along a cheaper direction D."""
+    def _against(self, parts: Mapping[int, Form], sizes: Sequence[int], name: str, gradient: Tensor) -> Check:
+        """Return what to compare along a direction that is cheaper than the gradient, or along the gradient."""
         parameter = self.parameters[name]
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
         outers = [form for form in parts.values() if isinstance(form, OuterProducts)]
-        if along is None and outers and len(outers) == len(parts) and len({form.inputs.shape[1] for form in outers}) == 1:
+        if outers and len(outers) == len(parts) and len({form.inputs.shape[1] for form in outers}) == 1:
             groups, fan_in, fan_out = outers[0].inputs.shape[1], outers[0].inputs.shape[3], outers[0].deltas.shape[3]
-            generator = torch.Generator().manual_seed(len(name))  # our own: the user's random numbers are not touched
-            left, right = (
-                torch.randn(size, generator=generator).to(parameter.device, outers[0].deltas.dtype) for size in (fan_out, fan_in)
-            )
+            dtype = outers[0].deltas.dtype
+            left, right = (_random(size, size_of, parameter.device, dtype) for size_of, size in enumerate((fan_out, fan_in)))
             along = _concatenated(parts, sizes, partial(_along_rank_one, left=left, right=right), parameter)
-            matrices = gradient.to(along.dtype).reshape(groups, fan_out, fan_in)
-            return torch.stack([along.sum(), (left @ matrices @ right).sum(), along.abs().sum()]).double()
-        if along is None:
-            along = _concatenated(parts, sizes, partial(_along, direction=gradient), parameter)
-        return torch.stack([along.sum(), gradient.to(along.dtype).square().sum(), along.abs().sum()]).double()
+            rows_along = gradient.to(dtype).reshape(groups, fan_out, fan_in) @ right
+            return Check(along, (rows_along @ left).sum())
+        return Check(_concatenated(parts, sizes, partial(_along, direction=gradient), parameter), None)
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
@@ -356,7 +363,7 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
         shape = rows(call.outputs[0], FLAT, trailing_axes(module)).shape
     if inputs[0].shape[axis] != shape[axis] and not isinstance(module, nn.EmbeddingBag):
         raise NoRule(f"{kind}: input and output have different numbers of rows")
-    copy = shadow(module, inputs, None if call.outputs_overwritten else call.outputs[0])
+    copy = with_call(module, inputs, None if call.outputs_overwritten else call.outputs[0])
     if call.random_state is not None:
         copy.__dict__["random_state"] = call.random_state
     if call.projections:
@@ -373,6 +380,27 @@ _FORMS = Forms()
 def _any_axis(module: nn.Module) -> bool:
     """Whether a gradient may arrive at another output than the first: the final states of recurrent layers."""
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention)
+
+
+def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> list[list[float]]:
+    """Return sum over n of c_n'D, G'D and sum over n of |c_n'D| for every check, by one transfer from the device."""
+    along = torch.stack([check.along.double() for check in checks.values()])
+    with_itself = [name for name, check in checks.items() if check.expected is None]
+    total = [gradient[name].detach().to(_accurate(gradient[name].dtype)) for name in with_itself]
+    norms = torch._foreach_norm([value.to_dense() if value.is_sparse else value for value in total]) if total else []
+    squares = dict(zip(with_itself, norms, strict=True))
+    expected = [squares[name].double().square() if c.expected is None else c.expected.double() for name, c in checks.items()]
+    return torch.stack([along.sum(1), torch.stack(expected), along.abs().sum(1)], 1).tolist()
+
+
+@lru_cache(maxsize=128)
+def _random(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return random numbers from a generator of our own: the user's are not touched."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _along(form: Form, direction: Tensor) -> Tensor:
@@ -418,4 +446,4 @@ def _concatenated(
         measure(parts[number]) if number in parts else torch.zeros(size, dtype=dtype, device=parameter.device)
         for number, size in enumerate(sizes)
     ]
-    return torch.cat(measured) if measured else torch.zeros(0, dtype=dtype, device=parameter.device)
+    return _joined(measured)
