@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from cockpit_lite.schedule import Budget
 
@@ -25,7 +26,7 @@ class CostBook:
         """Seconds spent measuring over seconds spent training, so far."""
         return sum(self.seconds.values()) / self.training_seconds if self.training_seconds else 0.0
 
-    def book(self, training_seconds: float, costs: Mapping[str, float]) -> None:
+    def book(self, training_seconds: float, costs: Mapping[str, float] = MappingProxyType({})) -> None:
         """Book one step: what training took, and what each account spent on measuring."""
         self.training_seconds += training_seconds
         for name, seconds in costs.items():

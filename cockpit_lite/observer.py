@@ -156,14 +156,16 @@ class Observer:
     @isolated
     def after_update(self, optimizer: Optimizer) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
-        self._closure = ""
-        if self._taking_turns and not self._backwards:
-            # A second optimizer that uses the gradient of the step just closed: not a step of its own.
-            self._begin_step()
-            return
-        self._updated.add(id(optimizer))
-        if self._taking_turns or len(self._updated) == len(self._optimizers):
-            self._end_step()
+        if len(self._optimizers) > 1:
+            if self._taking_turns and not self._backwards:
+                # A second optimizer that uses the gradient of the step just closed: not a step of its own.
+                self._begin_step()
+                return
+            self._updated.add(id(optimizer))
+            if not self._taking_turns and len(self._updated) < len(self._optimizers):
+                self._closure = ""
+                return
+        self._end_step()
 
     # The end, wanted or not
 
@@ -185,11 +187,12 @@ class Observer:
     def _begin_step(self) -> None:
         self._losses = []
         self._backwards = 0
-        self._updated = set()
         self._closure = ""
-        self._scale = None
-        self._scale_uses = loss_scale.uses()
         self._tracked = None
+        if self._updated:
+            self._updated = set()
+        if self._scale_uses != loss_scale.uses():
+            self._scale_uses, self._scale = loss_scale.uses(), None
         due = self._due()
         if due:
             self._tracked = TrackedStep(
@@ -217,9 +220,10 @@ class Observer:
         loss = self._loss()
         if self._tracked is None:
             seconds = now - self._last_end
-            if self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds):
+            if self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds, now):
                 self._flush_pulse()
-            self.costs.book(seconds, {})
+            self.costs.book(seconds)
+            self._last_end = now
         else:
             seconds = max(now - self._last_end - self._tracked.spent, 0.0)
             row = self._tracked.finish(loss, self._backwards, seconds)
@@ -229,7 +233,7 @@ class Observer:
             self._tracked.spent += self._clock() - logging
             self.costs.book(seconds, self._tracked.costs())
             self._expected_backwards = max(self._backwards, 1)
-        self._last_end = self._clock()
+            self._last_end = self._clock()
         self.index += 1
         self._begin_step()
 

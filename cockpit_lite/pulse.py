@@ -6,8 +6,6 @@ They are kept as plain columns and written together, so that an untracked step c
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,36 +20,39 @@ class Pulse:
     size = 256
     seconds = 1.0
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
+    def __init__(self) -> None:
         self._began = 0.0
         self._no_loss = self._no_rate = False
         self._clear()
 
-    def add(self, step: int, loss: Tensor | None, learning_rate: float | Tensor | None, step_seconds: float) -> bool:
-        """Add one step; return whether it is time to :meth:`take` the row."""
+    def add(self, step: int, loss: Tensor | None, learning_rate: float | Tensor | None, step_seconds: float, now: float) -> bool:
+        """Add one step, which ended at ``now``; return whether it is time to :meth:`take` the row."""
         if not self._steps:
-            self._began = self._clock()
-        # On the CPU the number is there; on an accelerator reading it would make the user's step wait for the device.
-        value = math.nan if loss is None else loss.item() if loss.is_cpu else loss
-        rate = math.nan if learning_rate is None else learning_rate
+            self._began = now
+        value: Any = loss
+        finite = True
+        if loss is None:
+            value, self._no_loss = math.nan, True
+        elif loss.is_cpu:
+            # On the CPU the number is there; on an accelerator reading it would make the user's step wait for the device.
+            value = loss.item()
+            finite = math.isfinite(value)
+        if learning_rate is None:
+            learning_rate, self._no_rate = math.nan, True
+        elif isinstance(learning_rate, Tensor) and learning_rate.is_cpu:
+            learning_rate = learning_rate.item()
         self._steps.append(step)
-        self._columns["loss"].append(value)
-        self._columns["learning_rate"].append(rate.item() if isinstance(rate, Tensor) and rate.is_cpu else rate)
-        self._columns["step_time"].append(step_seconds)
-        self._no_loss = self._no_loss or loss is None
-        self._no_rate = self._no_rate or learning_rate is None
-        return (
-            len(self._steps) >= self.size
-            or self._clock() - self._began >= self.seconds
-            or (loss is not None and loss.is_cpu and not math.isfinite(value))  # cannot wait
-        )
+        self._losses.append(value)
+        self._rates.append(learning_rate)
+        self._seconds.append(step_seconds)
+        # A loss that is not finite cannot wait.
+        return not finite or now - self._began >= self.seconds or len(self._steps) >= self.size
 
     def take(self) -> Row | None:
         """Return the collected steps as one row, or None if there are none."""
         if not self._steps:
             return None
-        columns: dict[str, Any] = dict(self._columns)
+        columns = {"loss": self._losses, "learning_rate": self._rates, "step_time": self._seconds}
         # A step without a seen loss is rare (no backward call): then the block goes without, instead of with invented numbers.
         if self._no_loss:
             del columns["loss"]
@@ -66,5 +67,7 @@ class Pulse:
 
     def _clear(self) -> None:
         self._steps: list[int] = []
-        self._columns: dict[str, list[Any]] = {"loss": [], "learning_rate": [], "step_time": []}
+        self._losses: list[Any] = []
+        self._rates: list[Any] = []
+        self._seconds: list[float] = []
         self._no_loss = self._no_rate = False

@@ -28,10 +28,10 @@ class BackwardListener(Protocol):
         """Called after the gradients were accumulated; not if the user's backward raised."""
 
 
-#: With the thread that each is interested in: another thread may train another model.
-_listeners: list[tuple[int, BackwardListener]] = []
+#: By the thread that each is interested in: another thread may train another model.
+_listeners: dict[int, tuple[BackwardListener, ...]] = {}
 _original: Callable[..., Any] | None = None
-_nested = threading.local()
+_within: set[int] = set()  # threads that are inside a backward pass
 
 
 def listen(listener: BackwardListener) -> None:
@@ -40,13 +40,17 @@ def listen(listener: BackwardListener) -> None:
     if not _listeners:
         _original = torch.autograd.backward
         torch.autograd.backward = _intercept(_original)
-    _listeners.append((threading.get_ident(), listener))
+    thread = threading.get_ident()
+    _listeners[thread] = (*_listeners.get(thread, ()), listener)
 
 
 def stop_listening(listener: BackwardListener) -> None:
     """Undo :func:`listen`."""
     global _original
-    _listeners[:] = [entry for entry in _listeners if entry[1] is not listener]
+    for thread, listeners in tuple(_listeners.items()):
+        _listeners[thread] = tuple(other for other in listeners if other is not listener)
+        if not _listeners[thread]:
+            del _listeners[thread]
     if not _listeners and _original is not None:
         # Somebody else may have wrapped our wrapper meanwhile: then it must stay, and passes through.
         if getattr(torch.autograd.backward, "_cockpit_lite", False):
@@ -57,11 +61,12 @@ def stop_listening(listener: BackwardListener) -> None:
 def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+        thread = threading.get_ident()
+        interested = _listeners.get(thread)
         # Re-entrant activation checkpointing calls backward inside backward: that is not a new root.
-        interested = [listener for thread, listener in _listeners if thread == threading.get_ident()]
-        if not interested or getattr(_nested, "active", False):
+        if interested is None or thread in _within:
             return original(tensors, grad_tensors, *args, **kwargs)
-        _nested.active = True
+        _within.add(thread)
         try:
             roots = _as_sequence(tensors)
             seeds = _as_sequence(grad_tensors) or (None,) * len(roots)
@@ -72,7 +77,7 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
                 listener.after_backward(roots, seeds)
             return result
         finally:
-            _nested.active = False
+            _within.discard(thread)
 
     backward._cockpit_lite = True  # type: ignore[attr-defined]
     return backward

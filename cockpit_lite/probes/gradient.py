@@ -41,13 +41,13 @@ class GradientProbe:
         before, self._before = self._before, []
         changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
         if changed:
-            self._after = _mark(changed[-1])
+            self._after = _mark(_smallest(changed))  # its gradient is held until the next pass
         if len(before) == 1 and before[0][0] is self._sentinel and self._full_looks >= self.trial_passes:
             if not changed:  # another model's backward, or a branch not taken: from now on look at all parameters
                 self._one_is_enough = False
             return bool(changed)
         if self._sentinel is None and changed:
-            self._sentinel = changed[-1]
+            self._sentinel = _smallest(changed)
         self._full_looks += 1
         if self._sentinel is None or not any(parameter is self._sentinel for parameter in changed):
             self._one_is_enough = False
@@ -80,6 +80,10 @@ class GradientProbe:
         if not changed:
             return _dense(applied), _dense(applied), False
         return (_dense(copies) if had_copies else None), _dense(applied), True
+
+
+def _smallest(parameters: list[nn.Parameter]) -> nn.Parameter:
+    return parameters[0] if len(parameters) == 1 else min(parameters, key=nn.Parameter.numel)
 
 
 def _mark(parameter: nn.Parameter) -> tuple[nn.Parameter, Tensor | None, int]:
