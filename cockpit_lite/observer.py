@@ -7,11 +7,11 @@ tracked_step.py.
 from __future__ import annotations
 
 import functools
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -80,7 +80,7 @@ class Observer:
         self._taking_turns = False
         self._last_end = clock()
         # The step under way
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor | float] = []
         self._backwards = 0
         self._updated: set[int] = set()  # optimizers that have stepped
         self._closure = ""  # "expected", "first" evaluation, "again"
@@ -118,10 +118,13 @@ class Observer:
         if not self._probes.gradient.after_backward():
             return  # somebody else's loss
         self._backwards += 1
-        loss = objective(tensors, gradients)
-        self._losses.append(loss if self._scale is None else loss / self._scale)
         if self._tracked is not None:
             self._tracked.keep_gradient()
+        elif len(tensors) == 1 and tensors[0].is_cpu and gradients[0] is None and self._scale is None:
+            self._losses.append(tensors[0].item())  # nearly always, and cheaper than a tensor that is kept
+            return
+        loss = objective(tensors, gradients)
+        self._losses.append(loss if self._scale is None else loss / self._scale)
 
     @isolated
     def before_update(self, optimizer: Optimizer, has_closure: bool) -> None:
@@ -237,10 +240,10 @@ class Observer:
         self.index += 1
         self._begin_step()
 
-    def _loss(self) -> Tensor | None:
-        """Return the objective of the step so far."""
+    def _loss(self) -> Tensor | float | None:
+        """Return the objective of the step so far; a tensor on tracked steps."""
         if len(self._losses) > 1:
-            return torch.stack(self._losses).sum()
+            return functools.reduce(operator.add, self._losses)
         return self._losses[0] if self._losses else None
 
     def _flush_pulse(self) -> None:

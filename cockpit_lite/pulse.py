@@ -25,18 +25,19 @@ class Pulse:
         self._no_loss = self._no_rate = False
         self._clear()
 
-    def add(self, step: int, loss: Tensor | None, learning_rate: float | Tensor | None, step_seconds: float, now: float) -> bool:
+    def add(
+        self, step: int, loss: Tensor | float | None, learning_rate: float | Tensor | None, step_seconds: float, now: float
+    ) -> bool:
         """Add one step, which ended at ``now``; return whether it is time to :meth:`take` the row."""
         if not self._steps:
             self._began = now
         value: Any = loss
-        finite = True
-        if loss is None:
-            value, self._no_loss = math.nan, True
-        elif loss.is_cpu:
+        if isinstance(loss, Tensor) and loss.is_cpu:
             # On the CPU the number is there; on an accelerator reading it would make the user's step wait for the device.
             value = loss.item()
-            finite = math.isfinite(value)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if loss is None:
+            value, self._no_loss = math.nan, True
         if learning_rate is None:
             learning_rate, self._no_rate = math.nan, True
         elif isinstance(learning_rate, Tensor) and learning_rate.is_cpu:
