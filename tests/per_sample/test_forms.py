@@ -43,6 +43,12 @@ def agree(form: Form) -> None:
     torch.testing.assert_close(form.squared_norms(), gradients.flatten(1).square().sum(1))
     torch.testing.assert_close(form.products(direction), (gradients * direction).flatten(1).sum(1))
     torch.testing.assert_close(form.sum_of_squares(), gradients.square().sum(0))
+    left, right = torch.randn(form.shape[0], dtype=torch.float64), torch.randn(form.shape[1:].numel(), dtype=torch.float64)
+    for squares in (False, True):
+        measured = form.measure_along(left, right, squares)
+        assert (measured.squares is not None) == squares
+        torch.testing.assert_close(measured.norms, gradients.flatten(1).square().sum(1))
+        torch.testing.assert_close(measured.products, gradients.reshape(-1, len(left), len(right)) @ right @ left)
     for towards in (None, direction):
         together = form.measure(towards, squares=True)
         torch.testing.assert_close(together.norms, gradients.flatten(1).square().sum(1))

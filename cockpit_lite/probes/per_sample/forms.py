@@ -88,6 +88,16 @@ class Form:
             self.sum_of_squares() if squares else None,
         )
 
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """Measure with inner products with ``left right'``: cheaper than with any other direction.
+
+        Args:
+            left: As long as the parameter's first axis.
+            right: As long as all other axes together.
+            squares: Whether the sum of squares is wanted.
+        """
+        return self.measure(torch.outer(left, right).reshape(self.shape), squares)
+
     def gradients(self) -> Tensor:
         """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
         raise NotImplementedError
@@ -221,14 +231,18 @@ class OuterProducts(Form):
             answers = torch.einsum("ngti,goi->ngto", self.inputs, matrices)
         return answers.mul_(self.deltas).sum((1, 2, 3))
 
-    def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the inner products with ``left right'``, the same for every group: cheaper than any other direction.
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """Where the gradients are not built, by one number a position on each side."""
+        if self.products_come_free or (squares and self.inputs.shape[2] > 1):
+            return super().measure_along(left, right, squares)
+        return self.measure(None, squares)._replace(products=self.rank_one_products(left, right))
 
-        Args:
-            left: Shape (O,).
-            right: Shape (I,).
-        """
-        return ((self.deltas @ left) * (self.inputs @ right)).sum((1, 2))
+    def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the inner products with ``left right'``."""
+        left, right = left.to(self.deltas.dtype), right.to(self.deltas.dtype)
+        groups = self.deltas.shape[1]
+        deltas = self.deltas @ left if groups == 1 else (self.deltas @ left.reshape(groups, -1, 1))[..., 0]
+        return deltas.mul_(self.inputs @ right).sum((1, 2))
 
     def gradients(self) -> Tensor:
         """Sum the outer products."""
@@ -298,6 +312,15 @@ class Rows(Form):
             direction = direction.to_dense()
         return self._per_sample((direction.to(self.values.dtype)[self.rows] * self.values).sum(1), self.samples)
 
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """One number an entry."""
+        return self.measure(None, squares)._replace(products=self.rank_one_products(left, right))
+
+    def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the inner products with ``left right'``."""
+        left, right = left.to(self.values.dtype), right.to(self.values.dtype)
+        return self._per_sample(left[self.rows] * (self.values @ right), self.samples)
+
     def gradients(self) -> Tensor:
         """Scatter into N tables."""
         tables = self.values.new_zeros(self.batch_size * self.shape[0], self.shape[1])
@@ -360,6 +383,11 @@ class Sum(Form):
         """Inner products add up."""
         return self.table.products(direction) + self.outer.products(direction)
 
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """Inner products add up."""
+        along = self.table.rank_one_products(left, right) + self.outer.rank_one_products(left, right)
+        return self.measure(None, squares)._replace(products=along)
+
     def gradients(self) -> Tensor:
         """Gradients add up."""
         return self.table.gradients() + self.outer.gradients()
@@ -367,6 +395,34 @@ class Sum(Form):
     def fold(self, owners: Tensor, batch_size: int) -> Sum:
         """Fold both parts."""
         return Sum(self.table.fold(owners, batch_size), self.outer.fold(owners, batch_size))
+
+
+class Condensed(Form):
+    """What is left of a form of which nothing but the norms is wanted, and a product by which they are checked.
+
+    Args:
+        form: The form, which may be forgotten.
+        left: See :meth:`Form.measure_along`.
+        right: See there.
+    """
+
+    def __init__(self, form: Form, left: Tensor, right: Tensor) -> None:
+        self.batch_size, self.shape = form.batch_size, form.shape
+        self.norms, self.along, _ = form.measure_along(left, right)
+
+    def squared_norms(self) -> Tensor:
+        """As measured."""
+        return self.norms
+
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Return the norms; everything else is gone."""
+        if direction is not None or squares:
+            raise ValueError("only the norms were kept")
+        return Measured(self.norms)
+
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """Return what was measured along the same direction."""
+        return self.measure(None, squares)._replace(products=self.along)
 
 
 def add(forms: Sequence[Form]) -> Form:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from math import isfinite
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.forms import Form, Measured, OuterProducts, add
+from cockpit_lite.probes.per_sample.forms import Form, Measured, add
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
@@ -149,17 +149,17 @@ class Survey:
             parameter = self.parameters[name]
             towards = None if direction is None else direction.get(name)
             total = None if gradient is None else gradient.get(name)
-            # the check is along the gradient where that is free or asked for, and along a cheaper direction otherwise
-            free = total is not None and towards is None and all(form.products_come_free for form in parts.values())
-            along = total if free else towards
+            sides = check_direction(parameter)
             measured = []
             for number, size in enumerate(sizes):
-                if number in parts:
-                    measured.append(parts[number].measure(None if along is None else along.detach(), squares))
-                else:  # a parameter that a micro-batch does not use contributes nothing there
+                if number not in parts:  # a parameter that a micro-batch does not use contributes nothing there
                     nothing = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
                     empty = torch.zeros_like(parameter, dtype=nothing.dtype) if squares else None
                     measured.append(Measured(nothing, nothing, empty))
+                elif towards is None and total is not None:
+                    measured.append(parts[number].measure_along(*sides, squares))
+                else:
+                    measured.append(parts[number].measure(None if towards is None else towards.detach(), squares))
             result.squared_norms[name] = _joined([part.norms for part in measured])
             found = [part.products for part in measured if part.products is not None]
             if towards is not None:
@@ -167,9 +167,12 @@ class Survey:
             if squares:
                 parts_of_sum = [part.squares for part in measured if part.squares is not None]
                 result.sum_of_squares[name] = sum(parts_of_sum[1:], start=parts_of_sum[0])
-            if total is not None:
-                known = _joined(found) if free or (direction is gradient and found) else None
-                checks[name] = Check(known, None) if known is not None else self._against(parts, sizes, name, total.detach())
+            if total is not None and direction is gradient and found:
+                checks[name] = Check(result.products[name], None)
+            elif total is not None:
+                if towards is not None:
+                    found = [form.measure_along(*sides).products for form in parts.values()]  # type: ignore[misc]
+                checks[name] = Check(_joined(found), _along(total.detach(), *sides))
         return checks
 
     def _through_the_model(self, names: Mapping[str, str], sizes: Sequence[int]) -> FormsByName:
@@ -288,20 +291,6 @@ class Survey:
                 result.drop(name)
         return failed
 
-    def _against(self, parts: Mapping[int, Form], sizes: Sequence[int], name: str, gradient: Tensor) -> Check:
-        """Return what to compare along a direction that is cheaper than the gradient, or along the gradient."""
-        parameter = self.parameters[name]
-        gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        outers = [form for form in parts.values() if isinstance(form, OuterProducts)]
-        if outers and len(outers) == len(parts) and len({form.inputs.shape[1] for form in outers}) == 1:
-            groups, fan_in, fan_out = outers[0].inputs.shape[1], outers[0].inputs.shape[3], outers[0].deltas.shape[3]
-            dtype = outers[0].deltas.dtype
-            left, right = (_random(size, size_of, parameter.device, dtype) for size_of, size in enumerate((fan_out, fan_in)))
-            along = _concatenated(parts, sizes, partial(_along_rank_one, left=left, right=right), parameter)
-            rows_along = gradient.to(dtype).reshape(groups, fan_out, fan_in) @ right
-            return Check(along, (rows_along @ left).sum())
-        return Check(_concatenated(parts, sizes, partial(_along, direction=gradient), parameter), None)
-
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
         bound = 0.0
@@ -393,6 +382,22 @@ def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> li
     return torch.stack([along.sum(1), torch.stack(expected), along.abs().sum(1)], 1).tolist()
 
 
+def check_direction(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two sides of the direction ``left right'`` that contributions and gradient are compared along.
+
+    It does not depend on the gradient, so the contributions may be measured along it before that is known.
+    """
+    first = parameter.shape[0] if parameter.dim() else 1
+    last = parameter.shape[1:].numel() if parameter.dim() else 1
+    kind = (parameter.device, _accurate(parameter.dtype))
+    return _random(first, 0, *kind), _random(last, 1, *kind)
+
+
+def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    return gradient.to(left.dtype).reshape(len(left), len(right)) @ right @ left
+
+
 @lru_cache(maxsize=128)
 def _random(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return random numbers from a generator of our own: the user's are not touched."""
@@ -401,15 +406,6 @@ def _random(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> T
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _along(form: Form, direction: Tensor) -> Tensor:
-    return form.products(direction)
-
-
-def _along_rank_one(form: Form, left: Tensor, right: Tensor) -> Tensor:
-    assert isinstance(form, OuterProducts)
-    return form.rank_one_products(left, right)
 
 
 def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] | None) -> bool:
@@ -435,15 +431,3 @@ def _connected(reached: Sequence[set[int]]) -> list[set[int]]:
 def _accurate(dtype: torch.dtype) -> torch.dtype:
     """Return the type that statistics of a parameter of this type come in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _concatenated(
-    parts: Mapping[int, Form], sizes: Sequence[int], measure: Callable[[Form], Tensor], parameter: nn.Parameter
-) -> Tensor:
-    """Measure the form of every micro-batch; a parameter that a micro-batch does not use contributes nothing there."""
-    dtype = _accurate(parameter.dtype)
-    measured = [
-        measure(parts[number]) if number in parts else torch.zeros(size, dtype=dtype, device=parameter.device)
-        for number, size in enumerate(sizes)
-    ]
-    return _joined(measured)
