@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOSS = "loss"
 GRADIENT = "gradient"
 UPDATE = "update"
+LAST_STEP = "last_step"
 PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
 PER_SAMPLE_SQUARES = "per_sample_squares"
@@ -41,6 +42,8 @@ NEEDS: dict[str, str] = {
     LOSS: "step.loss, step.learning_rates: always there, costs nothing",
     GRADIENT: "step.gradient, step.applied_gradient: the mini-batch gradient before and after clipping",
     UPDATE: "step.weights_before, step.update: the step that was really taken",
+    LAST_STEP: "step.last_step: where the step before began; an instrument that asks for it is measured on two steps in a row. "
+    "With per-sample norms also step.per_sample_slopes: every sample's contribution along that step",
     PER_SAMPLE_NORMS: "step.per_sample.squared_norms: squared norm of every sample's contribution, by parameter",
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",

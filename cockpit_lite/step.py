@@ -16,6 +16,7 @@ from cockpit_lite.errors import NotMeasured
 if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
     from cockpit_lite.probes.activations import Activations
+    from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 
@@ -52,6 +53,8 @@ class Step:
         weights_before: Parameters before the update, by name.
         update: ``theta_{t+1} - theta_t``, the step that was really taken, by name.
         per_sample: Per-sample statistics, see :class:`~cockpit_lite.probes.per_sample.PerSampleStatistics`.
+        per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
+        last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
         observed: What was observed so far, by the names above.
@@ -65,6 +68,8 @@ class Step:
     weights_before: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     update: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
+    per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
+    last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]
 

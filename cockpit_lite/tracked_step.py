@@ -24,6 +24,7 @@ from cockpit_lite.instrument import (
     ACTIVATIONS,
     CURVATURE,
     GRADIENT,
+    LAST_STEP,
     LOSS,
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
@@ -31,10 +32,11 @@ from cockpit_lite.instrument import (
     UPDATE,
     Instrument,
 )
-from cockpit_lite.probes import loss_scale, tensor_hooks
+from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.activations import ActivationProbe
 from cockpit_lite.probes.backward import objective
 from cockpit_lite.probes.gradient import GradientProbe
+from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.step import Step
@@ -60,7 +62,11 @@ def account(instrument: Instrument) -> str:
 
 @dataclass
 class Probes:
-    """What observes the training, made once and used by one tracked step after the other."""
+    """What observes the training, made once and used by one tracked step after the other.
+
+    Attributes:
+        last_step: What is remembered of the last tracked step, for instruments that look at two steps in a row.
+    """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -71,6 +77,7 @@ class Probes:
     activations: ActivationProbe = field(init=False)
     forward: ForwardProbe = field(init=False)
     generator: torch.Generator = field(init=False)
+    last_step: LastStep | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.gradient = GradientProbe(self.parameters)
@@ -131,6 +138,7 @@ class TrackedStep:
         self._hook_registrations = tensor_hooks.registrations()
         self._step = Step(index, probes.parameters)
         self._step.overhead = overhead
+        self._start: Mapping[str, Tensor] | None = None  # the gradient at the start of the step
         if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
@@ -171,7 +179,7 @@ class TrackedStep:
 
     def keep_weights(self) -> None:
         """The weights are about to change."""
-        if UPDATE in self._needs:
+        if {UPDATE, LAST_STEP} & self._needs:
             with self._timed():
                 self._step.observed["weights_before"] = {
                     name: parameter.detach().clone() for name, parameter in self._probes.parameters.items()
@@ -183,8 +191,9 @@ class TrackedStep:
         self._step.observed.clear()
         self._step.reasons.clear()
         self._probes.per_sample.forget_backwards()
+        self._probes.activations.forget_backwards()
 
-    def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None, loss: Tensor | None) -> None:
+    def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None, loss: Tensor | float | None) -> None:
         """The gradient is complete, and ``optimizer`` is about to use it."""
         due = [instrument for instrument in self._due if self._phase(instrument) == GRADIENT]
         if "applied_gradient" in self._step.observed:
@@ -207,13 +216,15 @@ class TrackedStep:
                     step.reasons["gradient"] = _CHANGED_FOR_THE_FIRST_TIME
                 else:
                     step.observed["gradient"] = raw
+            if LAST_STEP in self._needs:
+                self._recall_last_step()
             if self._needs & PER_SAMPLE:
                 self._observe_samples(raw, scale)
             if ACTIVATIONS in self._needs:
                 self._observe_activations()
             self._measure(due)
 
-    def finish(self, loss: Tensor | None, backwards: int, training_seconds: float) -> Row:
+    def finish(self, loss: Tensor | float | None, backwards: int, training_seconds: float) -> Row:
         """The weights have changed: measure what is left and return the readings."""
         with self._timed():
             step = self._step
@@ -225,6 +236,8 @@ class TrackedStep:
             if before is not None:
                 step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
             self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
+            if LAST_STEP in self._needs:
+                self._probes.last_step = self._remember()
             if backwards > 1:
                 self._withdraw_curvature(backwards)
             self._measure(self._companions)
@@ -238,6 +251,29 @@ class TrackedStep:
         accounts = {account(instrument) for instrument in self._due}
         shared = max(self.spent - sum(self._costs.values()), 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
+
+    # Two steps in a row
+
+    def _recall_last_step(self) -> None:
+        step, last = self._step, self._probes.last_step
+        if self._taking_turns:
+            step.reasons["last_step"] = _TAKE_TURNS
+        elif last is None or last.index != step.index - 1:
+            step.reasons["last_step"] = "the step before was not measured"
+        elif last.versions != versions(self._probes.parameters):
+            step.reasons["last_step"] = "the weights were changed between the two steps"
+        else:
+            step.observed["last_step"] = last
+        gradient = step.observed.get("gradient")
+        # A copy: a closure, or an optimizer that works in place, may overwrite it before the step has ended.
+        self._start = None if gradient is None else {name: value.clone() for name, value in gradient.items()}
+
+    def _remember(self) -> LastStep | None:
+        loss, update = self._step.observed.get("loss"), self._step.observed.get("update")
+        if loss is None or update is None or self._start is None or self._taking_turns:
+            return None
+        slope = inner_product(update, self._start)
+        return LastStep(self._step.index, update, loss, slope, versions(self._probes.parameters))
 
     # Activations
 
@@ -326,12 +362,22 @@ class TrackedStep:
                 )
                 if scale is not None:
                     statistics.unscale(scale)
-            self._step.observed["per_sample"] = statistics
+                self._step.observed["per_sample"] = statistics
+                if "last_step" in self._step.observed:
+                    self._observe_slopes(gradient, scale)
         except NotMeasured as reason:
             self._step.reasons["per_sample"] = str(reason)
         except Exception as error:
             self._step.reasons["per_sample"] = f"the per-sample engine failed ({type(error).__name__}: {error})"
         self._costs["per_sample"] = self._costs.get("per_sample", 0.0) + self._probes.clock() - start
+
+    def _observe_slopes(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
+        if self._step.per_sample.not_covered:
+            self._step.reasons["per_sample_slopes"] = "the per-sample gradients of some parameters are not covered"
+            return
+        statistics = self._probes.per_sample.statistics(True, self._step.last_step.update, gradient)
+        slopes = noise.total(statistics.products)
+        self._step.observed["per_sample_slopes"] = slopes if scale is None else slopes / scale
 
     def _find_per_sample_obstacle(self) -> str | None:
         """Return why the per-sample engine, which may take passes of its own over the user's graph, must not run on this step."""
@@ -382,7 +428,7 @@ class TrackedStep:
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
 
-    def _note_loss(self, loss: Tensor | None) -> None:
+    def _note_loss(self, loss: Tensor | float | None) -> None:
         if loss is None:
             self._step.reasons["loss"] = "no backward() was seen on this step"
         else:
@@ -394,7 +440,7 @@ class TrackedStep:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Work of ours: it is timed, and a forward pass inside is none of the user's."""
+        """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
         start = self._probes.clock()
         self._probes.activations.paused = True
         try:

@@ -2,8 +2,8 @@
 
 By hooks on all modules at once, which exist only while a tracked step asks for them: nothing is set on the user's model. Of an
 output a few small statistics are kept and never the output itself, taken right after the call, before anything can change it in
-place. Only layers are looked at (modules without children), and only calls that a gradient can go back through: validation is
-not training. Activation functions that are called as functions, such as ``F.relu``, cannot be seen.
+place. Only layers are looked at (modules without children), and only forwards that a backward pass of the step goes back through:
+validation is not training. Activation functions that are called as functions, such as ``F.relu``, cannot be seen.
 """
 
 from __future__ import annotations
@@ -57,11 +57,29 @@ class Activations:
     saturated: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
 
 
+@dataclass
+class _Record:
+    """What is kept of one call of a layer."""
+
+    name: str
+    moments: Moments
+    peak: tuple[tuple[int, int], Tensor] | None  # with what tells these units from others behind the same module
+    saturated: tuple[Tensor, int] | None
+
+
+@dataclass
+class _Forward:
+    """The calls of one forward of the model, and whether a backward pass came back to it."""
+
+    records: list[_Record] = field(default_factory=list)
+    reached: bool = False
+
+
 class ActivationProbe:
     """Watches the layers of a model between :meth:`start` and :meth:`stop`.
 
     Attributes:
-        paused: While set nothing is recorded: for forwards that are not the user's.
+        paused: While set nothing is recorded: for forwards and backwards that are not the user's.
         seconds: What its hooks have cost since :meth:`start`.
         failure: If not empty, why the statistics are not complete.
     """
@@ -78,9 +96,7 @@ class ActivationProbe:
         self.failure = ""
         self._names: dict[int, str] = {}
         self._layer: nn.Module | None = None  # the last layer with parameters that was called
-        self._moments: dict[str, list[Moments]] = {}
-        self._peaks: dict[str, dict[tuple[int, int], Tensor]] = {}
-        self._saturated: dict[str, list[tuple[Tensor, int]]] = {}
+        self._forwards: list[_Forward] = [_Forward()]  # the last one is under way
 
     def start(self) -> None:
         """Begin to watch a step."""
@@ -98,25 +114,49 @@ class ActivationProbe:
         self._reset()
 
     def activations(self) -> Activations:
-        """Return the statistics of the step so far."""
-        peaks = {name: list(found.values()) for name, found in self._peaks.items()}
-        return Activations(dict(self._moments), peaks, dict(self._saturated))
+        """Return the statistics of the step so far; after its last backward."""
+        found = Activations()
+        peaks: dict[str, dict[tuple[int, int], Tensor]] = {}
+        for record in (record for forward in self._forwards if forward.reached for record in forward.records):
+            found.moments.setdefault(record.name, []).append(record.moments)
+            if record.saturated is not None:
+                found.saturated.setdefault(record.name, []).append(record.saturated)
+            if record.peak is not None:
+                units, peak = record.peak
+                known = peaks.setdefault(record.name, {})
+                known[units] = torch.maximum(known[units], peak) if units in known else peak
+        found.peaks.update({name: list(units.values()) for name, units in peaks.items()})
+        return found
+
+    def forget_backwards(self) -> None:
+        """Forget the backward passes so far: the user has thrown their gradient away. The forwards to come back to stay."""
+        self._forwards = [forward for forward in self._forwards[:-1] if not forward.reached] + self._forwards[-1:]
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() or self.paused or not torch.is_grad_enabled():
             return
-        name = self._names.get(id(module))
         # A call under vmap or jvp is not the user's step.
-        if name is None or self.failure or torch._C._functorch.peek_interpreter_stack() is not None:
+        if self.failure or torch._C._functorch.peek_interpreter_stack() is not None:
             return
         start = self._clock()
         try:
-            with torch.no_grad():
-                self._record(name, module, output)
+            name = self._names.get(id(module))
+            if name is not None:
+                with torch.no_grad():
+                    self._record(name, module, output)
+            if module is self._model:
+                self._forwards.append(_Forward())
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
-            self.failure = f"the outputs of {name} could not be read ({type(error).__name__}: {error})"
+            self.failure = f"the outputs of {type(module).__name__} could not be read ({type(error).__name__}: {error})"
             logger.debug(self.failure, exc_info=error)
         self.seconds += self._clock() - start
+
+    def _marker(self, forward: _Forward) -> Callable[[Any], None]:
+        def mark(gradients: Any) -> None:
+            if not self.paused:
+                forward.reached = True
+
+        return mark
 
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
         # Recurrent layers and attention return their state or weights behind the output.
@@ -125,22 +165,21 @@ class ActivationProbe:
             values = values.data
         if not isinstance(values, Tensor) or not values.is_floating_point() or values.dim() < 1 or not values.numel():
             return
+        forward = self._forwards[-1]
+        if values.grad_fn is not None:
+            values.grad_fn.register_prehook(self._marker(forward))
         values = values.detach()
         if values.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow beyond 256
             values = values.float()
-        # 1/count, so that calls which checkpointing repeats in the backward pass change nothing
         variance, mean = torch.var_mean(values, correction=0)
-        self._moments.setdefault(name, []).append(Moments(values.numel(), mean, variance))
+        peak = None
         if isinstance(module, RELU_LIKE) and values.dim() > 1:
             axis = unit_axis(values.shape, self._layer)
             # What it sits behind tells whether it is the same units again (another micro-batch, a loop) or others.
-            key = (id(self._layer), values.shape[axis])
-            peak = values.movedim(axis, -1).flatten(0, -2).amax(0)
-            known = self._peaks.setdefault(name, {})
-            known[key] = peak if key not in known else torch.maximum(known[key], peak)
-        saturated = _saturated(module, values)
-        if saturated is not None:
-            self._saturated.setdefault(name, []).append((saturated.sum(), values.numel()))
+            peak = (id(self._layer), values.shape[axis]), values.movedim(axis, -1).flatten(0, -2).amax(0)
+        flat = _saturated(module, values)
+        saturated = None if flat is None else (flat.sum(), values.numel())
+        forward.records.append(_Record(name, Moments(values.numel(), mean, variance), peak, saturated))
         if next(module.parameters(recurse=True), None) is not None:
             self._layer = module
 

@@ -6,7 +6,7 @@ G = 1/N sum g_n.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ def contributions_squared_norms(statistics: PerSampleStatistics) -> Tensor:
         NotMeasured: if a parameter is not covered, or the batch holds one sample.
     """
     _require_complete(statistics)
-    return _total(statistics.squared_norms)
+    return total(statistics.squared_norms)
 
 
 def contributions_products(statistics: PerSampleStatistics) -> Tensor:
@@ -37,14 +37,14 @@ def contributions_products(statistics: PerSampleStatistics) -> Tensor:
         NotMeasured: if a parameter is not covered, or the batch holds one sample.
     """
     _require_complete(statistics)
-    return _total(statistics.products)
+    return total(statistics.products)
 
 
 def gradient_squared_norm(step: Step) -> Tensor:
     """Return ``||G||^2`` over the parameters that the per-sample statistics cover."""
     gradient = step.gradient
     # At least single precision: squares of half precision overflow beyond 256.
-    return _total(
+    return total(
         {
             name: gradient[name].to(torch.promote_types(gradient[name].dtype, torch.float32)).square().sum()
             for name in step.per_sample.squared_norms
@@ -96,10 +96,15 @@ def _require_complete(statistics: PerSampleStatistics) -> None:
         raise NotMeasured("the batch holds one sample, and its variance needs two")
 
 
-def _total(values: dict[str, Tensor]) -> Tensor:
-    total = None
+def total(values: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum over the parameters.
+
+    Raises:
+        NotMeasured: if there are none.
+    """
+    found = None
     for value in values.values():
-        total = value if total is None else total + value.to(total.device)
-    if total is None:
+        found = value if found is None else found + value.to(found.device)
+    if found is None:
         raise NotMeasured("no per-sample gradient was seen on this step")
-    return total
+    return found

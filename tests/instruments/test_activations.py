@@ -187,6 +187,29 @@ def test_validation_in_between_does_not_count(tmp_path: Path) -> None:
         model(inputs).sum().backward()
         with torch.no_grad():
             model(1000 * inputs)
+        model(1000 * inputs)
+
+    run = watch(model, tmp_path / "run", step)
+    assert values(run, "activation_std")["0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_layer_whose_output_is_changed_in_place(tmp_path: Path) -> None:
+    model, inputs = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), torch.randn(5, 4, 3)
+    with torch.no_grad():
+        expected = model[0](inputs).std(correction=0).item()
+    run = watch(model, tmp_path / "run", lambda: model(inputs).sum().backward())
+    assert values(run, "activation_std")["0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_that_was_thrown_away_does_not_count(tmp_path: Path) -> None:
+    model, inputs = nn.Sequential(nn.Linear(3, 3)), torch.randn(5, 3)
+    with torch.no_grad():
+        expected = model(inputs).std(correction=0).item()
+
+    def step() -> None:
+        model(1000 * inputs).sum().backward()
+        model.zero_grad()
+        model(inputs).sum().backward()
 
     run = watch(model, tmp_path / "run", step)
     assert values(run, "activation_std")["0"] == pytest.approx(expected, rel=1e-5)
@@ -222,7 +245,7 @@ def test_nothing_of_an_output_is_kept() -> None:
     model = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Sigmoid())
     probe = ActivationProbe(model)
     probe.start()
-    model(torch.randn(100, 100))
+    model(torch.randn(100, 100)).sum().backward()
     found = probe.activations()
     probe.stop()
     tensors = [tensor for calls in found.moments.values() for call in calls for tensor in (call.mean, call.variance)]

@@ -1,0 +1,45 @@
+"""What is remembered of a measured step until the next one: how far it went, and how the loss sloped along it where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The step before the one under way, from theta_t to theta_{t+1}.
+
+    Attributes:
+        index: Its number t.
+        update: d = theta_{t+1} - theta_t, by parameter name.
+        loss: The mini-batch loss at theta_t.
+        slope: d'G, its derivative there along the step.
+        versions: What :func:`versions` said when the step had ended.
+    """
+
+    index: int
+    update: Mapping[str, Tensor]
+    loss: Tensor
+    slope: Tensor
+    versions: tuple[int, ...]
+
+
+def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """Return the inner product over the parameters that both have, a scalar tensor in single precision or better."""
+    products = []
+    for name in left.keys() & right.keys():
+        a, b = left[name], right[name].to_dense() if right[name].is_sparse else right[name]
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        products.append((a.to(dtype) * b.to(dtype)).sum())
+    if not products:
+        return torch.zeros(())
+    return torch.stack([product.to(products[0].device) for product in products]).sum()
+
+
+def versions(parameters: Mapping[str, nn.Parameter]) -> tuple[int, ...]:
+    """Return how often each parameter was changed in place: equal later means that nobody has touched them in between."""
+    return tuple(parameter._version for parameter in parameters.values())
