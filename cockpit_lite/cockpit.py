@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis import RULES
-from cockpit_lite.errors import SetupError
+from cockpit_lite.errors import RunExistsError, SetupError
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.isolation import warn
 from cockpit_lite.observer import Observer
@@ -94,7 +94,8 @@ class Cockpit:
         self._parameters = named_parameters(model, self._optimizers)
         _check_shared(model, self._optimizers)
         self._loss_fn = loss_fn
-        self._folder = None if run is None else Path(run)
+        self._folder = _new_folder(type(model).__name__) if run is None else Path(run)
+        self._folder_is_ours = run is None
         self._instruments = resolve(instruments)
         if schedule is not None and not callable(schedule):
             raise SetupError(f"schedule= takes Every(n), LogSpaced(...) or a callable step -> bool, not {schedule!r}.")
@@ -117,9 +118,7 @@ class Cockpit:
     def __enter__(self) -> Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
-        if self._folder is None:
-            self._folder = _new_folder(type(self._model).__name__)
-        writer = RunWriter(self._folder, self._info())
+        writer = self._open_run()
         self._recorder = Recorder(writer, RULES, self._on_alert, print_alert)
         for instrument in self._instruments:
             instrument.start(self._parameters)
@@ -171,8 +170,8 @@ class Cockpit:
         return [] if self._recorder is None else list(self._recorder.alerts)
 
     @property
-    def folder(self) -> Path | None:
-        """The run folder; None before the ``with`` block where ``run`` was left out."""
+    def folder(self) -> Path:
+        """The run folder. Where ``run`` was left out it is settled on entering the ``with`` block."""
         return self._folder
 
     def log(self, **values: float) -> None:
@@ -197,13 +196,21 @@ class Cockpit:
         Raises:
             SetupError: before the ``with`` block was entered.
         """
-        if self._folder is None or self._recorder is None:
+        if self._recorder is None:
             raise SetupError("There is no run yet: call report() inside the with block or after it.")
         self._recorder.flush()
         return load_run(self._folder).report()
 
+    def _open_run(self) -> RunWriter:
+        while True:
+            try:
+                return RunWriter(self._folder, self._info())
+            except RunExistsError:
+                if not self._folder_is_ours:
+                    raise
+                self._folder = _new_folder(type(self._model).__name__)  # another run began in the same second
+
     def _write_results(self) -> None:
-        assert self._folder is not None
         report = load_run(self._folder).report()
         report.save()
         report.print()

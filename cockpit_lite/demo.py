@@ -168,7 +168,6 @@ def run_demo(
                     outputs = model(images[held_out])
                     accuracy = (outputs.argmax(1) == labels[held_out]).float().mean()
                     cockpit.log(validation_loss=loss_fn(outputs, labels[held_out]), validation_accuracy=accuracy)
-    assert cockpit.folder is not None
     return load_run(cockpit.folder)
 
 
