@@ -14,13 +14,17 @@ Batch = Sequence[Tensor]
 
 
 def watched(
-    model: nn.Module, run: Callable[[], Tensor], products: bool = True, probe: PerSampleProbe | None = None
+    model: nn.Module,
+    run: Callable[[], Tensor],
+    products: bool = True,
+    probe: PerSampleProbe | None = None,
+    norms_only: bool = False,
 ) -> tuple[PerSampleStatistics, dict[str, Tensor]]:
     """Run one step under a probe, and return its statistics and the gradient."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     probe = probe or PerSampleProbe(model, parameters)
     model.zero_grad()
-    probe.start()
+    probe.start(norms_only)
     loss = run()
     probe.backward_begins()
     loss.backward()

@@ -432,3 +432,47 @@ def test_recomputed_batch_statistics_are_not_updated_once_more() -> None:
     assert not statistics.not_covered
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, twin.get_buffer(name)), name
+
+
+def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived() -> None:
+    model, (inputs, targets) = net(), data(6)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start(norms_only=True)
+    loss = F.cross_entropy(model(inputs), targets)
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    calls = [call for call in probe._calls.values() if type(call.module) is nn.Linear]
+    assert len(calls) == 2
+    assert all(call.spent and not call.args and call.deltas == [None] for call in calls)
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    statistics = probe.statistics(False, None, gradient)
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 6))
+    with pytest.raises(ValueError, match="norms only"):
+        probe.statistics(True, gradient)
+    wrong = {name: value * 2 for name, value in gradient.items()}
+    assert set(probe.statistics(False, None, wrong).not_covered) == set(gradient)
+    probe.stop()
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_norms_measured_too_early_are_measured_again(retain: bool) -> None:
+    model, (inputs, _) = nn.Sequential(nn.Linear(5, 3)).double(), data(4)
+    model[0].weight.requires_grad_(False)  # nothing is saved for its backward, so that a second one is possible
+    probe = PerSampleProbe(model, parameters_of(model))
+    spent = []
+    for _ in range(2):
+        model.zero_grad()
+        probe.start(norms_only=True)
+        outputs = model(inputs)
+        cotangents = torch.randn(2, 4, 3, dtype=torch.float64)
+        for cotangent in cotangents:
+            probe.backward_begins()
+            outputs.backward(cotangent, retain_graph=retain)
+            probe.backward_ends()
+        statistics = probe.statistics(False, None, {"0.bias": model[0].bias.grad})
+        spent.append(any(call.spent for call in probe._calls.values()))
+        probe.stop()
+        assert not statistics.not_covered
+        torch.testing.assert_close(statistics.squared_norms["0.bias"], cotangents.sum(0).square().sum(1))
+    assert spent == ([False, False] if retain else [True, False])  # it learns from the first step

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
+    from cockpit_lite.probes.per_sample.forms import Form
     from cockpit_lite.probes.per_sample.owners import Layout
     from cockpit_lite.probes.per_sample.projections import Projection
 
@@ -29,13 +30,17 @@ class Call:
         module: The module.
         args: Positional arguments, detached.
         kwargs: Keyword arguments, detached.
-        outputs: The tensors it returned, detached, in the order of ``tree_flatten``.
+        outputs: The tensors it returned, detached, in the order of ``tree_flatten``; once they are forgotten, tensors of the same
+            shapes without memory.
         forward: Number of the forward (outermost call) it belongs to.
         autocast: The type that automatic mixed precision calculated in; ``None`` without it.
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
+        condensed: Name in the module -> what is left once the norms were measured and the rest let go; empty before.
+        spent: Whether the arguments were let go.
+        noise: Magnitude of the terms that the gradient is a sum of, once condensed.
     """
 
     module: nn.Module
@@ -48,6 +53,10 @@ class Call:
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
     projections: dict[str, Projection] = field(default_factory=dict)
+    outputs_forgotten: bool = False
+    spent: bool = False
+    condensed: dict[str, Form] = field(default_factory=dict)
+    noise: Tensor | float | None = None
     _versions: tuple[int, ...] = ()
 
     @classmethod
@@ -87,8 +96,32 @@ class Call:
         known = self.deltas[position]
         self.deltas[position] = delta.detach() if known is None else known + delta.detach()
 
+    def forget_outputs(self) -> None:
+        """Let the outputs go, which the user's graph may not need: only their shapes are kept."""
+        self.outputs = [output.new_empty(()).expand(output.shape) for output in self.outputs]
+        self.outputs_forgotten = True
+        self._versions = self._now()
+
+    def condense(self, forms: dict[str, Form]) -> None:
+        """Keep the condensed forms, and let go of what they were made of."""
+        self.condensed, self.noise = forms, self.magnitude()
+        self.args, self.kwargs, self.spent = (), {}, True
+        if not self.outputs_forgotten:
+            self.forget_outputs()
+        self.deltas = [None] * len(self.deltas)
+
+    def magnitude(self) -> Tensor | float:
+        """Return a bound of the terms that the gradients of the parameters are sums of."""
+        if self.noise is not None:
+            return self.noise
+        inputs = [tensor.abs().max() for tensor in self.tensors() if tensor.is_floating_point() and tensor.numel()]
+        deltas = sum(torch.linalg.vector_norm(delta, 1) for delta in self.deltas if delta is not None)
+        largest = torch.stack(inputs).max().clamp(min=1) if inputs else 1.0
+        return deltas * largest
+
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""
+        self.condensed, self.noise = {}, None
         self.deltas = [None] * len(self.deltas)
         for projection in self.projections.values():
             projection.delta = None

@@ -53,6 +53,8 @@ def generic_forms(
     kind = type(call.module).__name__
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
+    if call.outputs_forgotten or call.spent:
+        raise NoRule(f"what {kind} returned was not kept")
     axis = max(layout.axis, 0)
     count = call.outputs[0].shape[axis]
     leaves, structure = tree_flatten((call.args, dict(call.kwargs)))

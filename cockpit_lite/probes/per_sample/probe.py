@@ -7,8 +7,9 @@ remembered of a call dies with the call's graph unless a backward pass reaches i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -25,9 +26,10 @@ from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
 from cockpit_lite.probes.per_sample.projections import watch_projections
+from cockpit_lite.probes.per_sample.rules import RULES
 from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
-from cockpit_lite.probes.per_sample.survey import Survey
+from cockpit_lite.probes.per_sample.survey import Survey, condense
 from cockpit_lite.probes.tensor_hooks import register_hook_unseen
 
 #: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
@@ -71,6 +73,8 @@ class PerSampleProbe:
         # what holds from step to step: structures of calls, and parameters that were tried in vain
         self._known: dict[tuple[object, ...], Answer] = {}
         self._hopeless: dict[tuple[str, bool], str] = {}
+        self._used_again: set[str] = set()  # names of parameters that norms were measured of too early
+        self._norms_only = False
         self._reset()
 
     def _reset(self) -> None:
@@ -85,10 +89,17 @@ class PerSampleProbe:
         self._random_states: dict[int, tuple[Tensor, ...]] = {}  # of the modules that are being called
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
+        self._alone: set[int] = set()  # ids of the calls that no other call shares a parameter with
 
-    def start(self) -> None:
-        """Begin to watch a step."""
+    def start(self, norms_only: bool = False) -> None:
+        """Begin to watch a step.
+
+        Args:
+            norms_only: Nothing but norms will be asked for. What a layer's norms need is then let go as soon as its gradient has
+                arrived, where the rule and the graph allow it, and the step takes less memory.
+        """
         self.stop()
+        self._norms_only = norms_only
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
         trainable = {id(parameter) for parameter in self.parameters.values()}
         self._modules = {id(module): module for module in self.model.modules()}
@@ -120,8 +131,25 @@ class PerSampleProbe:
                 if not forward.surveyed:
                     forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
                     forward.release()
+        if self._norms_only:
+            self._alone = self._find_alone()
         self._reached.append(set())
         self._in_backward = True
+
+    def _find_alone(self) -> set[int]:
+        """Return the ids of the calls whose norms may be measured as soon as their gradient has arrived."""
+        calls = [call for forward in self._forwards for call in forward.calls if not call.spent]
+        uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
+        later = {id(self.parameters[name]) for name in self._used_again}
+        return {
+            id(call)
+            for call in calls
+            if call.outputs_forgotten
+            and call.layout is not None
+            and not call.layout.reason
+            and call is not self._forwards[call.forward].whole
+            and all(p is None or (uses[id(p)] == 1 and id(p) not in later) for p in call.module._parameters.values())
+        }
 
     def backward_ends(self) -> None:
         """From here on they do not: tensor hooks fire again in Hessian-vector products."""
@@ -158,11 +186,15 @@ class PerSampleProbe:
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
             squares: Whether to return sums of squares.
         """
+        if self._norms_only and (products or squares):
+            raise ValueError("the probe was started for norms only")
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
         survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
         with torch.no_grad(), self.paused():
-            return survey.statistics(products, direction, direction if gradient is None else gradient, squares)
+            found = survey.statistics(products, direction, direction if gradient is None else gradient, squares)
+        self._used_again |= survey.used_again
+        return found
 
     def _failed(self, error: Exception) -> None:
         self.stop()
@@ -228,6 +260,8 @@ class PerSampleProbe:
         for position, tensor in enumerate(tensors):
             if _in_graph(tensor):
                 register_hook_unseen(tensor, self._recorder(call, position))
+        if len(tensors) == 1 and self._open and needs_no_output(module):
+            call.forget_outputs()
         # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
         if id(module) in self._owners and not self._in_backward:
             forward.calls.append(call)
@@ -236,9 +270,20 @@ class PerSampleProbe:
 
     @_harmless
     def _record(self, call: Call, position: int, delta: Tensor) -> None:
+        call.condensed = {}  # a second gradient makes the first one's norms worthless
         call.add(position, delta)
         self._calls[id(call)] = call
         self._reached[-1].add(call.forward)
+        if id(call) in self._alone and not call.spent and not _graph_is_kept():
+            self._condense(call)
+
+    def _condense(self, call: Call) -> None:
+        batch_size = self._forwards[call.forward].batch_size
+        if batch_size is None:
+            return
+        trainable = {id(parameter): parameter for parameter in self.parameters.values()}
+        with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False), suppress(Exception):
+            condense(call, trainable, batch_size)  # where it fails, the survey fails again and says why
 
     def _listening(self) -> Callable[[], bool]:
         step = self._step  # a graph that the user keeps may be gone through again in a later step
@@ -252,6 +297,20 @@ class PerSampleProbe:
                 self._record(call, position, delta)
 
         return record
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that is under way may be followed by another one over the same graph."""
+    known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return known is None or known()
+
+
+def needs_no_output(module: nn.Module) -> bool:
+    """Whether the module's rule covers all its parameters without repeating the call."""
+    rule = RULES.get(type(module))
+    if rule is None or rule.repeats or is_parametrized(module):
+        return False
+    return all(parameter is None or name in rule.names(module) for name, parameter in module._parameters.items())
 
 
 def _in_graph(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.forms import Form, Measured, add
+from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, add
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
@@ -79,6 +79,7 @@ class Survey:
         self.hopeless = hopeless
         self.not_covered: dict[str, str] = {}
         self.notes: dict[str, str] = {}
+        self.used_again: set[str] = set()
         self._owned: dict[int, dict[str, str]] = {}
 
     def statistics(
@@ -241,6 +242,8 @@ class Survey:
                 forms = forms_of_call(call, {local: self.parameters[name] for local, name in own.items()}, sizes[number])
             except NoRule as reason:
                 missing.update(dict.fromkeys(own.values(), str(reason)))
+                if call.spent:
+                    self.used_again.update(own.values())
                 continue
             except Exception as error:  # one layer that fails, for want of memory for instance, must not take the others along
                 kind = type(call.module).__name__
@@ -248,6 +251,10 @@ class Survey:
                 continue
             for local, form in forms.items():
                 found.setdefault(own[local], {}).setdefault(number, []).append(form)
+        for name, uses in found.items():
+            if any(len(parts) > 1 and any(isinstance(form, Condensed) for form in parts) for parts in uses.values()):
+                missing.setdefault(name, "a second use of it showed after the first was measured")
+                self.used_again.add(name)
         return {
             name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items() if name not in missing
         }
@@ -293,12 +300,7 @@ class Survey:
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
-        bound = 0.0
-        for call in self.calls:
-            if self._owns(call.module, name):
-                inputs = [t.detach().abs().max().item() for t in call.tensors() if t.is_floating_point() and t.numel()]
-                deltas = sum(delta.abs().sum().item() for delta in call.deltas if delta is not None)
-                bound += deltas * max([1.0, *inputs])
+        bound = sum(float(call.magnitude()) for call in self.calls if self._owns(call.module, name))
         return float(gradient.detach().abs().max()) <= 8 * torch.finfo(gradient.dtype).eps * bound
 
     def _reason(self, name: str) -> str:
@@ -316,6 +318,8 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
         NoRule: if there is none; the message is the reason.
     """
     module, layout = call.module, call.layout
+    if call.condensed:
+        return {local: call.condensed[local] for local in parameters}
     if layout is None:  # recomputed in the backward pass
         layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
     if layout.reason:
@@ -331,10 +335,29 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
     return dict(repeated)
 
 
+def condense(call: Call, trainable: Mapping[int, nn.Parameter], batch_size: int) -> None:
+    """Measure the norms of a call whose gradient has arrived, and let go of everything else.
+
+    Args:
+        call: Of a module whose rule needs nothing else.
+        trainable: Parameters by id.
+        batch_size: Number of samples.
+
+    Raises:
+        NoRule: if there is none; the call is then as it was.
+    """
+    own = {local: p for local, p in call.module._parameters.items() if p is not None and id(p) in trainable}
+    assert call.layout is not None
+    forms = ruled_forms(call, RULES[type(call.module)], own, call.layout, batch_size)
+    call.condense({local: Condensed(form, *check_direction(own[local])) for local, form in forms.items()})
+
+
 def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
     """Return what the rule of the module says, with the rows given to their samples."""
     module = call.module
     kind = type(module).__name__
+    if call.spent:
+        raise NoRule(f"a second gradient arrived at {kind} after the first was measured")
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
     inputs, delta = call.bound(), call.deltas[0]

@@ -9,7 +9,7 @@ again with the random numbers of the user's call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, rand
 
 class PerSampleAttention(Rule):
     """All parameters from one repetition of the call."""
+
+    repeats: ClassVar[bool] = True
 
     def names(self, module: Any) -> tuple[str, ...]:
         """The output projection is a child that is never called."""

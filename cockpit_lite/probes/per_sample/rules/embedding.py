@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class PerSampleEmbeddingBag(Rule):
     """A bag is one row of the output: a weighted sum or a mean of rows of the table."""
 
     parameters = ("weight",)
+    repeats: ClassVar[bool] = True  # where a bag is a maximum, the generic rule does
 
     def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """One entry an item of a bag."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees
 
 class PerSampleRecurrent(Rule):
     """All parameters from one repetition of the call."""
+
+    repeats: ClassVar[bool] = True
 
     def names(self, module: Any) -> tuple[str, ...]:
         """The number of layers and directions gives the parameters their names."""

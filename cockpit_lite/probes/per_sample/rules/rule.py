@@ -32,9 +32,11 @@ class Rule(FirstOrderModuleExtension):
 
     Attributes:
         parameters: Names of the parameters, each with a method of that name.
+        repeats: Whether it repeats the call, and so needs what the user's returned.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ()
+    repeats: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__(params=list(self.parameters))
