@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cockpit_lite.cost import CostBook
-from cockpit_lite.instrument import Instrument
+from cockpit_lite.instrument import LAST_STEP, Instrument
 from cockpit_lite.isolation import warn
 from cockpit_lite.presets import ALWAYS
 from cockpit_lite.probes import loss_scale
@@ -87,6 +87,7 @@ class Observer:
         self._scale: Tensor | None = None
         self._scale_uses = 0
         self._tracked: TrackedStep | None = None
+        self._halfway: list[Instrument] = []  # those that were due on the last step and want this one, too
         self._begin_step()
 
     # What the probes report
@@ -197,6 +198,11 @@ class Observer:
         if self._scale_uses != loss_scale.uses():
             self._scale_uses, self._scale = loss_scale.uses(), None
         due = self._due()
+        if due or self._halfway:
+            # An instrument that looks at two steps in a row is due on the second one too.
+            second = [instrument for instrument in self._halfway if instrument in self._instruments and instrument not in due]
+            self._halfway = [instrument for instrument in due if LAST_STEP in instrument.needs]
+            due = [*due, *second]
         if due:
             self._tracked = TrackedStep(
                 self.index,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.instruments.activation_std import ActivationStd
+from cockpit_lite.instruments.alpha import Alpha
 from cockpit_lite.instruments.cabs import Cabs
 from cockpit_lite.instruments.conflicting_samples import ConflictingSamples
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
@@ -41,6 +42,7 @@ INSTRUMENTS: dict[str, type[Instrument]] = {
 __all__ = [
     "INSTRUMENTS",
     "ActivationStd",
+    "Alpha",
     "Cabs",
     "ConflictingSamples",
     "CurvatureAlongGradient",

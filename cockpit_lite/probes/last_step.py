@@ -34,7 +34,8 @@ def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Te
     for name in left.keys() & right.keys():
         a, b = left[name], right[name].to_dense() if right[name].is_sparse else right[name]
         dtype = torch.promote_types(a.dtype, torch.float32)
-        products.append((a.to(dtype) * b.to(dtype)).sum())
+        product = a.to(dtype) * b.to(dtype).conj()
+        products.append((product.real if product.is_complex() else product).sum())
     if not products:
         return torch.zeros(())
     return torch.stack([product.to(products[0].device) for product in products]).sum()
