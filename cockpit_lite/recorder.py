@@ -33,7 +33,12 @@ class Recorder:
         announce: Callable[[Alert], None],
     ):
         self.alerts: list[Alert] = []
-        self.history = History(writer.info.get("shapes"), [about["class"] for about in writer.info.get("optimizer", ())])
+        optimizers = writer.info.get("optimizer", ())
+        self.history = History(
+            writer.info.get("shapes"),
+            [about["class"] for about in optimizers],
+            max((about.get("momentum", 0.0) for about in optimizers), default=0.0),
+        )
         self._writer: RunWriter | None = writer
         self._all_rules = tuple(rules)
         silent = {rule.code: reason for rule in rules if (reason := rule.does_not_apply(self.history))}

@@ -58,7 +58,5 @@ cockpit = train(learning_rate)
 for alert in cockpit.alerts:
     if alert.name == "learning-rate-too-high":
         print(f"\nThe cockpit says: {alert.cause}\nand advises: {alert.advice}")
-        # Twice the inverse of the curvature along the gradient: a longer plain step raises the loss. Momentum makes steps
-        # longer than plain ones, so a quarter of it.
-        limit = alert.evidence["limit of a plain step"]
-        train(min(limit / 4, learning_rate / 10))
+        # A quarter of twice the inverse of the curvature along the gradient: there a plain step would begin to raise the loss.
+        train(alert.evidence["suggested learning rate"])

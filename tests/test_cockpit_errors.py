@@ -157,7 +157,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(RunExistsError, match="already holds a run"), cockpit(model, SGD(model.parameters(), lr=0.1), run=folder):
         pytest.fail("the block must not be entered")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert torch.autograd.backward is original and backward._listeners == []
+    assert torch.autograd.backward is original and backward._listeners == {}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -37,18 +37,24 @@ class History:
     Args:
         shapes: Shapes of the parameters by name, as in ``run.json``.
         optimizers: Class names of the optimizers; empty if they are not known.
+        momentum: The largest momentum of the optimizers that step along the gradient.
 
     Attributes:
-        step: The last step of which anything is known; -1 before the first. shapes: As given, in network order. optimizers: As
-        given. gradient_steps: Whether every optimizer is known to step along the gradient (momentum included): only then the
-        Taylor terms of a
-            plain gradient step say something about the steps that are taken.
+        step: The last step of which anything is known; -1 before the first.
+        shapes: As given, in network order.
+        optimizers: As given.
+        momentum: As given.
+        gradient_steps: Whether every optimizer is known to step along the gradient (momentum included): only then the Taylor
+            terms of a plain gradient step say something about the steps that are taken.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]] | None = None, optimizers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]] | None = None, optimizers: Sequence[str] = (), momentum: float = 0.0
+    ) -> None:
         self.step = -1
         self.shapes = dict(shapes or {})
         self.optimizers = tuple(optimizers)
+        self.momentum = momentum
         self.gradient_steps = set(self.optimizers) == {"SGD"}
         self._series: dict[str, _Series] = {}
         self._layers: dict[str, dict[str, float]] = {}

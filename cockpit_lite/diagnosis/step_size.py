@@ -120,19 +120,23 @@ class LearningRateTooHigh(Rule):
     @staticmethod
     def _advice(history: History, long_step: int, rate: float, evidence: dict[str, float]) -> str:
         """Return a learning rate to start again with, and add to the evidence what it was computed from."""
-        candidates, reason = [rate / 10], "watch the update ratio then: about 1e-3 to 1e-2 is usual"
-        place = history.place("update_ratio", long_step)
-        ratio = next(iter(history.values("update_ratio")[place : place + 1]), math.nan)
-        if LONG_UPDATE_RATIO < ratio < math.inf:
-            candidates.append(rate * _USUAL_UPDATE_RATIO / ratio)
+        suggestion, reason = rate / 10, "watch the update ratio then: about 1e-3 to 1e-2 is usual"
         place = history.place("curvature_along_gradient", long_step + 1)
         before = finite(history.values("curvature_along_gradient")[max(place - 5, 0) : place])
         curvatures = [value for value in before if value > 0]
+        place = history.place("update_ratio", long_step)
+        ratio = next(iter(history.values("update_ratio")[place : place + 1]), math.nan)
         if curvatures and history.gradient_steps:
             limit = evidence["limit of a plain step"] = 2 / median(curvatures)
-            candidates.append(limit / 4)
-            reason = f"before the loss rose, {limit:.2g} was the limit for a plain gradient step, and momentum makes steps longer"
-        return f"Start again with a learning rate of about {min(candidates):.1g} instead of {rate:.3g}: {reason}."
+            # Momentum adds up steps in the same direction to 1 / (1 - momentum) times their length.
+            suggestion = min(suggestion, limit / 4 * (1 - history.momentum))
+            reason = f"before the loss rose, {limit:.2g} was the limit for a plain gradient step"
+            if history.momentum:
+                reason += f", and a momentum of {history.momentum:g} makes steps {1 / (1 - history.momentum):.3g} times longer"
+        elif LONG_UPDATE_RATIO < ratio < math.inf:
+            suggestion = min(suggestion, rate * _USUAL_UPDATE_RATIO / ratio)
+        evidence["suggested learning rate"] = suggestion
+        return f"Start again with a learning rate of about {suggestion:.1g} instead of {rate:.3g}: {reason}."
 
 
 class LearningRateTooLow(Rule):

@@ -26,8 +26,9 @@ def long_from(begin: int, ratio: float = 2.0) -> Level:
 def test_a_loss_that_is_thrown_up_and_stays_there() -> None:
     alert = first_alert(TOO_HIGH, 60, lambda step: 2.3 if step == 0 else 80.0, update_ratio=long_from(0), learning_rate=5.0)
     assert alert is not None and alert.step == 20 and "2 times" in alert.cause
-    assert suggested(alert.advice) == pytest.approx(5.0 * 3e-3 / 2.0, rel=0.5)
     assert alert.evidence["limit of a plain step"] == 1.0
+    assert alert.evidence["suggested learning rate"] == pytest.approx(0.25)
+    assert suggested(alert.advice) == pytest.approx(0.25, rel=0.25)
     readable(alert)
 
 
