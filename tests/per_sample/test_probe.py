@@ -434,7 +434,8 @@ def test_recomputed_batch_statistics_are_not_updated_once_more() -> None:
         assert torch.equal(buffer, twin.get_buffer(name)), name
 
 
-def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived() -> None:
+def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "KEPT", 0)
     model, (inputs, targets) = net(), data(6)
     probe = PerSampleProbe(model, parameters_of(model))
     probe.start(norms_only=True)
@@ -456,7 +457,8 @@ def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived() -> None:
 
 
 @pytest.mark.parametrize("retain", [True, False])
-def test_norms_measured_too_early_are_measured_again(retain: bool) -> None:
+def test_norms_measured_too_early_are_measured_again(retain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "KEPT", 0)
     model, (inputs, _) = nn.Sequential(nn.Linear(5, 3)).double(), data(4)
     model[0].weight.requires_grad_(False)  # nothing is saved for its backward, so that a second one is possible
     probe = PerSampleProbe(model, parameters_of(model))

@@ -114,10 +114,9 @@ class Call:
         """Return a bound of the terms that the gradients of the parameters are sums of."""
         if self.noise is not None:
             return self.noise
-        inputs = [tensor.abs().max() for tensor in self.tensors() if tensor.is_floating_point() and tensor.numel()]
+        inputs = [torch.linalg.vector_norm(t, float("inf")) for t in self.tensors() if t.is_floating_point() and t.numel()]
         deltas = sum(torch.linalg.vector_norm(delta, 1) for delta in self.deltas if delta is not None)
-        largest = torch.stack(inputs).max().clamp(min=1) if inputs else 1.0
-        return deltas * largest
+        return deltas * (torch.stack(inputs).max().clamp(min=1) if inputs else 1.0)
 
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""

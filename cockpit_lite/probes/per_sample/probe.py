@@ -35,6 +35,9 @@ from cockpit_lite.probes.tensor_hooks import register_hook_unseen
 #: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
 MOST_WAITING = 4
 
+#: Elements of output gradients (8 MB in float32) up to which a step keeps them all: letting them go early takes time, too.
+KEPT = 2_000_000
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -68,6 +71,7 @@ class PerSampleProbe:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self.model = model
         self.parameters = dict(parameters)
+        self._trainable = {id(parameter) for parameter in self.parameters.values()}
         self._handles: list[RemovableHandle] = []
         self._step = 0  # counts the steps that were watched
         # what holds from step to step: structures of calls, and parameters that were tried in vain
@@ -101,12 +105,11 @@ class PerSampleProbe:
         self.stop()
         self._norms_only = norms_only
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
-        trainable = {id(parameter) for parameter in self.parameters.values()}
         self._modules = {id(module): module for module in self.model.modules()}
         self._owners = {
             key
             for key, module in self._modules.items()
-            if any(id(parameter) in trainable for parameter in module._parameters.values()) or is_parametrized(module)
+            if any(id(parameter) in self._trainable for parameter in module._parameters.values()) or is_parametrized(module)
         }
         self._handles = [
             register_module_forward_pre_hook(self._before_call),
@@ -141,15 +144,18 @@ class PerSampleProbe:
         calls = [call for forward in self._forwards for call in forward.calls if not call.spent]
         uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
         later = {id(self.parameters[name]) for name in self._used_again}
-        return {
-            id(call)
+        alone = [
+            call
             for call in calls
             if call.outputs_forgotten
             and call.layout is not None
             and not call.layout.reason
             and call is not self._forwards[call.forward].whole
             and all(p is None or (uses[id(p)] == 1 and id(p) not in later) for p in call.module._parameters.values())
-        }
+        ]
+        if sum(call.outputs[0].numel() for call in alone) <= KEPT:
+            return set()
+        return {id(call) for call in alone}
 
     def backward_ends(self) -> None:
         """From here on they do not: tensor hooks fire again in Hessian-vector products."""
@@ -281,9 +287,8 @@ class PerSampleProbe:
         batch_size = self._forwards[call.forward].batch_size
         if batch_size is None:
             return
-        trainable = {id(parameter): parameter for parameter in self.parameters.values()}
         with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False), suppress(Exception):
-            condense(call, trainable, batch_size)  # where it fails, the survey fails again and says why
+            condense(call, self._trainable, batch_size)  # where it fails, the survey fails again and says why
 
     def _listening(self) -> Callable[[], bool]:
         step = self._step  # a graph that the user keeps may be gone through again in a later step

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from math import isfinite
 from typing import NamedTuple
@@ -335,12 +335,12 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
     return dict(repeated)
 
 
-def condense(call: Call, trainable: Mapping[int, nn.Parameter], batch_size: int) -> None:
+def condense(call: Call, trainable: Set[int], batch_size: int) -> None:
     """Measure the norms of a call whose gradient has arrived, and let go of everything else.
 
     Args:
         call: Of a module whose rule needs nothing else.
-        trainable: Parameters by id.
+        trainable: Ids of the parameters that count.
         batch_size: Number of samples.
 
     Raises:
