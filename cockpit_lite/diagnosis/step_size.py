@@ -98,7 +98,7 @@ class LearningRateTooHigh(Rule):
         if overshoot is not None:
             evidence.update({"curvature term over gradient term": overshoot, "threshold of the terms": LONG_OVERSHOOT})
             if overshoot > LONG_OVERSHOOT:
-                parts.append(f"the curvature term of a step was {overshoot:.2g} times its gradient term")
+                parts.append(f"the curvature term of a step was {in_words(overshoot)} times its gradient term")
         if not parts:  # the highest finite ratio was short: the long one has overflowed
             parts.append(f"the update at step {long_step} has no finite norm")
         advice = "Lower the learning rate by a factor of 10 and watch the update ratio: about 1e-3 to 1e-2 is usual."
