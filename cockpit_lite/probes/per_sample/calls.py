@@ -114,9 +114,10 @@ class Call:
         """Return a bound of the terms that the gradients of the parameters are sums of."""
         if self.noise is not None:
             return self.noise
-        inputs = [torch.linalg.vector_norm(t, float("inf")) for t in self.tensors() if t.is_floating_point() and t.numel()]
-        deltas = sum(torch.linalg.vector_norm(delta, 1) for delta in self.deltas if delta is not None)
-        return deltas * (torch.stack(inputs).max().clamp(min=1) if inputs else 1.0)
+        deltas = sum(delta.abs().sum() for delta in self.deltas if delta is not None)
+        limits = [torch.aminmax(t) for t in self.tensors() if t.is_floating_point() and t.numel()]
+        largest = [torch.maximum(-low, high) for low, high in limits]  # cheaper than the greatest absolute value
+        return deltas * (torch.stack(largest).max().clamp(min=1) if largest else 1.0)
 
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""
