@@ -308,6 +308,7 @@ class TrackedStep:
         parameters = {name: parameter for name, parameter in probes.parameters.items() if parameter.requires_grad}
         with torch.enable_grad(), probes.per_sample.paused():
             loss = objective(tensors, gradients, detach=False)
+            self._note_loss(loss.detach() if scale is None else loss.detach() / scale)
             self._step.observed["curvature"] = Curvature(
                 loss, parameters, probes.generator, model=probes.model, forward=probes.forward.call, scale=scale
             )

@@ -31,11 +31,13 @@ class LastStep:
 def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over the parameters that both have, a scalar tensor in single precision or better."""
     products = []
-    for name in left.keys() & right.keys():
-        a, b = left[name], right[name].to_dense() if right[name].is_sparse else right[name]
+    for name in left:  # in this order, so that rounding is the same in every run
+        if name not in right:
+            continue
+        a, b = (value.to_dense() if value.is_sparse else value for value in (left[name], right[name]))
         dtype = torch.promote_types(a.dtype, torch.float32)
-        product = a.to(dtype) * b.to(dtype).conj()
-        products.append((product.real if product.is_complex() else product).sum())
+        product = torch.vdot(b.to(dtype).reshape(-1), a.to(dtype).reshape(-1))  # conjugates the gradient, if it is complex
+        products.append(product.real)
     if not products:
         return torch.zeros(())
     return torch.stack([product.to(products[0].device) for product in products]).sum()
