@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample import probe, survey
+from cockpit_lite.probes.per_sample import forms, probe, survey
 from tests.per_sample.checker import check, watched
 
 
@@ -205,3 +205,20 @@ def test_dropout_in_attention(read: bool, need_weights: bool, monkeypatch: pytes
             contribution = gradient[name] - parameter.grad
             torch.testing.assert_close(statistics.squared_norms[name][n], contribution.square().sum())
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution_by_chunks_of_samples(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "CHUNK", 2 * 4 * 9 * 36 + 1)  # two samples fit
+    made = []
+    make = forms.Chunks.__init__
+
+    def counted(self: forms.Chunks, *args: object) -> None:
+        made.append(args[2])
+        make(self, *args)
+
+    monkeypatch.setattr(forms.Chunks, "__init__", counted)
+    module = nn.Conv2d(4, 6, 3, padding=1, groups=groups)
+    check(module, torch.randn(5, 4, 6, 6))
+    check(nn.Sequential(module, nn.Conv2d(6, 4, 1), module), torch.randn(5, 4, 6, 6))
+    assert set(made) >= {2}

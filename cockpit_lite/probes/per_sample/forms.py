@@ -4,6 +4,7 @@ A rule never has to build the N gradients: it says how they factor, and the form
 inner products, sums of squares and, where somebody really needs them, the gradients themselves.
 
     OuterProducts    sum over positions t of  d_t a_t'      Linear, convolutions, recurrent weights
+    Chunks           the same, some samples at a time        convolutions with large patches
     Rows             rows of a table                         Embedding, EmbeddingBag
     Dense            the gradients, one after the other      biases, normalisation layers, anything else
 
@@ -12,7 +13,7 @@ All forms calculate in float32 at least, also in a half precision training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -264,6 +265,68 @@ class OuterProducts(Form):
         return OuterProducts(positions(self.inputs), positions(self.deltas), self.shape)
 
 
+class Chunks(Form):
+    """Outer products of factors that are large themselves, and made for some samples at a time.
+
+    Args:
+        make: Returns the form of some of the samples.
+        batch_size: Number of samples.
+        samples: How many a chunk may hold.
+        shape: Shape of the parameter.
+    """
+
+    def __init__(self, make: Callable[[slice], OuterProducts], batch_size: int, samples: int, shape: torch.Size) -> None:
+        self.make, self.batch_size, self.samples, self.shape = make, batch_size, max(1, samples), shape
+
+    def whole(self) -> OuterProducts:
+        """Return the form of all samples."""
+        return self.make(slice(None))
+
+    def _slices(self) -> list[slice]:
+        return [slice(start, start + self.samples) for start in range(0, max(1, self.batch_size), self.samples)]
+
+    def _gathered(self, measure: Callable[[OuterProducts], Measured]) -> Measured:
+        norms, products, total = [], [], None
+        for form in map(self.make, self._slices()):
+            measured = measure(form)
+            norms.append(measured.norms)
+            if measured.products is not None:
+                products.append(measured.products)
+            if measured.squares is not None:
+                total = measured.squares if total is None else total.add_(measured.squares)
+        return Measured(torch.cat(norms), torch.cat(products) if products else None, total)
+
+    def squared_norms(self) -> Tensor:
+        """Of one chunk after the other."""
+        return self.measure(None).norms
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Of one chunk after the other."""
+        return torch.cat([form.products(direction) for form in map(self.make, self._slices())])
+
+    def sum_of_squares(self) -> Tensor:
+        """Of one chunk after the other."""
+        squares = self.measure(None, squares=True).squares
+        assert squares is not None
+        return squares
+
+    def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
+        """Of one chunk after the other."""
+        return self._gathered(lambda form: form.measure(direction, squares))
+
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """Of one chunk after the other."""
+        return self._gathered(lambda form: form.measure_along(left, right, squares))
+
+    def gradients(self) -> Tensor:
+        """Of all samples: these are asked for at once."""
+        return self.whole().gradients()
+
+    def fold(self, owners: Tensor, batch_size: int) -> OuterProducts:
+        """Fold all samples: rows of one may lie in several chunks."""
+        return self.whole().fold(owners, batch_size)
+
+
 class Rows(Form):
     """Gradients of a table of which every sample uses a few rows.
 
@@ -432,6 +495,7 @@ def add(forms: Sequence[Form]) -> Form:
     """
     if len(forms) == 1:
         return forms[0]
+    forms = [form.whole() if isinstance(form, Chunks) else form for form in forms]
     shape, batch_size = forms[0].shape, forms[0].batch_size
     outers = [form for form in forms if isinstance(form, OuterProducts)]
     tables = [form for form in forms if isinstance(form, Rows)]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from cockpit_lite.probes.per_sample import forms
 from cockpit_lite.probes.per_sample.forms import OuterProducts, accurate
 from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums
 
@@ -49,10 +50,19 @@ class PerSampleConvolution(Rule):
     parameters = ("weight", "bias")
 
     def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
-        """Outer products of output gradients and patches."""
-        inputs = padded(accurate(module.input0), module)
-        windows = patches(inputs, module.kernel_size, module.stride, module.dilation, module.groups)
-        return ext.measure(OuterProducts(windows, by_group(g_out[0], module.groups), module.weight.shape), module.weight)
+        """Outer products of output gradients and patches, which are many times as large as the input."""
+
+        def some(samples: slice) -> OuterProducts:
+            inputs = padded(accurate(module.input0[samples]), module)
+            windows = patches(inputs, module.kernel_size, module.stride, module.dilation, module.groups)
+            return OuterProducts(windows, by_group(g_out[0][samples], module.groups), module.weight.shape)
+
+        batch_size = g_out[0].shape[0]
+        positions = g_out[0].shape[2:].numel()
+        fitting = forms.CHUNK // max(1, module.in_channels * module.weight.shape[2:].numel() * positions)
+        chunked = fitting < batch_size
+        form = forms.Chunks(some, batch_size, fitting, module.weight.shape) if chunked else some(slice(None))
+        return ext.measure(form, module.weight)
 
     def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """Sum over positions."""
