@@ -120,11 +120,15 @@ class Cockpit:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
         writer = self._open_run()
         self._recorder = Recorder(writer, RULES, self._on_alert, print_alert)
-        for instrument in self._instruments:
-            instrument.start(self._parameters)
-        self._observer = Observer(
-            self._model, self._parameters, self._optimizers, self._instruments, self._schedule, self._budget, self._recorder
-        )
+        try:
+            for instrument in self._instruments:
+                instrument.start(self._parameters)
+            self._observer = Observer(
+                self._model, self._parameters, self._optimizers, self._instruments, self._schedule, self._budget, self._recorder
+            )
+        except Exception as error:  # an instrument or a schedule of the user's own: nothing has begun yet, so it may be raised
+            self._recorder.close(status="failed", ended=_now().isoformat(timespec="seconds"), steps=0, exception=_spelled(error))
+            raise
         self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
         listen(self._observer)
         loss_scale.watch()
@@ -150,7 +154,7 @@ class Cockpit:
                 status="completed" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed",
                 ended=_now().isoformat(timespec="seconds"),
                 steps=observer.index,
-                **({} if error is None else {"exception": f"{type(error).__name__}: {error}"}),
+                **({} if error is None else {"exception": _spelled(error)}),
                 cost=observer.costs.summary(),
             )
             self._write_results()
@@ -291,6 +295,10 @@ def _describe(optimizer: Optimizer) -> dict[str, Any]:
         if key != "params" and isinstance(value, (bool, int, float, str, tuple, list))
     }
     return {"class": type(optimizer).__name__, "groups": len(optimizer.param_groups), **settings}
+
+
+def _spelled(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _now() -> datetime.datetime:

@@ -392,3 +392,17 @@ def test_results_that_cannot_be_written_do_not_replace_the_users_exception(
     ):
         raise KeyError("mine")
     assert load_run(tmp_path / "run").info["status"] == "failed"
+
+
+def test_a_schedule_that_raises_at_once_is_told_before_training_begins(tmp_path: Path) -> None:
+    def schedule(step: int) -> bool:
+        raise ValueError("no such step")
+
+    model = net()
+    original = torch.autograd.backward
+    watching = cockpit(model, SGD(model.parameters(), lr=0.1), run=tmp_path / "run", schedule=schedule)
+    with pytest.raises(ValueError, match="no such step"), watching:
+        pytest.fail("the block must not be entered")
+    assert torch.autograd.backward is original and backward._listeners == {}
+    run = load_run(tmp_path / "run")
+    assert run.info["status"] == "failed" and "no such step" in run.info["exception"]
