@@ -90,7 +90,7 @@ def our_step(net: Net, model: nn.Module, products: bool, squares: bool) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        probe.start(norms_only=not products and not squares)
+        probe.start(products, squares)
         loss = F.cross_entropy(model(net.inputs).flatten(0, -2), net.targets.flatten())
         probe.backward_begins()
         loss.backward()
@@ -229,8 +229,8 @@ which rows belong to which sample; a structure is asked once.
 REASONS = """Why targets are missed: the MLP's step is so short that some hundred small operations and Python calls, which do
 not depend on the size of the layers, weigh as much as its matrix products. An LSTM's gradients before its gates have to be found
 again by a pass back through time, since its kernel does not show them. Sums of squares of layers with several positions need
-every sample's gradient matrix, a product as large as the layer's own weight gradient. Products and squares keep inputs and output
-gradients of all layers until the gradient is known; a convolution's patches are unfolded for a whole batch."""
+every sample's gradient matrix, a product as large as the layer's own weight gradient. Memory: a sum of squares is as large as the
+parameters, and products keep inputs and output gradients of all layers until the gradient is known."""
 
 
 if __name__ == "__main__":

@@ -18,21 +18,21 @@ def watched(
     run: Callable[[], Tensor],
     products: bool = True,
     probe: PerSampleProbe | None = None,
-    norms_only: bool = False,
+    early: bool = False,
 ) -> tuple[PerSampleStatistics, dict[str, Tensor]]:
-    """Run one step under a probe, and return its statistics and the gradient."""
+    """Run one step under a probe, and return its statistics and the gradient; ``early``: squares, measured in the backward."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     probe = probe or PerSampleProbe(model, parameters)
     model.zero_grad()
-    probe.start(norms_only)
+    probe.start(products=not early)
     loss = run()
     probe.backward_begins()
     loss.backward()
     probe.backward_ends()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
-    statistics = probe.statistics(products, gradient if products else None, gradient, squares=products)
+    statistics = probe.statistics(products, gradient if products else None, gradient, squares=products or early)
     probe.stop()
-    assert set(statistics.sum_of_squares) == (set(statistics.squared_norms) if products else set())
+    assert set(statistics.sum_of_squares) == (set(statistics.squared_norms) if products or early else set())
     assert set(statistics.squared_norms) | set(statistics.not_covered) == set(parameters)
     assert not set(statistics.squared_norms) & set(statistics.not_covered)
     return statistics, gradient

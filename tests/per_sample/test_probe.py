@@ -438,7 +438,7 @@ def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived(monkeypatch: p
     monkeypatch.setattr(probe_module, "KEPT", 0)
     model, (inputs, targets) = net(), data(6)
     probe = PerSampleProbe(model, parameters_of(model))
-    probe.start(norms_only=True)
+    probe.start(products=False, squares=False)
     loss = F.cross_entropy(model(inputs), targets)
     probe.backward_begins()
     loss.backward()
@@ -449,8 +449,10 @@ def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived(monkeypatch: p
     gradient = {name: p.grad for name, p in model.named_parameters()}
     statistics = probe.statistics(False, None, gradient)
     assert_norms(statistics, contributions(model, inputs, targets, 1 / 6))
-    with pytest.raises(ValueError, match="norms only"):
+    with pytest.raises(ValueError, match="without"):
         probe.statistics(True, gradient)
+    with pytest.raises(ValueError, match="without"):
+        probe.statistics(False, None, gradient, squares=True)
     wrong = {name: value * 2 for name, value in gradient.items()}
     assert set(probe.statistics(False, None, wrong).not_covered) == set(gradient)
     probe.stop()
@@ -465,7 +467,7 @@ def test_norms_measured_too_early_are_measured_again(retain: bool, monkeypatch: 
     spent = []
     for _ in range(2):
         model.zero_grad()
-        probe.start(norms_only=True)
+        probe.start(products=False, squares=False)
         outputs = model(inputs)
         cotangents = torch.randn(2, 4, 3, dtype=torch.float64)
         for cotangent in cotangents:

@@ -60,11 +60,14 @@ def test_norms_alone_are_checked_against_the_gradient_too(name: str, monkeypatch
     statistics, _ = watched(model, lambda: architecture.loss(model, batch), products=False)
     assert set(statistics.not_covered) == NOT_COVERED.get(name, set()), statistics.not_covered
     assert not statistics.products
-    condensed, _ = watched(model, lambda: architecture.loss(model, batch), products=False, norms_only=True)
+    late, _ = watched(model, lambda: architecture.loss(model, batch))
+    condensed, _ = watched(model, lambda: architecture.loss(model, batch), products=False, early=True)
     assert set(condensed.not_covered) == NOT_COVERED.get(name, set()), condensed.not_covered
     everything = sum(norms.sum() for norms in statistics.squared_norms.values())
     for parameter, norms in statistics.squared_norms.items():
         torch.testing.assert_close(condensed.squared_norms[parameter], norms, rtol=1e-4, atol=1e-9 * float(everything))
+        squares = late.sum_of_squares[parameter]
+        torch.testing.assert_close(condensed.sum_of_squares[parameter], squares, rtol=1e-4, atol=1e-9 * float(everything))
 
 
 @pytest.mark.parametrize("name", ZOO)

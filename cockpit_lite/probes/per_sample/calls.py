@@ -38,7 +38,7 @@ class Call:
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
-        condensed: Name in the module -> what is left once the norms were measured and the rest let go; empty before.
+        condensed: Name in the module -> what is left once it was measured and the rest let go; empty before.
         spent: Whether the arguments were let go.
         noise: Magnitude of the terms that the gradient is a sum of, once condensed.
     """

@@ -461,31 +461,32 @@ class Sum(Form):
 
 
 class Condensed(Form):
-    """What is left of a form of which nothing but the norms is wanted, and a product by which they are checked.
+    """What is left of a form of which no inner products are wanted, but the one by which it is checked.
 
     Args:
         form: The form, which may be forgotten.
         left: See :meth:`Form.measure_along`.
         right: See there.
+        squares: Whether the sum of squares is wanted.
     """
 
-    def __init__(self, form: Form, left: Tensor, right: Tensor) -> None:
+    def __init__(self, form: Form, left: Tensor, right: Tensor, squares: bool) -> None:
         self.batch_size, self.shape = form.batch_size, form.shape
-        self.norms, self.along, _ = form.measure_along(left, right)
+        self.measured = form.measure_along(left, right, squares)
 
     def squared_norms(self) -> Tensor:
         """As measured."""
-        return self.norms
+        return self.measured.norms
 
     def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
-        """Return the norms; everything else is gone."""
-        if direction is not None or squares:
-            raise ValueError("only the norms were kept")
-        return Measured(self.norms)
+        """Return what was measured; inner products with anything else are gone."""
+        if direction is not None or (squares and self.measured.squares is None):
+            raise ValueError("this was not kept")
+        return self.measured._replace(products=None)
 
     def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
         """Return what was measured along the same direction."""
-        return self.measure(None, squares)._replace(products=self.along)
+        return self.measure(None, squares)._replace(products=self.measured.products)
 
 
 def add(forms: Sequence[Form]) -> Form:

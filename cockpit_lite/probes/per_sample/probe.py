@@ -77,8 +77,8 @@ class PerSampleProbe:
         # what holds from step to step: structures of calls, and parameters that were tried in vain
         self._known: dict[tuple[object, ...], Answer] = {}
         self._hopeless: dict[tuple[str, bool], str] = {}
-        self._used_again: set[str] = set()  # names of parameters that norms were measured of too early
-        self._norms_only = False
+        self._used_again: set[str] = set()  # names of parameters that were measured too early
+        self._products = self._squares = True  # what may be asked for
         self._reset()
 
     def _reset(self) -> None:
@@ -95,15 +95,16 @@ class PerSampleProbe:
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
         self._alone: set[int] = set()  # ids of the calls that no other call shares a parameter with
 
-    def start(self, norms_only: bool = False) -> None:
+    def start(self, products: bool = True, squares: bool = True) -> None:
         """Begin to watch a step.
 
         Args:
-            norms_only: Nothing but norms will be asked for. What a layer's norms need is then let go as soon as its gradient has
-                arrived, where the rule and the graph allow it, and the step takes less memory.
+            products: Whether inner products may be asked for. If not, what a layer's statistics need is let go as soon as its
+                gradient has arrived, where the rule and the graph allow it, and the step takes less memory.
+            squares: Whether sums of squares may be asked for.
         """
         self.stop()
-        self._norms_only = norms_only
+        self._products, self._squares = products, squares
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
         self._modules = {id(module): module for module in self.model.modules()}
         self._owners = {
@@ -134,13 +135,13 @@ class PerSampleProbe:
                 if not forward.surveyed:
                     forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
                     forward.release()
-        if self._norms_only:
+        if not self._products:
             self._alone = self._find_alone()
         self._reached.append(set())
         self._in_backward = True
 
     def _find_alone(self) -> set[int]:
-        """Return the ids of the calls whose norms may be measured as soon as their gradient has arrived."""
+        """Return the ids of the calls that may be measured as soon as their gradient has arrived."""
         calls = [call for forward in self._forwards for call in forward.calls if not call.spent]
         uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
         later = {id(self.parameters[name]) for name in self._used_again}
@@ -192,8 +193,8 @@ class PerSampleProbe:
             gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
             squares: Whether to return sums of squares.
         """
-        if self._norms_only and (products or squares):
-            raise ValueError("the probe was started for norms only")
+        if products > self._products or squares > self._squares:
+            raise ValueError("the probe was started without")
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
         survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
@@ -276,7 +277,7 @@ class PerSampleProbe:
 
     @_harmless
     def _record(self, call: Call, position: int, delta: Tensor) -> None:
-        call.condensed = {}  # a second gradient makes the first one's norms worthless
+        call.condensed = {}  # a second gradient makes what was measured of the first worthless
         call.add(position, delta)
         self._calls[id(call)] = call
         self._reached[-1].add(call.forward)
@@ -288,7 +289,7 @@ class PerSampleProbe:
         if batch_size is None:
             return
         with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False), suppress(Exception):
-            condense(call, self._trainable, batch_size)  # where it fails, the survey fails again and says why
+            condense(call, self._trainable, batch_size, self._squares)  # where it fails, the survey fails again and says why
 
     def _listening(self) -> Callable[[], bool]:
         step = self._step  # a graph that the user keeps may be gone through again in a later step

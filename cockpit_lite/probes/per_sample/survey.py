@@ -335,13 +335,14 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
     return dict(repeated)
 
 
-def condense(call: Call, trainable: Set[int], batch_size: int) -> None:
-    """Measure the norms of a call whose gradient has arrived, and let go of everything else.
+def condense(call: Call, trainable: Set[int], batch_size: int, squares: bool) -> None:
+    """Measure a call whose gradient has arrived, and let go of everything else.
 
     Args:
         call: Of a module whose rule needs nothing else.
         trainable: Ids of the parameters that count.
         batch_size: Number of samples.
+        squares: Whether to measure sums of squares, too.
 
     Raises:
         NoRule: if there is none; the call is then as it was.
@@ -349,7 +350,7 @@ def condense(call: Call, trainable: Set[int], batch_size: int) -> None:
     own = {local: p for local, p in call.module._parameters.items() if p is not None and id(p) in trainable}
     assert call.layout is not None
     forms = ruled_forms(call, RULES[type(call.module)], own, call.layout, batch_size)
-    call.condense({local: Condensed(form, *check_direction(own[local])) for local, form in forms.items()})
+    call.condense({local: Condensed(form, *check_direction(own[local]), squares) for local, form in forms.items()})
 
 
 def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
