@@ -32,8 +32,8 @@ def evidence(squared_gradient: Tensor, variance: Tensor, count: int) -> Tensor:
         variance: ``1/N sum (g_nj - G_j)^2``.
         count: Number of samples N.
     """
-    sample_variance = variance * (count / (count - 1))
-    return (count * squared_gradient / (sample_variance + DAMPING)).sum()
+    share = (count - 1) / count  # s_j = variance / share; few passes over the elements, since they are many
+    return (squared_gradient / (variance + DAMPING * share)).sum() * (count - 1)
 
 
 class EarlyStopping(Instrument):

@@ -171,12 +171,17 @@ class ActivationProbe:
         values = values.detach()
         if values.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow beyond 256
             values = values.float()
-        variance, mean = torch.var_mean(values, correction=0)
+        mean = values.mean()
+        # Ten times as fast as var_mean on a CPU, and more precise than a norm, which is summed up naively.
+        variance = (values - mean).square_().mean()
         peak = None
         if isinstance(module, RELU_LIKE) and values.dim() > 1:
             axis = unit_axis(values.shape, self._layer)
             # What it sits behind tells whether it is the same units again (another micro-batch, a loop) or others.
-            peak = (id(self._layer), values.shape[axis]), values.movedim(axis, -1).flatten(0, -2).amax(0)
+            peak = (
+                (id(self._layer), values.shape[axis]),
+                values.amax([other for other in range(values.dim()) if other != axis % values.dim()]),
+            )
         flat = _saturated(module, values)
         saturated = None if flat is None else (flat.sum(), values.numel())
         forward.records.append(_Record(name, Moments(values.numel(), mean, variance), peak, saturated))

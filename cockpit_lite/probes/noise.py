@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
+from cockpit_lite.probes.last_step import inner_product
 
 if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample import PerSampleStatistics
@@ -42,15 +43,10 @@ def contributions_products(statistics: PerSampleStatistics) -> Tensor:
 
 def gradient_squared_norm(step: Step) -> Tensor:
     """Return ``||G||^2`` over the parameters that the per-sample statistics cover."""
-    gradient = step.gradient
-    # At least single precision: squares of half precision overflow beyond 256.
-    return total(
-        {
-            name: gradient[name].to(torch.promote_types(gradient[name].dtype, torch.float32)).square().sum()
-            for name in step.per_sample.squared_norms
-            if name in gradient
-        }
-    )
+    covered = {name: value for name, value in step.gradient.items() if name in step.per_sample.squared_norms}
+    if not covered:
+        raise NotMeasured("no per-sample gradient was seen on this step")
+    return inner_product(covered, covered)
 
 
 def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Tensor:
@@ -75,7 +71,7 @@ def elements(step: Step) -> Iterator[tuple[str, Tensor, Tensor]]:
         else:
             squared_gradient = (known.to_dense() if known.is_sparse else known).to(sum_of_squares.dtype).square()
         # Rounding can push the difference below zero when all samples agree.
-        yield name, squared_gradient, (statistics.batch_size * sum_of_squares - squared_gradient).clamp(min=0)
+        yield name, squared_gradient, (statistics.batch_size * sum_of_squares).sub_(squared_gradient).clamp_(min=0)
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:
