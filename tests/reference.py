@@ -71,8 +71,8 @@ def matrix(by_parameter: dict[str, Tensor]) -> Tensor:
 def hessian(architecture: Architecture, model: nn.Module, batch: Batch) -> Tensor:
     """Return the dense (D, D) float64 Hessian of the loss by differentiating every element of the gradient.
 
-    Where that is not symmetric, PyTorch's second derivative is wrong (seen in 2.15: the fused weight norm), and central differences of the
-    gradient are taken, which are good to about 1e-9.
+    Where that is not symmetric, PyTorch's second derivative is wrong (seen in 2.15: the fused weight norm), and central
+    differences of the gradient are taken, which are good to about 1e-9.
     """
     exact, batch = copy.deepcopy(model).double(), batch.to(torch.float64)
     parameters = list(trainable(exact).values())
