@@ -142,7 +142,9 @@ class TrackedStep:
         if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
-            probes.per_sample.start()
+            # What is announced here is kept; the rest is let go layer by layer. The slopes along the last step are products, too.
+            products = bool({PER_SAMPLE_PRODUCTS, LAST_STEP} & self._needs)
+            probes.per_sample.start(products, PER_SAMPLE_SQUARES in self._needs)
         if ACTIVATIONS in self._needs:
             self._watch_activations()
         if CURVATURE in self._needs:
