@@ -78,19 +78,19 @@ def test_every_net_that_is_timed_can_be_trained() -> None:
 
 def test_blocks_are_paired_and_leave_nothing_behind(tmp_path: Path) -> None:
     before = torch.autograd.backward
-    timing = measure(nets()[0], seconds=0.0, folder=tmp_path)
-    assert len(timing.plain) == len(timing.watched) == 4
+    timing = measure(nets()[0], seconds=0.0, folder=tmp_path, block_seconds=0.05)
+    assert len(timing.plain) == len(timing.watched) == len(timing.control) == 4
     assert min(timing.plain + timing.watched) > 0
     assert torch.autograd.backward is before
 
 
 def test_a_miss_is_explained_and_a_hit_is_not() -> None:
-    hit = Timing("long", 1, [1.0, 1.0, 1.0], [1.01, 1.01, 1.01])
-    miss = Timing("short", 1, [0.001, 0.001, 0.001], [0.00105, 0.00105, 0.00105])
+    hit = Timing("long", 1, [1.0, 1.0, 1.0], [1.01, 1.01, 1.01], [1.0, 1.0, 1.0])
+    miss = Timing("short", 1, [0.001, 0.001, 0.001], [0.00105, 0.00105, 0.00105], [0.001, 0.001, 0.001])
     assert reason([hit]) == ""
     assert miss.ratio == pytest.approx(1.05)
     assert "50 microseconds" in reason([hit, miss])
     assert "2.5 ms" in reason([hit, miss])
-    noise = Timing("noisy", 1, [0.001, 0.002, 0.001], [0.0009, 0.001, 0.0011])
-    long_miss = Timing("long", 1, [1.0, 1.0, 1.0], [1.1, 1.1, 1.1])
+    noise = Timing("noisy", 1, [0.001, 0.002, 0.001], [0.0009, 0.001, 0.0011], [0.001, 0.001, 0.001])
+    long_miss = Timing("long", 1, [1.0, 1.0, 1.0], [1.1, 1.1, 1.1], [1.0, 1.0, 1.0])
     assert "spread" in reason([noise, long_miss])
