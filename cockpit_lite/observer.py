@@ -10,7 +10,6 @@ import functools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,22 +24,6 @@ from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
 from cockpit_lite.tracked_step import Probes, TrackedStep, account
-
-Method = TypeVar("Method", bound=Callable[..., None])
-
-
-def isolated(method: Method) -> Method:
-    """No exception of ours leaves the method: the observer gives up instead, and training goes on."""
-
-    @functools.wraps(method)
-    def wrapper(self: Observer, *args: Any) -> None:
-        if self.active:
-            try:
-                method(self, *args)
-            except Exception as error:
-                self.give_up(error)
-
-    return wrapper  # type: ignore[return-value]
 
 
 class Observer:
@@ -92,10 +75,9 @@ class Observer:
 
     # What the probes report
 
-    @isolated
     def before_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
-        if self._closure == "again":
+        if self._closure == "again" or not self.active:
             return
         if self._updated:  # one of several optimizers has stepped, and training goes on: its step was one of its own
             self._taking_turns = True
@@ -109,10 +91,9 @@ class Observer:
         if self._tracked is not None:
             self._tracked.before_backward(tensors, gradients, self._backwards, self._scale)
 
-    @isolated
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
-        if self._closure == "again":
+        if self._closure == "again" or not self.active:
             return
         if self._tracked is not None:
             self._tracked.after_backward()
@@ -127,9 +108,10 @@ class Observer:
         loss = objective(tensors, gradients)
         self._losses.append(loss if self._scale is None else loss / self._scale)
 
-    @isolated
     def before_update(self, optimizer: Optimizer, has_closure: bool) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
+        if not self.active:
+            return
         if id(optimizer) in self._updated:
             self._end_step()
         self._closure = "expected" if has_closure else ""
@@ -140,26 +122,25 @@ class Observer:
         if not has_closure:
             self._tracked.measure_gradient(optimizer, self._scale, self._loss())
 
-    @isolated
     def closure_begins(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
-        if self._closure == "expected":
+        if self._closure == "expected" and self.active:
             self._closure = "first"
             # What an earlier, unused backward pass left behind is not part of this step.
             self._losses, self._backwards = [], 0
 
-    @isolated
     def closure_ends(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
-        if self._closure == "first":
+        if self._closure == "first" and self.active:
             self._closure = "again"
             if self._tracked is not None:  # the step is described at its first evaluation
                 self._tracked.measure_gradient(self._optimizers[0], self._scale, self._loss())
                 self._probes.stop()
 
-    @isolated
     def after_update(self, optimizer: Optimizer) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
+        if not self.active:
+            return
         if len(self._optimizers) > 1:
             if self._taking_turns and not self._backwards:
                 # A second optimizer that uses the gradient of the step just closed: not a step of its own.

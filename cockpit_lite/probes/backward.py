@@ -19,13 +19,16 @@ from cockpit_lite.errors import NotMeasured
 
 
 class BackwardListener(Protocol):
-    """Who wants to know. Neither method may raise."""
+    """Who wants to know. What it raises does not reach the user: it is handed back to ``give_up``."""
 
     def before_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Called with the roots and the gradients they are seeded with; the graph is still there."""
 
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Called after the gradients were accumulated; not if the user's backward raised."""
+
+    def give_up(self, error: Exception) -> None:
+        """Called with what one of the others raised; must not raise."""
 
 
 #: By the thread that each is interested in: another thread may train another model.
@@ -71,10 +74,16 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
             roots = _as_sequence(tensors)
             seeds = _as_sequence(grad_tensors) or (None,) * len(roots)
             for listener in interested:
-                listener.before_backward(roots, seeds)
+                try:
+                    listener.before_backward(roots, seeds)
+                except Exception as error:
+                    listener.give_up(error)
             result = original(tensors, grad_tensors, *args, **kwargs)
             for listener in interested:
-                listener.after_backward(roots, seeds)
+                try:
+                    listener.after_backward(roots, seeds)
+                except Exception as error:
+                    listener.give_up(error)
             return result
         finally:
             _within.discard(thread)

@@ -24,6 +24,9 @@ class GradientProbe:
         self._full_looks = 0
         self._sentinel: nn.Parameter | None = None
         self._one_is_enough = True
+        self._trusted: nn.Parameter | None = None
+        self._grad: Tensor | None = None
+        self._version = -1
         self._before: list[tuple[nn.Parameter, Tensor | None, int]] = []
         self._after: tuple[nn.Parameter, Tensor | None, int] | None = None
         self._marks: dict[str, tuple[Tensor, int]] = {}
@@ -31,27 +34,38 @@ class GradientProbe:
 
     def before_backward(self) -> None:
         """Remember what ``.grad`` is, of one parameter if that has always been enough, else of all."""
-        if self._sentinel is not None and self._one_is_enough and self._full_looks >= self.trial_passes:
-            self._before = [_mark(self._sentinel)]
+        if self._trusted is not None:
+            self._grad = grad = self._trusted.grad
+            self._version = -1 if grad is None else grad._version
         else:
             self._before = [_mark(parameter) for parameter in self._parameters.values() if parameter.requires_grad]
 
     def after_backward(self) -> bool:
         """Return whether the backward pass reached a watched parameter."""
+        if self._trusted is not None:
+            return self._trusted_has_changed(self._trusted)
         before, self._before = self._before, []
         changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
         if changed:
             self._after = _mark(_smallest(changed))  # its gradient is held until the next pass
-        if len(before) == 1 and before[0][0] is self._sentinel and self._full_looks >= self.trial_passes:
-            if not changed:  # another model's backward, or a branch not taken: from now on look at all parameters
-                self._one_is_enough = False
-            return bool(changed)
         if self._sentinel is None and changed:
             self._sentinel = _smallest(changed)
         self._full_looks += 1
         if self._sentinel is None or not any(parameter is self._sentinel for parameter in changed):
             self._one_is_enough = False
+        if self._one_is_enough and self._full_looks >= self.trial_passes:
+            self._trusted = self._sentinel
         return bool(changed)
+
+    def _trusted_has_changed(self, parameter: nn.Parameter) -> bool:
+        before, self._grad = self._grad, None
+        grad = parameter.grad
+        if grad is not before or (grad is not None and grad._version != self._version):
+            self._after = (parameter, grad, -1 if grad is None else grad._version)
+            return True
+        # Another model's backward, or a branch not taken: from now on look at all parameters.
+        self._one_is_enough, self._trusted = False, None
+        return False
 
     def was_reset(self) -> bool:
         """Return whether the gradient was set to None or zero since the last backward pass: its step was skipped."""

@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 
 class OptimizerListener(Protocol):
-    """Who wants to know. No method may raise."""
+    """Who wants to know. What it raises does not reach the user: it is handed back to ``give_up``."""
 
     def before_update(self, optimizer: Optimizer, has_closure: bool) -> None:
         """``optimizer.step`` begins; with a closure the gradient does not exist yet."""
@@ -23,6 +23,9 @@ class OptimizerListener(Protocol):
 
     def closure_ends(self) -> None:
         """The evaluation is over."""
+
+    def give_up(self, error: Exception) -> None:
+        """Called with what one of the others raised; must not raise."""
 
 
 class OptimizerProbe:
@@ -49,24 +52,33 @@ class OptimizerProbe:
         if id(optimizer) not in self._ids:
             return None
         # args[0] is the optimizer itself; step(closure) may name its closure or not.
-        if len(args) > 1 and callable(args[1]):
-            self._listener.before_update(optimizer, True)
+        positional = len(args) > 1 and callable(args[1])
+        named = not positional and callable(kwargs.get("closure"))
+        try:
+            self._listener.before_update(optimizer, positional or named)
+        except Exception as error:
+            self._listener.give_up(error)
+        if positional:
             return (args[0], self._wrap(args[1]), *args[2:]), kwargs
-        if callable(kwargs.get("closure")):
-            self._listener.before_update(optimizer, True)
+        if named:
             return args, {**kwargs, "closure": self._wrap(kwargs["closure"])}
-        self._listener.before_update(optimizer, False)
         return None
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
         if id(optimizer) in self._ids:
-            self._listener.after_update(optimizer)
+            self._tell(self._listener.after_update, optimizer)
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def watched() -> Any:
-            self._listener.closure_begins()
+            self._tell(self._listener.closure_begins)
             result = closure()
-            self._listener.closure_ends()
+            self._tell(self._listener.closure_ends)
             return result
 
         return watched
+
+    def _tell(self, event: Callable[..., None], *args: Any) -> None:
+        try:
+            event(*args)
+        except Exception as error:
+            self._listener.give_up(error)
