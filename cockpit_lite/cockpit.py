@@ -148,8 +148,8 @@ class Cockpit:
         loss_scale.stop_watching()
         tensor_hooks.stop_watching()
         self._optimizer_probe.stop()
-        observer.close()
         try:
+            observer.close()
             recorder.close(
                 status="completed" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed",
                 ended=_now().isoformat(timespec="seconds"),

@@ -156,10 +156,12 @@ class Observer:
 
     def close(self) -> None:
         """Stop observing; a step that was not finished is dropped. Idempotent."""
-        if self.active:
-            self.active = False
+        self.active = False
+        try:
             self._probes.stop()
             self._flush_pulse()
+        except Exception as error:  # the user's own exception may be on its way out
+            warn("The readings of the last steps could not be recorded.", error)
 
     def give_up(self, error: Exception) -> None:
         """Our own failure: stop observing with one warning; training goes on."""

@@ -406,3 +406,18 @@ def test_a_schedule_that_raises_at_once_is_told_before_training_begins(tmp_path:
     assert torch.autograd.backward is original and backward._listeners == {}
     run = load_run(tmp_path / "run")
     assert run.info["status"] == "failed" and "no such step" in run.info["exception"]
+
+
+def test_a_failure_of_ours_while_leaving_does_not_hide_the_exception_of_the_user(tmp_path: Path) -> None:
+    model = net()
+    watching = cockpit(model, SGD(model.parameters(), lr=0.1), run=tmp_path / "run")
+
+    def fail() -> None:
+        raise RuntimeError("the device is gone")
+
+    with pytest.warns(UserWarning, match="could not be recorded"), pytest.raises(KeyError, match="theirs"), watching:
+        assert watching._observer is not None
+        watching._observer._flush_pulse = fail  # type: ignore[method-assign]
+        raise KeyError("theirs")
+    assert backward._listeners == {}
+    assert "theirs" in load_run(tmp_path / "run").info["exception"]
