@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+#: Elements that are summed up in one go on a CPU. It adds squares one after the other, which loses 4 of 7 digits over 5 million.
+PIECE = 1 << 20
+
 
 def parameter_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the Euclidean norm of each tensor, as scalars by name."""
@@ -14,11 +17,23 @@ def parameter_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
     # One fused call for all; half precision would overflow at 65504.
     values = [tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for tensor in tensors.values()]
-    return dict(zip(tensors, torch._foreach_norm(values), strict=True))
+    norms = torch._foreach_norm([value for value in values if not _is_long(value)])
+    short = iter(norms)
+    return {name: _norm_in_pieces(value) if _is_long(value) else next(short) for name, value in zip(tensors, values, strict=True)}
 
 
 def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
     """Return the norm of all tensors together, given the norm of each."""
     if not norms:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm.to(next(iter(norms.values())).device) for norm in norms.values()]))
+    parts = list(norms.values())
+    device = parts[0].device
+    return torch.linalg.vector_norm(torch.stack([norm if norm.device == device else norm.to(device) for norm in parts]))
+
+
+def _is_long(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.numel() > PIECE
+
+
+def _norm_in_pieces(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensor.reshape(-1).split(PIECE))))

@@ -6,18 +6,23 @@ reaches for it, so an instrument never has to ask first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.norms import parameter_norms
 
 if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
     from cockpit_lite.probes.activations import Activations
     from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleStatistics
+    from cockpit_lite.probes.wiring import Wiring
+
+
+Value = TypeVar("Value")
 
 
 class _Offer:
@@ -43,6 +48,7 @@ class Step:
         parameters: All watched parameters by name, those that require no gradient included.
         learning_rates: Learning rate of every parameter group of every optimizer, in order.
         parameter_learning_rates: Learning rate by parameter name; parameters in no optimizer are missing.
+        loss_scale: What a gradient scaler multiplied the loss with, a scalar tensor; None without one.
         training_seconds: What training took for the last step, measuring taken out.
         overhead: Share of training time that measuring has cost so far.
         loss: The mini-batch objective as the user computed it: the sum over the step's backward passes, a scalar tensor.
@@ -56,6 +62,7 @@ class Step:
         per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
+        wiring: How the step is wired, see :class:`~cockpit_lite.probes.wiring.Wiring`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
         observed: What was observed so far, by the names above.
         reasons: Why something was not observed: the text after "not measured, because".
@@ -71,6 +78,7 @@ class Step:
     per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]
+    wiring: Wiring = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]
 
     def __init__(self, index: int, parameters: Mapping[str, nn.Parameter]):
@@ -78,10 +86,12 @@ class Step:
         self.parameters = parameters
         self.learning_rates: list[float] = []
         self.parameter_learning_rates: Mapping[str, float] = {}
+        self.loss_scale: Tensor | None = None
         self.training_seconds = 0.0
         self.overhead = 0.0
         self.observed: dict[str, Any] = {}
         self.reasons: dict[str, str] = {}
+        self._made: dict[Callable[[Step], Any], Any] = {}
 
     @property
     def learning_rate(self) -> float:
@@ -89,3 +99,33 @@ class Step:
         if not self.learning_rates:
             raise NotMeasured("the optimizer has no learning rate")
         return self.learning_rates[0]
+
+    def once(self, make: Callable[[Step], Value]) -> Value:
+        """Return ``make(step)``, called once however many instruments ask: what several need should cost once."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
+    @property
+    def gradient_norms(self) -> Mapping[str, Tensor]:
+        """Norm of the gradient by parameter, scalar tensors."""
+        return self.once(_gradient_norms)
+
+    @property
+    def update_norms(self) -> Mapping[str, Tensor]:
+        """Norm of the update by parameter, scalar tensors."""
+        return self.once(_update_norms)
+
+    def forget(self) -> None:
+        """Forget what was observed: the user has thrown the gradient away."""
+        self.observed.clear()
+        self.reasons.clear()
+        self._made.clear()
+
+
+def _gradient_norms(step: Step) -> Mapping[str, Tensor]:
+    return parameter_norms(step.gradient)
+
+
+def _update_norms(step: Step) -> Mapping[str, Tensor]:
+    return parameter_norms(step.update)

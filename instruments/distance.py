@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from cockpit_lite.instrument import UPDATE, Instrument, Readings
@@ -28,5 +29,6 @@ class Distance(Instrument):
         self._start: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def measure(self, step: Step) -> Readings:
-        moved = {name: weights - self._start[name] for name, weights in step.weights_before.items() if name in self._start}
-        return {"distance": total_norm(parameter_norms(moved))}
+        names = [name for name in step.weights_before if name in self._start]
+        moved = torch._foreach_sub([step.weights_before[name] for name in names], [self._start[name] for name in names])
+        return {"distance": total_norm(parameter_norms(dict(zip(names, moved, strict=True))))}

@@ -13,27 +13,11 @@ Source: Mahsereci, Balles, Lassner, Hennig, Early stopping without a validation 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES, Instrument, Readings
-from cockpit_lite.probes.noise import elements, reading
+from cockpit_lite.probes.noise import reading, signal_to_noise
 from cockpit_lite.step import Step
-
-#: Of the source's own code; it keeps elements without variance from counting as infinite.
-DAMPING = 1e-5
-
-
-def evidence(squared_gradient: Tensor, variance: Tensor, count: int) -> Tensor:
-    """Return the sum over the elements of ``N G_j^2 / (s_j + 1e-5)``, a scalar tensor.
-
-    Args:
-        squared_gradient: ``G_j^2``.
-        variance: ``1/N sum (g_nj - G_j)^2``.
-        count: Number of samples N.
-    """
-    share = (count - 1) / count  # s_j = variance / share; few passes over the elements, since they are many
-    return (squared_gradient / (variance + DAMPING * share)).sum() * (count - 1)
 
 
 class EarlyStopping(Instrument):
@@ -44,12 +28,9 @@ class EarlyStopping(Instrument):
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
-        sums: list[Tensor] = []
-        size = 0
-        for _, squared_gradient, variance in elements(step):
-            sums.append(evidence(squared_gradient, variance, step.per_sample.batch_size))
-            size += variance.numel()
-        if not size:
+        sums = list(signal_to_noise(step).values())
+        if not sums:
             raise NotMeasured("no parameter has elements")
-        total = torch.stack([value.to(sums[0].device) for value in sums]).sum()
-        return {"early_stopping": reading(step.per_sample, 1 - total / size)}
+        whole = torch.stack([part.sample.to(sums[0].sample.device) for part in sums]).sum()
+        mean = whole / sum(part.count for part in sums)
+        return {"early_stopping": reading(step.per_sample, 1 - step.per_sample.batch_size * mean)}

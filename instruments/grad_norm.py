@@ -23,7 +23,7 @@ class GradientNorm(Instrument):
     preset = "light"
 
     def measure(self, step: Step) -> Readings:
-        norms = parameter_norms(step.gradient)
+        norms = step.gradient_norms
         readings: dict[str, Any] = {"grad_norm": total_norm(norms), **layerwise("grad_norm", norms)}
         if step.gradient_was_changed:
             readings["grad_norm_clipped"] = total_norm(parameter_norms(step.applied_gradient))

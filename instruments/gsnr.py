@@ -13,20 +13,11 @@ Source: Liu, Bai, Jiang, Chen, Wang, Understanding why neural networks generaliz
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES, Instrument, Readings, layerwise
-from cockpit_lite.probes.noise import elements, reading
+from cockpit_lite.probes.noise import reading, signal_to_noise
 from cockpit_lite.step import Step
-
-#: Of the source; it keeps elements without variance from counting as infinite.
-DAMPING = 1e-5
-
-
-def signal_to_noise(squared_gradient: Tensor, variance: Tensor) -> Tensor:
-    """Return the sum over the elements of ``G_j^2 / (var_j + 1e-5)``, a scalar tensor."""
-    return (squared_gradient / (variance + DAMPING)).sum()
 
 
 class GradientSignalToNoise(Instrument):
@@ -37,13 +28,11 @@ class GradientSignalToNoise(Instrument):
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
-        sums: dict[str, Tensor] = {}
-        sizes: dict[str, int] = {}
-        for name, squared_gradient, variance in elements(step):
-            sums[name], sizes[name] = signal_to_noise(squared_gradient, variance), variance.numel()
+        sums = signal_to_noise(step)
         if not sums:
             raise NotMeasured("no parameter has elements")
-        device = next(iter(sums.values())).device
-        mean = torch.stack([value.to(device) for value in sums.values()]).sum() / sum(sizes.values())
-        by_parameter = {name: reading(step.per_sample, value / sizes[name]) for name, value in sums.items()}
+        device = next(iter(sums.values())).population.device
+        whole = torch.stack([part.population.to(device) for part in sums.values()]).sum()
+        mean = whole / sum(part.count for part in sums.values())
+        by_parameter = {name: reading(step.per_sample, part.population / part.count) for name, part in sums.items()}
         return {"gsnr": reading(step.per_sample, mean), **layerwise("gsnr", by_parameter)}

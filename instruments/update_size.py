@@ -8,7 +8,7 @@ Zero: the optimizer does not step. Growing while the gradient does not: momentum
 from __future__ import annotations
 
 from cockpit_lite.instrument import UPDATE, Instrument, Readings
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import total_norm
 from cockpit_lite.step import Step
 
 
@@ -20,4 +20,4 @@ class UpdateSize(Instrument):
     preset = "light"
 
     def measure(self, step: Step) -> Readings:
-        return {"update_size": total_norm(parameter_norms(step.update))}
+        return {"update_size": total_norm(step.update_norms)}

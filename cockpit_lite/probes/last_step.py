@@ -31,16 +31,23 @@ class LastStep:
 def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over the parameters that both have, a scalar tensor in single precision or better."""
     products = []
-    for name in left:  # in this order, so that rounding is the same in every run
-        if name not in right:
-            continue
-        a, b = (value.to_dense() if value.is_sparse else value for value in (left[name], right[name]))
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        product = torch.vdot(b.to(dtype).reshape(-1), a.to(dtype).reshape(-1))  # conjugates the gradient, if it is complex
-        products.append(product.real)
+    for name, a in left.items():  # in this order, so that rounding is the same in every run
+        b = right.get(name)
+        if b is not None:
+            products.append(_product(a, b))
     if not products:
         return torch.zeros(())
-    return torch.stack([product.to(products[0].device) for product in products]).sum()
+    device = products[0].device
+    return torch.stack([product if product.device == device else product.to(device) for product in products]).sum()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype is b.dtype is torch.float32 and a.layout is b.layout is torch.strided:  # nearly always, and much is asked below
+        return torch.dot(a.reshape(-1), b.reshape(-1))
+    a, b = (value.to_dense() if value.is_sparse else value for value in (a, b))
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    # vdot conjugates the gradient, if it is complex
+    return torch.vdot(b.to(dtype).reshape(-1), a.to(dtype).reshape(-1)).real
 
 
 def versions(parameters: Mapping[str, nn.Parameter]) -> tuple[int, ...]:

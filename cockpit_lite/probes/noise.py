@@ -6,19 +6,22 @@ G = 1/N sum g_n.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
-from cockpit_lite.probes.last_step import inner_product
+from cockpit_lite.norms import total_norm
 
 if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample import PerSampleStatistics
     from cockpit_lite.step import Step
+
+#: Added to the variance of an element, which keeps one without variance from counting as infinite.
+DAMPING = 1e-5
 
 
 def contributions_squared_norms(statistics: PerSampleStatistics) -> Tensor:
@@ -28,7 +31,7 @@ def contributions_squared_norms(statistics: PerSampleStatistics) -> Tensor:
         NotMeasured: if a parameter is not covered, or the batch holds one sample.
     """
     _require_complete(statistics)
-    return total(statistics.squared_norms)
+    return statistics.total_squared_norms
 
 
 def contributions_products(statistics: PerSampleStatistics) -> Tensor:
@@ -38,15 +41,20 @@ def contributions_products(statistics: PerSampleStatistics) -> Tensor:
         NotMeasured: if a parameter is not covered, or the batch holds one sample.
     """
     _require_complete(statistics)
-    return total(statistics.products)
+    return statistics.total_products
 
 
 def gradient_squared_norm(step: Step) -> Tensor:
     """Return ``||G||^2`` over the parameters that the per-sample statistics cover."""
-    covered = {name: value for name, value in step.gradient.items() if name in step.per_sample.squared_norms}
+    return step.once(_gradient_squared_norm)
+
+
+def _gradient_squared_norm(step: Step) -> Tensor:
+    known = step.per_sample.squared_norms
+    covered = {name: norm for name, norm in step.gradient_norms.items() if name in known}
     if not covered:
         raise NotMeasured("no per-sample gradient was seen on this step")
-    return inner_product(covered, covered)
+    return total_norm(covered).square()
 
 
 def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Tensor:
@@ -56,22 +64,56 @@ def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> T
     return ((count * squared_norms.sum() - squared_gradient_norm) * (count / (count - 1))).clamp(min=0)
 
 
-def elements(step: Step) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield name, ``G_j^2`` and ``var_j = 1/N sum g_nj^2 - G_j^2`` of every parameter, one at a time: they are as large as it.
+class SignalToNoise(NamedTuple):
+    """Sums over the elements j of a parameter, the noise damped by :data:`DAMPING`.
+
+    Attributes:
+        population: Sum of ``G_j^2 / (var_j + 1e-5)``, ``var_j = 1/N sum g_nj^2 - G_j^2``, a scalar tensor.
+        sample: Sum of ``G_j^2 / (s_j + 1e-5)``, ``s_j = N/(N-1) var_j`` the sample variance.
+        count: Number of elements.
+    """
+
+    population: Tensor
+    sample: Tensor
+    count: int
+
+
+def signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
+    """Return signal over noise by parameter, made once a step: what it is made of is as large as the parameters.
 
     Raises:
         NotMeasured: if a parameter is not covered, or the batch holds one sample.
     """
+    return step.once(_signal_to_noise)
+
+
+def _signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
     statistics, gradient = step.per_sample, step.gradient
     _require_complete(statistics)
+    found = {}
     for name, sum_of_squares in statistics.sum_of_squares.items():
+        if not sum_of_squares.numel():
+            continue
         known = gradient.get(name)
         if known is None:  # the parameter does not take part in the loss
-            squared_gradient = torch.zeros_like(sum_of_squares)
+            nothing = sum_of_squares.new_zeros(())
+            found[name] = SignalToNoise(nothing, nothing, sum_of_squares.numel())
         else:
-            squared_gradient = (known.to_dense() if known.is_sparse else known).to(sum_of_squares.dtype).square()
-        # Rounding can push the difference below zero when all samples agree.
-        yield name, squared_gradient, (statistics.batch_size * sum_of_squares).sub_(squared_gradient).clamp_(min=0)
+            known = (known.to_dense() if known.is_sparse else known).to(sum_of_squares.dtype)
+            found[name] = damped_ratios(known, sum_of_squares, statistics.batch_size)
+    return found
+
+
+def damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> SignalToNoise:
+    """Return signal over noise of one parameter from ``G_j`` and the contributions' ``sum_n c_nj^2``; few passes, in place."""
+    signal = gradient.square()
+    # Rounding can push the difference below zero when all samples agree.
+    noise = (sum_of_squares * batch_size).sub_(signal).clamp_(min=0).add_(DAMPING)
+    ratios = signal / noise
+    population = ratios.sum()
+    share = (batch_size - 1) / batch_size  # s_j + 1e-5 = (var_j + 1e-5 share) / share
+    torch.div(signal, noise.sub_(DAMPING * (1 - share)), out=ratios)
+    return SignalToNoise(population, ratios.sum() * share, signal.numel())
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:

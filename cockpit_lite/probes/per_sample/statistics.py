@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +32,16 @@ class PerSampleStatistics:
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def total_squared_norms(self) -> Tensor:
+        """Squared norms over all parameters together, shape (N,): added up once for all who ask."""
+        return _sum(self.squared_norms)
+
+    @cached_property
+    def total_products(self) -> Tensor:
+        """Inner products over all parameters together, shape (N,)."""
+        return _sum(self.products)
+
     def unscale(self, scale: Tensor) -> None:
         """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too."""
         for values in (self.squared_norms, self.products, self.sum_of_squares):
@@ -39,3 +51,8 @@ class PerSampleStatistics:
         """Forget what was measured of a parameter."""
         for values in (self.squared_norms, self.products, self.sum_of_squares):
             values.pop(name, None)
+
+
+def _sum(values: dict[str, Tensor]) -> Tensor:
+    parts = list(values.values())
+    return parts[0] if len(parts) == 1 else torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
