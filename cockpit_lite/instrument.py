@@ -35,7 +35,9 @@ PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
 PER_SAMPLE_SQUARES = "per_sample_squares"
 ACTIVATIONS = "activations"
+ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
+WIRING = "wiring"
 
 #: need -> what it makes available on the :class:`~cockpit_lite.step.Step`
 NEEDS: dict[str, str] = {
@@ -48,6 +50,8 @@ NEEDS: dict[str, str] = {
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
+    ACTIVATION_SAMPLES: "step.activations.samples: some of the outputs of every layer with a weight matrix; beside 'activations'",
+    WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
 }
 

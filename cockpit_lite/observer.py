@@ -24,6 +24,10 @@ from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
 from cockpit_lite.tracked_step import Probes, TrackedStep, account
+from cockpit_lite.transfer import Row
+
+#: Backward passes without a step after which it is worth saying so.
+_OFTEN = 5
 
 
 class Observer:
@@ -65,6 +69,7 @@ class Observer:
         # The step under way
         self._losses: list[Tensor | float] = []
         self._backwards = 0
+        self._without_step = 0  # backward passes whose gradient no optimizer used
         self._updated: set[int] = set()  # optimizers that have stepped
         self._closure = ""  # "expected", "first" evaluation, "again"
         self._scale: Tensor | None = None
@@ -83,13 +88,24 @@ class Observer:
             self._taking_turns = True
             self._end_step()
         elif self._backwards and self._probes.gradient.was_reset():  # a batch that was thrown away, as gradient scalers do
-            self._losses, self._backwards = [], 0
-            if self._tracked is not None:
-                self._tracked.discard()
+            self._throw_away()
         self._probes.gradient.before_backward()
         self._scale = loss_scale.last_scale() if loss_scale.uses() != self._scale_uses else None
         if self._tracked is not None:
             self._tracked.before_backward(tensors, gradients, self._backwards, self._scale)
+
+    def _throw_away(self) -> None:
+        """Begin the step again: the gradient was set to zero before any optimizer used it."""
+        if self._scale is None:  # a gradient scaler skips steps on purpose
+            self._without_step += self._backwards
+            if self._without_step % _OFTEN == 0:
+                self._report_missing_steps(self._without_step)
+        self._losses, self._backwards = [], 0
+        if self._tracked is not None:
+            self._tracked.discard()
+
+    def _report_missing_steps(self, backwards: int) -> None:
+        self._recorder.take(Row(self.index, {"backwards_without_step": float(backwards)}))
 
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
@@ -160,6 +176,8 @@ class Observer:
         try:
             self._probes.stop()
             self._flush_pulse()
+            if not self.index and self._without_step + self._backwards > 1:
+                self._report_missing_steps(self._without_step + self._backwards)
         except Exception as error:  # the user's own exception may be on its way out
             warn("The readings of the last steps could not be recorded.", error)
 
@@ -227,6 +245,7 @@ class Observer:
             self._expected_backwards = max(self._backwards, 1)
             self._last_end = self._clock()
         self.index += 1
+        self._without_step = 0
         self._begin_step()
 
     def _loss(self) -> Tensor | float | None:

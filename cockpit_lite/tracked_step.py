@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from cockpit_lite.curvature import Curvature, ForwardProbe, is_compiled
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
+    ACTIVATION_SAMPLES,
     ACTIVATIONS,
     CURVATURE,
     GRADIENT,
@@ -30,6 +31,7 @@ from cockpit_lite.instrument import (
     PER_SAMPLE_PRODUCTS,
     PER_SAMPLE_SQUARES,
     UPDATE,
+    WIRING,
     Instrument,
 )
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
@@ -39,6 +41,7 @@ from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
@@ -76,6 +79,7 @@ class Probes:
     per_sample: PerSampleProbe = field(init=False)
     activations: ActivationProbe = field(init=False)
     forward: ForwardProbe = field(init=False)
+    wiring: WiringProbe = field(init=False)
     generator: torch.Generator = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
 
@@ -85,6 +89,7 @@ class Probes:
         self.per_sample = PerSampleProbe(self.model, trainable)
         self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
+        self.wiring = WiringProbe(self.model, self.parameters, self.optimizers)
         # Probe vectors must not come from the user's random numbers.
         self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
 
@@ -93,6 +98,7 @@ class Probes:
         self.per_sample.stop()
         self.activations.stop()
         self.forward.stop()
+        self.wiring.stop()
 
 
 class TrackedStep:
@@ -149,6 +155,8 @@ class TrackedStep:
             self._watch_activations()
         if CURVATURE in self._needs:
             probes.forward.start()
+        if WIRING in self._needs:
+            probes.wiring.start()
 
     def before_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
@@ -163,6 +171,8 @@ class TrackedStep:
         """
         with self._timed():
             if not earlier_backwards:
+                if WIRING in self._needs:
+                    self._probes.wiring.before_backward()
                 self._measure_curvature(tensors, gradients, scale)
             if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
                 self._per_sample_obstacle = self._find_per_sample_obstacle()
@@ -190,8 +200,7 @@ class TrackedStep:
     def discard(self) -> None:
         """Forget the backward passes so far: their gradient was thrown away."""
         self.row = Row(self.row.step, {})
-        self._step.observed.clear()
-        self._step.reasons.clear()
+        self._step.forget()
         self._probes.per_sample.forget_backwards()
         self._probes.activations.forget_backwards()
 
@@ -203,6 +212,7 @@ class TrackedStep:
         with self._timed():
             self._read_learning_rates()
             self._note_loss(loss)
+            self._step.loss_scale = scale
             raw, applied, changed = self._unscaled_gradients(optimizer, scale)
             if self._taking_turns:  # the other optimizers' gradients are leftovers
                 own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -224,6 +234,8 @@ class TrackedStep:
                 self._observe_samples(raw, scale)
             if ACTIVATIONS in self._needs:
                 self._observe_activations()
+            if WIRING in self._needs:
+                self._step.observed["wiring"] = self._probes.wiring.wiring(optimizer)
             self._measure(due)
 
     def finish(self, loss: Tensor | float | None, backwards: int, training_seconds: float) -> Row:
@@ -251,7 +263,8 @@ class TrackedStep:
         What no instrument answers for by itself (probes, log) is shared by those that were due.
         """
         accounts = {account(instrument) for instrument in self._due}
-        shared = max(self.spent - sum(self._costs.values()), 0.0) / len(accounts)
+        own = sum(seconds for name, seconds in self._costs.items() if name in accounts)
+        shared = max(self.spent - own, 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
 
     # Two steps in a row
@@ -284,12 +297,13 @@ class TrackedStep:
         if any(is_compiled(module) or module._compiled_call_impl is not None for module in modules):
             probe.failure = _COMPILED
         else:
-            probe.start()
+            probe.start(samples=ACTIVATION_SAMPLES in self._needs)
 
     def _observe_activations(self) -> None:
         probe = self._probes.activations
-        self.spent += probe.seconds  # its hook ran in the user's forward
-        self._costs["activations"] = self._costs.get("activations", 0.0) + probe.seconds
+        for name, seconds in ((ACTIVATIONS, probe.seconds), (f"{ACTIVATION_SAMPLES}+{ACTIVATIONS}", probe.sampling_seconds)):
+            self.spent += seconds  # its hook ran in the user's forward
+            self._costs[name] = self._costs.get(name, 0.0) + seconds
         if probe.failure:
             self._step.reasons["activations"] = probe.failure
         else:
@@ -445,11 +459,11 @@ class TrackedStep:
     def _timed(self) -> Iterator[None]:
         """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
         start = self._probes.clock()
-        self._probes.activations.paused = True
+        self._probes.activations.paused = self._probes.wiring.paused = True
         try:
             yield
         finally:
-            self._probes.activations.paused = False
+            self._probes.activations.paused = self._probes.wiring.paused = False
             self.spent += self._probes.clock() - start
 
 

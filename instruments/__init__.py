@@ -7,17 +7,21 @@ into ``"light"``, ``"standard"`` or ``"full"``.
 from __future__ import annotations
 
 from cockpit_lite.instrument import Instrument
+from cockpit_lite.instruments.activation_mean import ActivationMean
 from cockpit_lite.instruments.activation_std import ActivationStd
 from cockpit_lite.instruments.alpha import Alpha
 from cockpit_lite.instruments.cabs import Cabs
+from cockpit_lite.instruments.clip_ratio import Clipping
 from cockpit_lite.instruments.conflicting_samples import ConflictingSamples
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
 from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
+from cockpit_lite.instruments.effective_rank import EffectiveRank
 from cockpit_lite.instruments.grad_norm import GradientNorm
 from cockpit_lite.instruments.gradient_alignment import GradientAlignment
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
+from cockpit_lite.instruments.gradient_scale import GradientScale
 from cockpit_lite.instruments.gsnr import GradientSignalToNoise
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
@@ -31,6 +35,7 @@ from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
+from cockpit_lite.instruments.wiring import WiringCheck
 
 #: name -> class, of everything imported above
 INSTRUMENTS: dict[str, type[Instrument]] = {
@@ -41,17 +46,21 @@ INSTRUMENTS: dict[str, type[Instrument]] = {
 
 __all__ = [
     "INSTRUMENTS",
+    "ActivationMean",
     "ActivationStd",
     "Alpha",
     "Cabs",
+    "Clipping",
     "ConflictingSamples",
     "CurvatureAlongGradient",
     "DeadUnits",
     "Distance",
     "EarlyStopping",
+    "EffectiveRank",
     "GradientAlignment",
     "GradientNoiseScale",
     "GradientNorm",
+    "GradientScale",
     "GradientSignalToNoise",
     "HessianTrace",
     "InnerProductTest",
@@ -65,4 +74,5 @@ __all__ = [
     "StepTime",
     "UpdateRatio",
     "UpdateSize",
+    "WiringCheck",
 ]
