@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
+from cockpit_lite.probes.per_sample.layers import PerSampleGradients
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
 from cockpit_lite.probes.per_sample.projections import watch_projections
 from cockpit_lite.probes.per_sample.rules import RULES
@@ -78,7 +79,7 @@ class PerSampleProbe:
         self._known: dict[tuple[object, ...], Answer] = {}
         self._hopeless: dict[tuple[str, bool], str] = {}
         self._used_again: set[str] = set()  # names of parameters that were measured too early
-        self._products = self._squares = True  # what may be asked for
+        self._products = self._squares = self._gradients = True  # what may be asked for
         self._reset()
 
     def _reset(self) -> None:
@@ -94,17 +95,19 @@ class PerSampleProbe:
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
         self._alone: set[int] = set()  # ids of the calls that no other call shares a parameter with
+        self._survey: Survey | None = None  # that the last statistics came from
 
-    def start(self, products: bool = True, squares: bool = True) -> None:
+    def start(self, products: bool = True, squares: bool = True, gradients: bool = False) -> None:
         """Begin to watch a step.
 
         Args:
             products: Whether inner products may be asked for. If not, what a layer's statistics need is let go as soon as its
                 gradient has arrived, where the rule and the graph allow it, and the step takes less memory.
             squares: Whether sums of squares may be asked for.
+            gradients: Whether the gradients themselves may be asked for: nothing is let go then.
         """
         self.stop()
-        self._products, self._squares = products, squares
+        self._products, self._squares, self._gradients = products, squares, gradients
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
         self._modules = {id(module): module for module in self.model.modules()}
         self._owners = {
@@ -135,7 +138,7 @@ class PerSampleProbe:
                 if not forward.surveyed:
                     forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
                     forward.release()
-        if not self._products:
+        if not (self._products or self._gradients):
             self._alone = self._find_alone()
         self._reached.append(set())
         self._in_backward = True
@@ -201,7 +204,19 @@ class PerSampleProbe:
         with torch.no_grad(), self.paused():
             found = survey.statistics(products, direction, direction if gradient is None else gradient, squares)
         self._used_again |= survey.used_again
+        self._survey = survey
         return found
+
+    def gradients(self, statistics: PerSampleStatistics, scale: Tensor | None = None) -> PerSampleGradients:
+        """Return the per-sample gradients that ``statistics``, the last ones, are of; good until the weights change.
+
+        Args:
+            statistics: What :meth:`statistics` returned.
+            scale: What a gradient scaler multiplied the loss with.
+        """
+        if self._survey is None or not self._gradients:
+            raise ValueError("the probe was started without, or has failed")
+        return PerSampleGradients(self._survey, self.parameters, list(statistics.squared_norms), self.paused, scale)
 
     def _failed(self, error: Exception) -> None:
         self.stop()

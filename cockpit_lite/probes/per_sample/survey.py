@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from math import isfinite
 from typing import NamedTuple
@@ -80,6 +80,9 @@ class Survey:
         self.not_covered: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.used_again: set[str] = set()
+        self.through_the_model: set[str] = set()  # names that the generic rule covered
+        self.unused: set[str] = set()  # names that no sample uses
+        self.sizes: list[int] = []  # of the micro-batches
         self._owned: dict[int, dict[str, str]] = {}
 
     def statistics(
@@ -90,7 +93,7 @@ class Survey:
         squares: bool = False,
     ) -> PerSampleStatistics:
         """Return the statistics; see :meth:`PerSampleProbe.statistics`."""
-        sizes = self._micro_batch_sizes()
+        sizes = self.sizes = self._micro_batch_sizes()
         result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
@@ -108,16 +111,30 @@ class Survey:
                 missing[name] = "the parameter is used outside of any module's call"
         missing.update(self._failures(checks, gradient, result))
         forms = self._through_the_model(missing, sizes)
+        self.through_the_model = set(forms)
         self.not_covered.update(self._failures(wanted(forms, gradient=gradient), gradient, result))
-        for name in unused:
-            if name not in missing:
-                wanted({name: {}}, gradient=None)
+        self.unused = unused.keys() - missing.keys()
+        for name in self.unused:
+            wanted({name: {}}, gradient=None)
         for name in self.not_covered:
             result.drop(name)
         result.conditional.update({name: note for name, note in self.notes.items() if name in result.squared_norms})
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
+
+    def forms(self) -> Iterator[tuple[str, dict[int, Form]]]:
+        """Yield name and forms by micro-batch of the covered parameters once more, a layer at a time.
+
+        After :meth:`statistics`, and before the weights change. A micro-batch that does not use the parameter is missing.
+        """
+        elsewhere = dict.fromkeys([*self.through_the_model, *self.not_covered], "")
+        for calls in self._groups():
+            yield from self._forms(calls, self.sizes, dict(elsewhere)).items()
+        names = dict.fromkeys(sorted(self.through_the_model - self.not_covered.keys()), "")
+        yield from self._through_the_model(names, self.sizes).items()
+        for name in sorted(self.unused):
+            yield name, {}
 
     def _groups(self) -> list[list[Call]]:
         """Return the calls, those that share a parameter together."""
