@@ -99,6 +99,15 @@ class Instrument:
     def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Called once before the first step; override it to remember where training began."""
 
+    def prepare(self, step: Step) -> None:
+        """Called just before the backward pass if ``needs`` holds :data:`CURVATURE` and something that is known only later.
+
+        ``step.curvature`` is there now and gone in :meth:`measure`: compute from it what :meth:`measure` will use, and keep that.
+
+        Raises:
+            NotMeasured: as :meth:`measure`, which is then not called on this step.
+        """
+
     def measure(self, step: Step) -> Readings:
         """Return readings by name, all measured on this step.
 
@@ -121,10 +130,11 @@ class Instrument:
         unknown = [need for need in self.needs if need not in NEEDS]
         if unknown:
             raise SetupError(f"{type(self).__name__}.needs has unknown entries {unknown}; known are {sorted(NEEDS)}.")
-        if CURVATURE in self.needs and not set(self.needs) <= {CURVATURE, LOSS}:
+        if needs_preparation(self) and type(self).prepare is Instrument.prepare:
             raise SetupError(
                 f"{type(self).__name__}.needs combines {CURVATURE!r} with needs that are met only after the backward pass, "
-                "when the graph is gone. The gradient is there as step.curvature.gradient."
+                "when the graph is gone. The gradient is there as step.curvature.gradient; what else measure() takes from "
+                "step.curvature has to be computed in prepare()."
             )
 
     def reading_names(self) -> tuple[str, ...]:
@@ -133,6 +143,11 @@ class Instrument:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def needs_preparation(instrument: Instrument) -> bool:
+    """Return whether the instrument measures when the curvature it needs is no longer there."""
+    return CURVATURE in instrument.needs and not set(instrument.needs) <= {CURVATURE, LOSS}
 
 
 def layerwise(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ reaches for it, so an instrument never has to ask first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.norms import parameter_norms
@@ -46,6 +47,7 @@ class Step:
     Attributes:
         index: Number of the step, from 0.
         parameters: All watched parameters by name, those that require no gradient included.
+        optimizers: The watched optimizers.
         learning_rates: Learning rate of every parameter group of every optimizer, in order.
         parameter_learning_rates: Learning rate by parameter name; parameters in no optimizer are missing.
         loss_scale: What a gradient scaler multiplied the loss with, a scalar tensor; None without one.
@@ -84,6 +86,7 @@ class Step:
     def __init__(self, index: int, parameters: Mapping[str, nn.Parameter]):
         self.index = index
         self.parameters = parameters
+        self.optimizers: Sequence[Optimizer] = ()
         self.learning_rates: list[float] = []
         self.parameter_learning_rates: Mapping[str, float] = {}
         self.loss_scale: Tensor | None = None

@@ -33,6 +33,7 @@ from cockpit_lite.instrument import (
     UPDATE,
     WIRING,
     Instrument,
+    needs_preparation,
 )
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.activations import ActivationProbe
@@ -140,9 +141,11 @@ class TrackedStep:
         self._switch_off = switch_off
         self._costs: dict[str, float] = {}
         self._needs = {need for instrument in due for need in instrument.needs}
+        self._unprepared = set(filter(needs_preparation, due))  # cannot measure on this step
         self._per_sample_obstacle: str | None = None
         self._hook_registrations = tensor_hooks.registrations()
         self._step = Step(index, probes.parameters)
+        self._step.optimizers = probes.optimizers
         self._step.overhead = overhead
         self._start: Mapping[str, Tensor] | None = None  # the gradient at the start of the step
         if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
@@ -318,6 +321,7 @@ class TrackedStep:
             return
         if obstacle is not None:
             self._not_measured(due, obstacle)
+            self._unprepared.update(due)
             return
         self._read_learning_rates()
         probes = self._probes
@@ -328,7 +332,9 @@ class TrackedStep:
             self._step.observed["curvature"] = Curvature(
                 loss, parameters, probes.generator, model=probes.model, forward=probes.forward.call, scale=scale
             )
-            self._measure(due, gradients=True)
+            self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
+            for instrument in filter(needs_preparation, due):
+                self._attempt(instrument, self._prepare)
         del self._step.observed["curvature"]  # it must not keep the graph alive
         probes.forward.stop()
 
@@ -418,25 +424,36 @@ class TrackedStep:
         """Have each instrument measure; what fails is switched off."""
         with torch.set_grad_enabled(gradients):
             for instrument in instruments:
-                start = self._probes.clock()
-                try:
-                    self.row.put(instrument.measure(self._step))
-                except NotMeasured as obstacle:
-                    self._not_measured([instrument], str(obstacle))
-                except Exception as error:
-                    reason = (
-                        f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"
-                    )
-                    self._not_measured([instrument], reason)
-                    self._switch_off(instrument, error)
-                if instrument in self._due:
-                    name = account(instrument)
-                    self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
+                if instrument not in self._unprepared:
+                    self._attempt(instrument, self._read)
+
+    def _read(self, instrument: Instrument) -> None:
+        self.row.put(instrument.measure(self._step))
+
+    def _prepare(self, instrument: Instrument) -> None:
+        """Have an instrument take what it needs of the curvature while the graph is alive."""
+        self._unprepared.add(instrument)
+        instrument.prepare(self._step)
+        self._unprepared.remove(instrument)
+
+    def _attempt(self, instrument: Instrument, work: Callable[[Instrument], None]) -> None:
+        start = self._probes.clock()
+        try:
+            work(instrument)
+        except NotMeasured as obstacle:
+            self._not_measured([instrument], str(obstacle))
+        except Exception as error:
+            reason = f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"
+            self._not_measured([instrument], reason)
+            self._switch_off(instrument, error)
+        if instrument in self._due:
+            name = account(instrument)
+            self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
 
     @staticmethod
     def _phase(instrument: Instrument) -> str:
         """Return the need that says when the instrument measures."""
-        if CURVATURE in instrument.needs:
+        if CURVATURE in instrument.needs and not needs_preparation(instrument):
             return CURVATURE
         if UPDATE in instrument.needs:
             return UPDATE
