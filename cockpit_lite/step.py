@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
     from cockpit_lite.probes.activations import Activations
     from cockpit_lite.probes.last_step import LastStep
-    from cockpit_lite.probes.per_sample import PerSampleStatistics
+    from cockpit_lite.probes.per_sample import PerSampleGradients, PerSampleStatistics
     from cockpit_lite.probes.wiring import Wiring
 
 
@@ -61,6 +61,8 @@ class Step:
         weights_before: Parameters before the update, by name.
         update: ``theta_{t+1} - theta_t``, the step that was really taken, by name.
         per_sample: Per-sample statistics, see :class:`~cockpit_lite.probes.per_sample.PerSampleStatistics`.
+        per_sample_gradients: The samples' contributions themselves, a layer at a time, until the weights change; see
+            :class:`~cockpit_lite.probes.per_sample.PerSampleGradients`.
         per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
@@ -77,6 +79,7 @@ class Step:
     weights_before: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     update: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
+    per_sample_gradients: PerSampleGradients = _Offer()  # type: ignore[assignment]
     per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]

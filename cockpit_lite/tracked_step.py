@@ -27,6 +27,7 @@ from cockpit_lite.instrument import (
     GRADIENT,
     LAST_STEP,
     LOSS,
+    PER_SAMPLE_GRADIENTS,
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
     PER_SAMPLE_SQUARES,
@@ -46,7 +47,7 @@ from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
-PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES})
+PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS})
 
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
 _TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
@@ -153,7 +154,7 @@ class TrackedStep:
         elif self._needs & PER_SAMPLE:
             # What is announced here is kept; the rest is let go layer by layer. The slopes along the last step are products, too.
             products = bool({PER_SAMPLE_PRODUCTS, LAST_STEP} & self._needs)
-            probes.per_sample.start(products, PER_SAMPLE_SQUARES in self._needs)
+            probes.per_sample.start(products, PER_SAMPLE_SQUARES in self._needs, PER_SAMPLE_GRADIENTS in self._needs)
         if ACTIVATIONS in self._needs:
             self._watch_activations()
         if CURVATURE in self._needs:
@@ -252,6 +253,8 @@ class TrackedStep:
             before = step.observed.get("weights_before")
             if before is not None:
                 step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
+            if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
+                step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
             if LAST_STEP in self._needs:
                 self._probes.last_step = self._remember()
@@ -372,7 +375,7 @@ class TrackedStep:
 
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._per_sample_obstacle is not None:
-            self._step.reasons["per_sample"] = self._per_sample_obstacle
+            self._no_samples(self._per_sample_obstacle)
             return
         start = self._probes.clock()
         try:
@@ -386,13 +389,18 @@ class TrackedStep:
                 if scale is not None:
                     statistics.unscale(scale)
                 self._step.observed["per_sample"] = statistics
+                if PER_SAMPLE_GRADIENTS in self._needs:
+                    self._step.observed["per_sample_gradients"] = self._probes.per_sample.gradients(statistics, scale)
                 if "last_step" in self._step.observed:
                     self._observe_slopes(gradient, scale)
         except NotMeasured as reason:
-            self._step.reasons["per_sample"] = str(reason)
+            self._no_samples(str(reason))
         except Exception as error:
-            self._step.reasons["per_sample"] = f"the per-sample engine failed ({type(error).__name__}: {error})"
+            self._no_samples(f"the per-sample engine failed ({type(error).__name__}: {error})")
         self._costs["per_sample"] = self._costs.get("per_sample", 0.0) + self._probes.clock() - start
+
+    def _no_samples(self, reason: str) -> None:
+        self._step.reasons.update(dict.fromkeys(("per_sample", "per_sample_gradients"), reason))
 
     def _observe_slopes(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._step.per_sample.not_covered:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from cockpit_lite.probes.per_sample.layers import LayerGradients, PerSampleGradients
 from cockpit_lite.probes.per_sample.probe import PerSampleProbe
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 
-__all__ = ["PerSampleProbe", "PerSampleStatistics"]
+__all__ = ["LayerGradients", "PerSampleGradients", "PerSampleProbe", "PerSampleStatistics"]

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
@@ -213,9 +214,14 @@ class PerSampleProbe:
         Args:
             statistics: What :meth:`statistics` returned.
             scale: What a gradient scaler multiplied the loss with.
+
+        Raises:
+            NotMeasured: if the probe has failed.
         """
-        if self._survey is None or not self._gradients:
-            raise ValueError("the probe was started without, or has failed")
+        if not self._gradients:
+            raise ValueError("the probe was started without")
+        if self._survey is None:
+            raise NotMeasured(self._failure or "no per-sample gradient was seen on this step")
         return PerSampleGradients(self._survey, self.parameters, list(statistics.squared_norms), self.paused, scale)
 
     def _failed(self, error: Exception) -> None:

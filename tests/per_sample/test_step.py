@@ -1,0 +1,108 @@
+"""What an instrument finds under step.per_sample_gradients, in a real loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from cockpit_lite import Every, load_run
+from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, UPDATE, Instrument, Readings
+from cockpit_lite.probes.per_sample import LayerGradients
+from cockpit_lite.step import Step
+from tests.identity import assert_identical, cockpit
+
+
+class Sums(Instrument):
+    """Writes the sum of every parameter's contributions, element by element, and the gradient beside it."""
+
+    name = "sums"
+    needs = (PER_SAMPLE_GRADIENTS,)
+
+    def measure(self, step: Step) -> Readings:
+        found: dict[str, Tensor] = {}
+        for name, layer in step.per_sample_gradients:
+            assert isinstance(layer, LayerGradients)
+            found[f"sums/{name}"] = torch.cat(list(layer.gradients())).sum(0).flatten()
+            found[f"gradient/{name}"] = step.gradient[name].flatten()
+        return found
+
+
+class TooLate(Sums):
+    """Asks for the update, too, and so measures after it."""
+
+    needs = (PER_SAMPLE_GRADIENTS, UPDATE)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, 2))
+
+
+def check_sums(folder: Path) -> None:
+    run = load_run(folder)
+    for name in run.layers("sums"):
+        torch.testing.assert_close(
+            torch.tensor(run.series(f"sums/{name}")[1]), torch.tensor(run.series(f"gradient/{name}")[1]), rtol=1e-4, atol=1e-6
+        )
+    assert sorted(run.layers("sums")) == ["0.bias", "0.weight", "3.bias", "3.weight"]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_contributions_sum_to_the_gradient(parts: int, tmp_path: Path) -> None:
+    net = model()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with cockpit(net, optimizer, run=tmp_path / "run", instruments=[Sums()], schedule=Every(1), budget=None):
+        for _ in range(2):
+            optimizer.zero_grad()
+            for inputs in torch.randn(6, 1, 8).chunk(parts):
+                net(inputs).square().mean().backward()
+            optimizer.step()
+    check_sums(tmp_path / "run")
+
+
+def test_the_scale_of_a_gradient_scaler_is_taken_out(tmp_path: Path) -> None:
+    net = model()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with cockpit(net, optimizer, run=tmp_path / "run", instruments=[Sums()], schedule=Every(1), budget=None):
+        scaler.scale(net(torch.randn(6, 1, 8)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    check_sums(tmp_path / "run")
+
+
+def test_after_the_update_they_are_gone(tmp_path: Path) -> None:
+    net = model()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with cockpit(net, optimizer, run=tmp_path / "run", instruments=[TooLate()], schedule=Every(1), budget=None):
+        net(torch.randn(6, 1, 8)).square().mean().backward()
+        optimizer.step()
+    assert "weights have changed" in load_run(tmp_path / "run").not_measured["sums"]
+
+
+def test_what_keeps_the_engine_away_is_the_reason(tmp_path: Path) -> None:
+    net = model()
+    net[3].register_full_backward_hook(lambda *_: None)
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with cockpit(net, optimizer, run=tmp_path / "run", instruments=[Sums()], schedule=Every(1), budget=None):
+        net(torch.randn(6, 1, 8)).square().mean().backward()
+        optimizer.step()
+    assert "backward hook" in load_run(tmp_path / "run").not_measured["sums"]
+
+
+def test_going_through_the_layers_changes_nothing(tmp_path: Path) -> None:
+    def train(watch):  # type: ignore[no-untyped-def]
+        net = nn.Sequential(model(), nn.Dropout(0.3))
+        optimizer = SGD(net.parameters(), lr=0.1)
+        with watch(net, optimizer):
+            for _ in range(3):
+                optimizer.zero_grad()
+                net(torch.randn(6, 1, 8)).square().mean().backward()
+                optimizer.step()
+
+    run = assert_identical(train, tmp_path / "run", {"instruments": [Sums()], "schedule": Every(1), "budget": None})
+    assert len(run.layers("sums")) == 4
