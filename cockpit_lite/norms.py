@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-#: Elements that are summed up in one go on a CPU. It adds squares one after the other, which loses 4 of 7 digits over 5 million.
-PIECE = 1 << 20
+#: Elements that are gone through in one go on a CPU, which adds squares and products one after the other: over 50 million of
+#: them the norm is off by 0.4 %. Half a megabyte in float32, which also stays in the cache between two operations.
+PIECE = 1 << 17
+
+
+def in_pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the flat tensor, in pieces if it is long and on a CPU."""
+    flat = tensor.reshape(-1)
+    return flat.split(PIECE) if _is_long(flat) else (flat,)
 
 
 def parameter_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -36,4 +43,4 @@ def _is_long(tensor: Tensor) -> bool:
 
 
 def _norm_in_pieces(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensor.reshape(-1).split(PIECE))))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(in_pieces(tensor))))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cockpit_lite.norms import in_pieces
+
 
 @dataclass(frozen=True)
 class LastStep:
@@ -43,7 +45,8 @@ def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Te
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype is b.dtype is torch.float32 and a.layout is b.layout is torch.strided:  # nearly always, and much is asked below
-        return torch.dot(a.reshape(-1), b.reshape(-1))
+        parts = [torch.dot(*pair) for pair in zip(in_pieces(a), in_pieces(b), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
     a, b = (value.to_dense() if value.is_sparse else value for value in (a, b))
     dtype = torch.promote_types(a.dtype, torch.float32)
     # vdot conjugates the gradient, if it is complex

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
-from cockpit_lite.norms import total_norm
+from cockpit_lite.norms import in_pieces, total_norm
 
 if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample import PerSampleStatistics
@@ -105,15 +105,28 @@ def _signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
 
 
 def damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> SignalToNoise:
-    """Return signal over noise of one parameter from ``G_j`` and the contributions' ``sum_n c_nj^2``; few passes, in place."""
-    signal = gradient.square()
-    # Rounding can push the difference below zero when all samples agree.
-    noise = (sum_of_squares * batch_size).sub_(signal).clamp_(min=0).add_(DAMPING)
-    ratios = signal / noise
-    population = ratios.sum()
+    """Return signal over noise of one parameter from ``G_j`` and the contributions' ``sum_n c_nj^2``.
+
+    On a CPU a long parameter is gone through in pieces: what is made on the way stays small, and in the cache.
+    """
+    pieces = [
+        _damped_ratios(gradient_piece, squares_piece, batch_size)
+        for gradient_piece, squares_piece in zip(in_pieces(gradient), in_pieces(sum_of_squares), strict=True)
+    ]
+    population, sample = pieces[0] if len(pieces) == 1 else (torch.stack(parts).sum() for parts in zip(*pieces, strict=True))
+    return SignalToNoise(population, sample, gradient.numel())
+
+
+def _damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    # Everything is divided by N, which saves a pass over the elements: sum c_nj^2 - G_j^2 / N is var_j / N.
+    damping = DAMPING / batch_size
+    noise = torch.addcmul(sum_of_squares, gradient, gradient, value=-1 / batch_size)
+    noise.clamp_(min=0).add_(damping)  # rounding can push the difference below zero when all samples agree
+    ratios = gradient / noise
+    population = torch.dot(ratios, gradient) / batch_size
     share = (batch_size - 1) / batch_size  # s_j + 1e-5 = (var_j + 1e-5 share) / share
-    torch.div(signal, noise.sub_(DAMPING * (1 - share)), out=ratios)
-    return SignalToNoise(population, ratios.sum() * share, signal.numel())
+    torch.div(gradient, noise.sub_(damping * (1 - share)), out=ratios)
+    return population, torch.dot(ratios, gradient) * (share / batch_size)
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:
