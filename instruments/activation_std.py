@@ -14,34 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import ACTIVATIONS, Instrument, Readings, layerwise
-from cockpit_lite.probes.activations import Moments
 from cockpit_lite.step import Step
 
 
-def pooled_moments(calls: Sequence[Moments]) -> Moments:
-    """Return the moments of the outputs of all calls taken together."""
-    if len(calls) == 1:
-        return calls[0]
-    count = sum(call.count for call in calls)
-    device = calls[0].mean.device
-    shares = torch.tensor([call.count / count for call in calls], device=device)
-    means = torch.stack([call.mean.to(device) for call in calls])
-    variances = torch.stack([call.variance.to(device) for call in calls])
-    shares = shares.to(means.dtype)
-    mean = (shares * means).sum()
-    return Moments(count, mean, (shares * (variances + (means - mean).square())).sum())
-
-
-def pooled_std(modules: Sequence[Moments]) -> Tensor:
+def pooled_std(variances: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the standard deviation within the modules: differences between their means do not count."""
-    count = sum(module.count for module in modules)
-    device = modules[0].variance.device
-    return torch.stack([module.variance.to(device) * (module.count / count) for module in modules]).sum().sqrt()
+    total = sum(counts)
+    return (variances * variances.new_tensor([count / total for count in counts])).sum().sqrt()
 
 
 class ActivationStd(Instrument):
@@ -52,8 +35,9 @@ class ActivationStd(Instrument):
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
-        modules = {name: pooled_moments(calls) for name, calls in step.activations.moments.items()}
-        if not modules:
+        activations = step.activations
+        if not activations.modules:
             raise NotMeasured("no layer of the model was called on this step")
-        by_module = {name: moments.variance.sqrt() for name, moments in modules.items()}
-        return {"activation_std": pooled_std(list(modules.values())), **layerwise("activation_std", by_module)}
+        by_module = dict(zip(activations.modules, activations.variances.sqrt().unbind(), strict=True))
+        whole = pooled_std(activations.variances, activations.counts)
+        return {"activation_std": whole, **layerwise("activation_std", by_module)}

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import ACTIVATIONS, Instrument, Readings, layerwise
-from cockpit_lite.probes.activations import worst
+from cockpit_lite.probes.moments import stacked
 from cockpit_lite.step import Step
 
 
 def dead_share(peaks: Sequence[Tensor]) -> Tensor:
     """Return the share of units whose greatest output is not above zero; NaN is no dead unit but another fault."""
-    return torch.cat([peak.to(peaks[0].device) <= 0 for peak in peaks]).float().mean()
+    dead = [torch.count_nonzero(peak <= 0) for peak in peaks]
+    total = dead[0] if len(dead) == 1 else torch.stack([count.to(dead[0].device) for count in dead]).sum()
+    return total / sum(peak.numel() for peak in peaks)
 
 
 class DeadUnits(Instrument):
@@ -41,4 +43,4 @@ class DeadUnits(Instrument):
         by_module = {name: dead_share(peaks) for name, peaks in step.activations.peaks.items()}
         if not by_module:
             raise NotMeasured("no ReLU module was called on this step (calls of functional.relu cannot be seen)")
-        return {"dead_units": worst(by_module.values()), **layerwise("dead_units", by_module)}
+        return {"dead_units": stacked(list(by_module.values())).max(), **layerwise("dead_units", by_module)}

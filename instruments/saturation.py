@@ -20,14 +20,15 @@ from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import ACTIVATIONS, Instrument, Readings, layerwise
-from cockpit_lite.probes.activations import worst
+from cockpit_lite.probes.moments import stacked
 from cockpit_lite.step import Step
 
 
 def saturated_share(calls: Sequence[tuple[Tensor, int]]) -> Tensor:
     """Return the share from the number of saturated outputs and of outputs, call by call."""
-    device = calls[0][0].device
-    return torch.stack([saturated.to(device) for saturated, _ in calls]).sum() / sum(count for _, count in calls)
+    counts = [saturated for saturated, _ in calls]
+    total = counts[0] if len(counts) == 1 else torch.stack([count.to(counts[0].device) for count in counts]).sum()
+    return total / sum(count for _, count in calls)
 
 
 class Saturation(Instrument):
@@ -41,4 +42,4 @@ class Saturation(Instrument):
         by_module = {name: saturated_share(calls) for name, calls in step.activations.saturated.items()}
         if not by_module:
             raise NotMeasured("no sigmoid or tanh module was called on this step (functional calls cannot be seen)")
-        return {"saturation": worst(by_module.values()), **layerwise("saturation", by_module)}
+        return {"saturation": stacked(list(by_module.values())).max(), **layerwise("saturation", by_module)}

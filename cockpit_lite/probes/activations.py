@@ -1,16 +1,18 @@
-"""What the layers of the model put out on one training step: mean and variance, peaks of units, saturation.
+"""What the layers of the model put out on one training step: moments, peaks of units, saturation, samples.
 
 By hooks on all modules at once, which exist only while a tracked step asks for them: nothing is set on the user's model. Of an
-output a few small statistics are kept and never the output itself, taken right after the call, before anything can change it in
-place. Only layers are looked at (modules without children), and only forwards that a backward pass of the step goes back through:
-validation is not training. Activation functions that are called as functions, such as ``F.relu``, cannot be seen.
+output a few small statistics are kept, at most a small sample, and never the output itself; they are taken right after the call,
+before anything can change it in place. Only layers are looked at (modules without children), and only forwards that a backward
+pass of the step goes back through: validation is not training. Activation functions that are called as functions, such as
+``F.relu``, cannot be seen.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
+
+from cockpit_lite.probes.moments import Moments, moments, pooled, stacked
+from cockpit_lite.probes.output_sample import Sampler
 
 logger = logging.getLogger("cockpit_lite")
 
@@ -29,32 +34,34 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _CHANNELS_FIRST = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 #: Derivatives below this share of their greatest value count as saturated.
 SATURATED = 0.01
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of the outputs of one call: number of elements, their mean and their variance (1/count)."""
-
-    count: int
-    mean: Tensor
-    variance: Tensor
+#: The derivative of the sigmoid is s (1 - s), at most 1/4; that of tanh 1 - t^2, at most 1.
+_FLAT_SIGMOID = 0.5 - 0.5 * math.sqrt(1 - SATURATED)
+_FLAT_TANH = math.sqrt(1 - SATURATED)
 
 
 @dataclass
 class Activations:
-    """The statistics of one step, by module name in the order of the calls; modules that were not called are missing.
+    """The statistics of one step, by module in the order of the calls; modules that were not called are missing.
 
     Attributes:
-        moments: Of every call of every layer.
+        modules: Names of the layers that were called.
+        counts: How many numbers each of them put out, in all calls.
+        means: Mean of each, a tensor with one element a layer.
+        variances: Variance (1/count) of each, a tensor with one element a layer.
         peaks: ReLU-like modules -> the greatest output of each unit over the samples and positions of the step. A module that is
             called behind several layers has several entries, since these are different units.
         saturated: Sigmoid- and tanh-like modules -> of every call, how many outputs lie where the derivative is below 1 % of its
             maximum, and how many there are.
+        samples: Layers with a weight matrix -> of every call some of its outputs, rows by units, if the step asked for them.
     """
 
-    moments: dict[str, list[Moments]] = field(default_factory=dict)
+    modules: list[str]
+    counts: list[int]
+    means: Tensor
+    variances: Tensor
     peaks: dict[str, list[Tensor]] = field(default_factory=dict)
     saturated: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    samples: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,6 +72,7 @@ class _Record:
     moments: Moments
     peak: tuple[tuple[int, int], Tensor] | None  # with what tells these units from others behind the same module
     saturated: tuple[Tensor, int] | None
+    sample: Tensor | None
 
 
 @dataclass
@@ -80,7 +88,8 @@ class ActivationProbe:
 
     Attributes:
         paused: While set nothing is recorded: for forwards and backwards that are not the user's.
-        seconds: What its hooks have cost since :meth:`start`.
+        seconds: What its hooks have cost since :meth:`start`, samples left out.
+        sampling_seconds: What taking samples of the outputs has cost.
         failure: If not empty, why the statistics are not complete.
     """
 
@@ -88,19 +97,23 @@ class ActivationProbe:
         self._model = model
         self._clock = clock
         self._handle: RemovableHandle | None = None
+        self._sampler = Sampler()
         self._reset()
 
     def _reset(self) -> None:
         self.paused = False
-        self.seconds = 0.0
+        self.seconds = self.sampling_seconds = 0.0
         self.failure = ""
+        self._sampling = False
         self._names: dict[int, str] = {}
         self._layer: nn.Module | None = None  # the last layer with parameters that was called
         self._forwards: list[_Forward] = [_Forward()]  # the last one is under way
+        self._mark = self._marker(self._forwards[-1])
 
-    def start(self) -> None:
-        """Begin to watch a step."""
+    def start(self, samples: bool = False) -> None:
+        """Begin to watch a step; with ``samples`` some outputs of every layer are kept."""
         self.stop()
+        self._sampling = samples
         self._names = {
             id(module): name or type(module).__name__ for name, module in self._model.named_modules() if _is_layer(module)
         }
@@ -115,18 +128,30 @@ class ActivationProbe:
 
     def activations(self) -> Activations:
         """Return the statistics of the step so far; after its last backward."""
-        found = Activations()
+        calls: dict[str, list[Moments]] = {}
         peaks: dict[str, dict[tuple[int, int], Tensor]] = {}
+        saturated: dict[str, list[tuple[Tensor, int]]] = {}
+        samples: dict[str, list[Tensor]] = {}
         for record in (record for forward in self._forwards if forward.reached for record in forward.records):
-            found.moments.setdefault(record.name, []).append(record.moments)
+            calls.setdefault(record.name, []).append(record.moments)
             if record.saturated is not None:
-                found.saturated.setdefault(record.name, []).append(record.saturated)
+                saturated.setdefault(record.name, []).append(record.saturated)
+            if record.sample is not None:
+                samples.setdefault(record.name, []).append(record.sample)
             if record.peak is not None:
                 units, peak = record.peak
                 known = peaks.setdefault(record.name, {})
                 known[units] = torch.maximum(known[units], peak) if units in known else peak
-        found.peaks.update({name: list(units.values()) for name, units in peaks.items()})
-        return found
+        modules = {name: pooled(several) for name, several in calls.items()}
+        return Activations(
+            list(modules),
+            [module.count for module in modules.values()],
+            stacked([module.mean for module in modules.values()]),
+            stacked([module.variance for module in modules.values()]),
+            {name: list(units.values()) for name, units in peaks.items()},
+            saturated,
+            samples,
+        )
 
     def forget_backwards(self) -> None:
         """Forget the backward passes so far: the user has thrown their gradient away. The forwards to come back to stay."""
@@ -146,6 +171,7 @@ class ActivationProbe:
                     self._record(name, module, output)
             if module is self._model:
                 self._forwards.append(_Forward())
+                self._mark = self._marker(self._forwards[-1])
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
             self.failure = f"the outputs of {type(module).__name__} could not be read ({type(error).__name__}: {error})"
             logger.debug(self.failure, exc_info=error)
@@ -167,32 +193,31 @@ class ActivationProbe:
             return
         forward = self._forwards[-1]
         if values.grad_fn is not None:
-            values.grad_fn.register_prehook(self._marker(forward))
+            values.grad_fn.register_prehook(self._mark)
         values = values.detach()
         if values.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow beyond 256
             values = values.float()
-        mean = values.mean()
-        # Ten times as fast as var_mean on a CPU, and more precise than a norm, which is summed up naively.
-        variance = (values - mean).square_().mean()
-        peak = None
+        record = _Record(name, moments(values), None, _saturated(module, values), None)
         if isinstance(module, RELU_LIKE) and values.dim() > 1:
             axis = unit_axis(values.shape, self._layer)
             # What it sits behind tells whether it is the same units again (another micro-batch, a loop) or others.
-            peak = (
+            record.peak = (
                 (id(self._layer), values.shape[axis]),
                 values.amax([other for other in range(values.dim()) if other != axis % values.dim()]),
             )
-        flat = _saturated(module, values)
-        saturated = None if flat is None else (flat.sum(), values.numel())
-        forward.records.append(_Record(name, Moments(values.numel(), mean, variance), peak, saturated))
-        if next(module.parameters(recurse=True), None) is not None:
+        forward.records.append(record)
+        if _has_parameters(module):
             self._layer = module
+            if self._sampling and values.dim() > 1:
+                self._take_sample(record, module, values)
 
-
-def worst(shares: Iterable[Tensor]) -> Tensor:
-    """Return the largest of scalars by module, which may lie on several devices."""
-    values = list(shares)
-    return torch.stack([value.to(values[0].device) for value in values]).max()
+    def _take_sample(self, record: _Record, module: nn.Module, values: Tensor) -> None:
+        start = self._clock()
+        if any(parameter.dim() > 1 for parameter in module.parameters()):
+            record.sample = self._sampler.take(values, unit_axis(values.shape, module))
+        elapsed = self._clock() - start
+        self.sampling_seconds += elapsed
+        self.seconds -= elapsed
 
 
 def unit_axis(shape: torch.Size, layer: nn.Module | None) -> int:
@@ -221,17 +246,32 @@ def _features(layer: nn.Module | None) -> int | None:
     return shape[-1] if isinstance(shape, (tuple, list)) and shape else None
 
 
-def _saturated(module: nn.Module, values: Tensor) -> Tensor | None:
-    """Return where the derivative of a sigmoid- or tanh-like module is below 1 % of its maximum; None for other modules."""
+def _saturated(module: nn.Module, values: Tensor) -> tuple[Tensor, int] | None:
+    """Return at how many outputs of a sigmoid- or tanh-like module the derivative is below 1 % of its maximum, and of how many.
+
+    None for other modules.
+    """
     if isinstance(module, nn.Sigmoid):
-        return 4 * values * (1 - values) < SATURATED  # the derivative is s (1 - s), at most 1/4
+        return _outside(values, _FLAT_SIGMOID, 1 - _FLAT_SIGMOID)
     if isinstance(module, nn.Tanh):
-        return 1 - values.square() < SATURATED  # the derivative is 1 - t^2, at most 1
+        return _outside(values, -_FLAT_TANH, _FLAT_TANH)
     if isinstance(module, nn.Hardsigmoid):
-        return (values <= 0) | (values >= 1)
+        return _outside(values, 0.0, 1.0, or_on=True)
     if isinstance(module, nn.Hardtanh) and not isinstance(module, RELU_LIKE):
-        return (values <= module.min_val) | (values >= module.max_val)
+        return _outside(values, module.min_val, module.max_val, or_on=True)
     return None
+
+
+def _outside(values: Tensor, low: float, high: float, or_on: bool = False) -> tuple[Tensor, int]:
+    """Return how many values lie outside of the range (or on its ends), and how many there are; NaN lies nowhere."""
+    below, above = (values <= low, values >= high) if or_on else (values < low, values > high)
+    return torch.count_nonzero(below.logical_or_(above)), values.numel()
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    if any(parameter is not None for parameter in module._parameters.values()):
+        return True
+    return bool(module._modules) and next(module.parameters(), None) is not None
 
 
 def _is_layer(module: nn.Module) -> bool:

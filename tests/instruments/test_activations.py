@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cockpit_lite import load_run
-from cockpit_lite.instruments import ActivationStd, DeadUnits, Saturation
+from cockpit_lite.instruments import ActivationMean, ActivationStd, DeadUnits, Saturation
 from cockpit_lite.probes.activations import ActivationProbe, unit_axis
 from cockpit_lite.run import Run
 from tests.identity import EVERYTHING, cockpit
 from tests.zoo import ZOO, Architecture
 
-NAMES = ("activation_std", "dead_units", "saturation")
+NAMES = ("activation_mean", "activation_std", "dead_units", "saturation")
+INSTRUMENTS = [ActivationMean(), ActivationStd(), DeadUnits(), Saturation()]
 
 
 def watch(model: nn.Module, folder: Path, step: Callable[[], None]) -> Run:
     """Run one step that ends with the optimizer's; ``step`` does the forwards and backwards."""
     optimizer = SGD(model.parameters(), lr=0.01)
-    with cockpit(model, optimizer, run=folder, **{**EVERYTHING, "instruments": [ActivationStd(), DeadUnits(), Saturation()]}):
+    with cockpit(model, optimizer, run=folder, **{**EVERYTHING, "instruments": INSTRUMENTS}):
         step()
         optimizer.step()
     return load_run(folder)
@@ -37,7 +38,7 @@ def values(run: Run, name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("architecture", [a for a in ZOO.values() if not a.checkpointed], ids=lambda a: a.name)
-def test_std_over_the_zoo(architecture: Architecture, tmp_path: Path) -> None:
+def test_mean_and_std_over_the_zoo(architecture: Architecture, tmp_path: Path) -> None:
     """Against all outputs kept in float64."""
     model, batch = architecture.build(), architecture.batch(6, torch.Generator().manual_seed(5))
     outputs: dict[str, list[Tensor]] = {}
@@ -60,11 +61,17 @@ def test_std_over_the_zoo(architecture: Architecture, tmp_path: Path) -> None:
     found = values(run, "activation_std")
     assert found or run.not_measured["activation_std"]
     for name, value in found.items():
-        assert value == pytest.approx(torch.cat(outputs[name]).std(correction=0).item(), rel=1e-4, abs=1e-6), name
+        kept = torch.cat(outputs[name])
+        assert value == pytest.approx(kept.std(correction=0).item(), rel=1e-4, abs=1e-6), name
+        mean = values(run, "activation_mean")[name]
+        assert mean == pytest.approx(kept.mean().item(), rel=1e-4, abs=1e-5 * float(kept.abs().max())), name
     if found:
         squares = sum(((kept := torch.cat(outputs[name])) - kept.mean()).square().sum().item() for name in found)
         count = sum(torch.cat(outputs[name]).numel() for name in found)
         assert float(run.series("activation_std")[1][0]) == pytest.approx((squares / count) ** 0.5, rel=1e-4)
+        everything = torch.cat([torch.cat(outputs[name]) for name in found])
+        mean = float(run.series("activation_mean")[1][0])
+        assert mean == pytest.approx(everything.mean().item(), rel=1e-4, abs=1e-5 * float(everything.abs().max()))
     layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.LSTM, nn.ReLU))}
     assert {name for name in layers & set(outputs)} <= set(found)
 
@@ -248,10 +255,11 @@ def test_nothing_of_an_output_is_kept() -> None:
     model(torch.randn(100, 100)).sum().backward()
     found = probe.activations()
     probe.stop()
-    tensors = [tensor for calls in found.moments.values() for call in calls for tensor in (call.mean, call.variance)]
+    assert not found.samples  # nobody has asked for them
+    tensors = [found.means, found.variances]
     tensors += [peak for peaks in found.peaks.values() for peak in peaks]
     tensors += [saturated for calls in found.saturated.values() for saturated, _ in calls]
-    assert len(tensors) == 8
+    assert len(tensors) == 4
     for tensor in tensors:
         assert tensor.grad_fn is None
         assert tensor.untyped_storage().nbytes() <= 400

@@ -1,0 +1,63 @@
+"""Gradient scale by depth: how large the gradient of each layer is beside its weights, and how that changes from layer to layer.
+
+    gradient_scale/<weight> = ||G_l|| / ||theta_l||,  G_l the gradient of one weight matrix or kernel theta_l, before clipping
+    gradient_scale          = the same over all of them together
+    gradient_growth         = exp( - slope of log gradient_scale/<weight> over l ),  l = 0, 1, ... in the order of the network
+
+The scale has no unit: times the learning rate it is the share by which a step of plain gradient descent changes the layer.
+Beyond about 100 in all, the gradient is out of proportion to the weights, whatever the learning rate. The growth is the factor,
+by least squares, from each layer to the one before it, the way that the gradient takes. About 1: all layers learn at one pace.
+0.5 in ten layers: the first one gets a thousandth of what the last one gets, the gradient vanishes; 2: it explodes. Biases and
+the scales of normalisation, which have a size of their own, are left out; layers that are zero do not count for the growth.
+
+Source: Glorot, Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010, section 4; You, Gitman,
+Ginsburg, Large batch training of convolutional networks, 2017, for the ratio.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.instrument import GRADIENT, Instrument, Readings, layerwise
+from cockpit_lite.norms import parameter_norms
+from cockpit_lite.step import Step
+
+
+def growth_per_layer(scales: Tensor) -> Tensor:
+    """Return the factor by which the scale grows from each layer to the one before it; NaN with fewer than two usable layers.
+
+    Args:
+        scales: In the order of the network; layers that are zero or not finite are left out, the others keep their place.
+    """
+    usable = (scales > 0) & scales.isfinite()
+    weights = usable.to(scales.dtype)
+    logs = torch.where(usable, scales, 1.0).log()
+    places = torch.arange(len(scales), dtype=scales.dtype, device=scales.device)
+    places = places - (weights * places).sum() / weights.sum()
+    slope = (weights * places * logs).sum() / (weights * places.square()).sum()
+    return torch.exp(-slope)
+
+
+class GradientScale(Instrument):
+    """Writes ``gradient_scale``, ``gradient_scale/<parameter>`` and, from three layers on, ``gradient_growth``, without unit."""
+
+    name = "gradient_scale"
+    needs = (GRADIENT,)
+    readings = ("gradient_scale", "gradient_growth")
+    preset = "standard"
+
+    def measure(self, step: Step) -> Readings:
+        gradients = {name: value for name, value in step.gradient.items() if value.dim() > 1}
+        if not gradients:
+            raise NotMeasured("no weight matrix has a gradient")
+        of_gradients = {name: step.gradient_norms[name] for name in gradients}
+        of_weights = parameter_norms({name: step.parameters[name].detach() for name in gradients})
+        device = next(iter(of_gradients.values())).device
+        upper, lower = (torch.stack([norm.to(device) for norm in norms.values()]) for norms in (of_gradients, of_weights))
+        scales = upper / lower
+        readings = {"gradient_scale": torch.linalg.vector_norm(upper) / torch.linalg.vector_norm(lower)}
+        if len(gradients) > 2:
+            readings["gradient_growth"] = growth_per_layer(scales)
+        return {**readings, **layerwise("gradient_scale", dict(zip(gradients, scales.unbind(), strict=True)))}
