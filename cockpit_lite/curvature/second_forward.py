@@ -67,8 +67,11 @@ class ForwardCall:
     def _input_versions(self) -> list[int]:
         return [tensor._version for tensor in _tensors((self.args, self.kwargs))]
 
-    def repeat(self) -> list[Tensor]:
+    def repeat(self, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Call the model again and return the tensors of its output, in the order of those of ``output``.
+
+        Args:
+            weights: Instead of the model's parameters, by name; those that are missing stay.
 
         Raises:
             NotMeasured: if the call cannot be repeated.
@@ -78,13 +81,14 @@ class ForwardCall:
         model = self.model
         if isinstance(model, nn.parallel.DistributedDataParallel):  # its forward prepares the reduction of the gradients
             model = model.module
+            weights = {name.removeprefix("module."): value for name, value in (weights or {}).items()}
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         accelerator = self._devices[0].type if self._devices else "cuda"
         with torch.random.fork_rng(self._devices, device_type=accelerator), _undisturbed(model), _twins(model):
             torch.set_rng_state(self._random_states[0])
             for device, state in zip(self._devices, self._random_states[1:], strict=True):
                 _generator(device).set_rng_state(state, device)
-            return _tensors(torch.func.functional_call(model, buffers, self.args, self.kwargs))
+            return _tensors(torch.func.functional_call(model, {**buffers, **(weights or {})}, self.args, self.kwargs))
 
 
 class SecondForward:
