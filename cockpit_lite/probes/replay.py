@@ -1,0 +1,174 @@
+r"""The step's own batch once more, at other weights: what a step was expected to gain, and what it gained.
+
+Some things can only be said when the step d = theta_{t+1} - theta_t is known, and by then the user's graph is gone. So the
+remembered call of the model is repeated on the same inputs with the same random numbers, and what the user made of its output is
+read off their graph beforehand (see :mod:`cockpit_lite.probes.loss_head`). The loss at theta_t + d costs a forward pass; the
+expansion around theta_t a forward, a backward and one Hessian-vector product.
+
+Why d is not predicted from the optimizer instead, while the user's graph is still there: it would save the second forward and
+backward pass, but would need a copy of every optimizer's arithmetic (momentum, preconditioner, decay, clipping, loss scaling,
+line search) and be wrong in silence for each one that is not known or was subclassed. And whatever d is, what was really gained
+can only be seen at the weights it led to.
+
+Why the second derivative is not taken in forward mode, which would give it for every sample: PyTorch 2.15 leaves a part of it out
+in silence for layer and batch normalisation (up to the value itself in the zoo), and it took longer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain
+from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.curvature.second_forward import ForwardCall
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head import LossHead, find_loss_heads
+
+#: How far the repeated loss may be from the one that the user saw, relative to the sum of its terms' magnitudes.
+_TOLERANCE = 1e-3
+_TOLERANCE_HALF_PRECISION = 5e-2
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The loss around some weights theta, along a direction d: L(theta + d) = loss + slope + curvature / 2 + ...
+
+    Attributes:
+        terms: What every row (or element) of the prediction contributes to the loss, for each term of the loss.
+        slope: d'G, a scalar tensor.
+        curvature: d'Hd, a scalar tensor.
+        gauss_newton: What every element of the prediction contributes to d'(J'L''J)d, for each term of the loss.
+    """
+
+    terms: Sequence[Tensor]
+    slope: Tensor
+    curvature: Tensor
+    gauss_newton: Sequence[Tensor]
+
+
+class Replay:
+    """One forward pass of the user's, that can be repeated with other weights.
+
+    Make it before the user's backward, use it after the update. It holds the inputs of the model and what the loss needs of
+    its targets, no graph. Parameters, buffers, gradients, hooks and random numbers of the user stay as they are.
+
+    Args:
+        loss: The objective with its graph.
+        call: The call of the model that it came from.
+        scale: What a gradient scaler multiplied the loss with, if anything; divided out.
+
+    Attributes:
+        heads: The terms of the loss as functions of the model's outputs.
+        model: The one that is called.
+        note: What a reader of the values should know.
+
+    Raises:
+        NotMeasured: if the loss is not known as a function of the model's output.
+    """
+
+    def __init__(self, loss: Tensor, call: ForwardCall, scale: Tensor | None = None):
+        check_loss(loss, call.model)
+        self.heads: Sequence[LossHead] = [_precise(head) for head in find_loss_heads(loss, call.outputs())]
+        for head in self.heads:
+            head.position  # noqa: B018  # raises where a prediction was not made of an output
+        self.model: nn.Module = call.model
+        self.note = "by a second forward pass" + (" in full precision" if call.autocast else "")
+        self._call = copy.copy(call)
+        self._call.output = None  # it would hold the graph
+        self._value = loss.detach()
+        half = call.autocast or any(head.prediction.dtype in (torch.float16, torch.bfloat16) for head in self.heads)
+        self._tolerance = _TOLERANCE_HALF_PRECISION if half else _TOLERANCE
+        self._scale = scale
+
+    def terms(self, weights: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """Return what the rows of the predictions contribute to the loss at other weights.
+
+        Raises:
+            NotMeasured: if the call cannot be repeated.
+        """
+        with self._quietly(), torch.no_grad():
+            predictions = self._predict(weights)
+            return [self._unscaled(head.terms(value)) for head, value in zip(self.heads, predictions, strict=True)]
+
+    def expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
+        """Return the loss, its slope and its curvature along ``direction`` at the weights of the user's own forward pass.
+
+        Args:
+            weights: By parameter name.
+            direction: By parameter name; parameters that are missing do not move.
+
+        Raises:
+            NotMeasured: if the call cannot be repeated, or not be differentiated twice.
+        """
+        try:
+            with self._quietly():
+                return self._expand(weights, direction)
+        except RuntimeError as error:
+            raise NotMeasured(explain(error)) from error
+
+    def _expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
+        names = [name for name in direction if weights[name].is_floating_point()]
+        points = [weights[name].detach().requires_grad_() for name in names]
+        vectors = [direction[name] for name in names]
+        predictions = self._predict({**weights, **dict(zip(names, points, strict=True))})
+        terms = [head.terms(value) for head, value in zip(self.heads, predictions, strict=True)]
+        check_nodes([term for term in terms if term.requires_grad])
+        self._compare(terms)
+        loss = torch.stack([term.sum() for term in terms]).sum()
+        # In two parts, so that what the loss sends back can be differentiated by, too: that gives how the predictions move.
+        seeds = torch.autograd.grad(loss, predictions, create_graph=True, materialize_grads=True)
+        slopes = torch.autograd.grad(predictions, points, seeds, create_graph=True, materialize_grads=True)
+        slope = torch.stack([(value * vector).sum() for value, vector in zip(slopes, vectors, strict=True)]).sum()
+        moved, bent = [torch.zeros_like(value) for value in predictions], list(map(torch.zeros_like, points))
+        curved = [index for index, seed in enumerate(seeds) if seed.requires_grad]
+        if slope.requires_grad:
+            inputs = [*(seeds[index] for index in curved), *points]
+            found = torch.autograd.grad(slope, inputs, retain_graph=True, materialize_grads=True)
+            bent = list(found[len(curved) :])
+            for index, move in zip(curved, found, strict=False):
+                moved[index] = move
+        curvature = torch.stack([(value * vector).sum() for value, vector in zip(bent, vectors, strict=True)]).sum()
+        gauss_newton = [torch.zeros_like(value) for value in predictions]
+        if curved:
+            pulls = torch.autograd.grad(
+                [seeds[index] for index in curved], predictions, [moved[index] for index in curved], materialize_grads=True
+            )
+            gauss_newton = [self._unscaled(move * pull) for move, pull in zip(moved, pulls, strict=True)]
+        return Expansion(
+            [self._unscaled(term.detach()) for term in terms],
+            self._unscaled(slope.detach()),
+            self._unscaled(curvature.detach()),
+            gauss_newton,
+        )
+
+    def _predict(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        outputs = self._call.repeat(weights)
+        return [head.from_output(outputs[head.position]) for head in self.heads]
+
+    def _compare(self, terms: Sequence[Tensor]) -> None:
+        """Make sure that the call was repeated faithfully; this waits for the device, as a wrong number would be worse."""
+        value = torch.stack([term.detach().double().sum() for term in terms]).sum()
+        size = torch.stack([term.detach().double().abs().sum() for term in terms]).sum()
+        if bool((value - self._value).abs() > self._tolerance * size):
+            raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
+
+    def _unscaled(self, value: Tensor) -> Tensor:
+        return value if self._scale is None else value / self._scale
+
+    def _quietly(self) -> AbstractContextManager[None]:
+        return quietly(self.model.parameters(), self.model.buffers())
+
+
+def _precise(head: LossHead) -> LossHead:
+    """Return the head with a prediction of at least single precision: a step changes the loss by less than half of it resolves."""
+    if head.prediction.dtype not in (torch.float16, torch.bfloat16):
+        return head
+    head = copy.copy(head)
+    head.prediction = head.prediction.float()
+    return head
