@@ -39,6 +39,7 @@ ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
 WIRING = "wiring"
+DATA = "data"
 
 #: need -> what it makes available on the :class:`~cockpit_lite.step.Step`
 NEEDS: dict[str, str] = {
@@ -53,6 +54,7 @@ NEEDS: dict[str, str] = {
     PER_SAMPLE_GRADIENTS: "step.per_sample_gradients: the contributions themselves, a layer at a time; gone after the update",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
     ACTIVATION_SAMPLES: "step.activations.samples: some of the outputs of every layer with a weight matrix; beside 'activations'",
+    DATA: "step.data: the batch, the model's output, and what the loss function was given",
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
 }

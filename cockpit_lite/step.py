@@ -7,6 +7,7 @@ reaches for it, so an instrument never has to ask first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ from torch.optim import Optimizer
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.norms import parameter_norms
+from cockpit_lite.probes.parameters import parameter_learning_rates
 
 if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
     from cockpit_lite.probes.activations import Activations
+    from cockpit_lite.probes.data import Data
     from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleGradients, PerSampleStatistics
     from cockpit_lite.probes.wiring import Wiring
@@ -49,7 +52,6 @@ class Step:
         parameters: All watched parameters by name, those that require no gradient included.
         optimizers: The watched optimizers.
         learning_rates: Learning rate of every parameter group of every optimizer, in order.
-        parameter_learning_rates: Learning rate by parameter name; parameters in no optimizer are missing.
         loss_scale: What a gradient scaler multiplied the loss with, a scalar tensor; None without one.
         training_seconds: What training took for the last step, measuring taken out.
         overhead: Share of training time that measuring has cost so far.
@@ -66,6 +68,7 @@ class Step:
         per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
+        data: What the step is trained on, see :class:`~cockpit_lite.probes.data.Data`.
         wiring: How the step is wired, see :class:`~cockpit_lite.probes.wiring.Wiring`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
         observed: What was observed so far, by the names above.
@@ -83,6 +86,7 @@ class Step:
     per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]
+    data: Data = _Offer()  # type: ignore[assignment]
     wiring: Wiring = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]
 
@@ -91,7 +95,6 @@ class Step:
         self.parameters = parameters
         self.optimizers: Sequence[Optimizer] = ()
         self.learning_rates: list[float] = []
-        self.parameter_learning_rates: Mapping[str, float] = {}
         self.loss_scale: Tensor | None = None
         self.training_seconds = 0.0
         self.overhead = 0.0
@@ -105,6 +108,11 @@ class Step:
         if not self.learning_rates:
             raise NotMeasured("the optimizer has no learning rate")
         return self.learning_rates[0]
+
+    @cached_property
+    def parameter_learning_rates(self) -> Mapping[str, float]:
+        """Learning rate by parameter name; parameters in no optimizer are missing."""
+        return parameter_learning_rates(self.parameters, self.optimizers)
 
     def once(self, make: Callable[[Step], Value]) -> Value:
         """Return ``make(step)``, called once however many instruments ask: what several need should cost once."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
     ACTIVATIONS,
     CURVATURE,
+    DATA,
     GRADIENT,
     LAST_STEP,
     LOSS,
@@ -39,9 +41,10 @@ from cockpit_lite.instrument import (
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.activations import ActivationProbe
 from cockpit_lite.probes.backward import objective
+from cockpit_lite.probes.data import DataProbe
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
-from cockpit_lite.probes.parameters import learning_rates, parameter_learning_rates
+from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
@@ -60,9 +63,12 @@ _CHANGED_FOR_THE_FIRST_TIME = (
 
 def account(instrument: Instrument) -> str:
     """Return the name of the budget account: instruments that share a probe share its cost and are measured together."""
-    if CURVATURE in instrument.needs:
-        return instrument.name
-    return "per_sample" if PER_SAMPLE & set(instrument.needs) else "+".join(sorted(instrument.needs))
+    return instrument.name if CURVATURE in instrument.needs else _shared_account(tuple(instrument.needs))
+
+
+@lru_cache
+def _shared_account(needs: tuple[str, ...]) -> str:
+    return "per_sample" if PER_SAMPLE & set(needs) else "+".join(sorted(needs))
 
 
 @dataclass
@@ -82,6 +88,7 @@ class Probes:
     activations: ActivationProbe = field(init=False)
     forward: ForwardProbe = field(init=False)
     wiring: WiringProbe = field(init=False)
+    data: DataProbe = field(init=False)
     generator: torch.Generator = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
 
@@ -91,6 +98,7 @@ class Probes:
         self.per_sample = PerSampleProbe(self.model, trainable)
         self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
+        self.data = DataProbe(self.model)
         self.wiring = WiringProbe(self.model, self.parameters, self.optimizers)
         # Probe vectors must not come from the user's random numbers.
         self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
@@ -101,6 +109,7 @@ class Probes:
         self.activations.stop()
         self.forward.stop()
         self.wiring.stop()
+        self.data.stop()
 
 
 class TrackedStep:
@@ -161,6 +170,8 @@ class TrackedStep:
             probes.forward.start()
         if WIRING in self._needs:
             probes.wiring.start()
+        if DATA in self._needs:
+            probes.data.start()
 
     def before_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
@@ -177,6 +188,8 @@ class TrackedStep:
             if not earlier_backwards:
                 if WIRING in self._needs:
                     self._probes.wiring.before_backward()
+                if DATA in self._needs and len(tensors) == 1:
+                    self._probes.data.before_backward(tensors[0])
                 self._measure_curvature(tensors, gradients, scale)
             if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
                 self._per_sample_obstacle = self._find_per_sample_obstacle()
@@ -210,7 +223,6 @@ class TrackedStep:
 
     def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None, loss: Tensor | float | None) -> None:
         """The gradient is complete, and ``optimizer`` is about to use it."""
-        due = [instrument for instrument in self._due if self._phase(instrument) == GRADIENT]
         if "applied_gradient" in self._step.observed:
             return
         with self._timed():
@@ -238,9 +250,11 @@ class TrackedStep:
                 self._observe_samples(raw, scale)
             if ACTIVATIONS in self._needs:
                 self._observe_activations()
+            if DATA in self._needs:
+                self._step.observed["data"] = self._probes.data.data()
             if WIRING in self._needs:
                 self._step.observed["wiring"] = self._probes.wiring.wiring(optimizer)
-            self._measure(due)
+            self._measure([instrument for instrument in self._due if self._phase(instrument) == GRADIENT])
 
     def finish(self, loss: Tensor | float | None, backwards: int, training_seconds: float) -> Row:
         """The weights have changed: measure what is left and return the readings."""
@@ -252,7 +266,8 @@ class TrackedStep:
             self._note_loss(loss)
             before = step.observed.get("weights_before")
             if before is not None:
-                step.observed["update"] = {name: self._probes.parameters[name].detach() - value for name, value in before.items()}
+                now = [self._probes.parameters[name].detach() for name in before]
+                step.observed["update"] = dict(zip(before, torch._foreach_sub(now, list(before.values())), strict=True))
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
@@ -418,8 +433,9 @@ class TrackedStep:
             return _TAKE_TURNS
         if self._has_tensor_hooks():
             return _TENSOR_HOOKS
-        for name, module in self._probes.model.named_modules():
+        for module in self._probes.model.modules():
             if module._backward_hooks or module._backward_pre_hooks:
+                name = next(name for name, other in self._probes.model.named_modules() if other is module)
                 return f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
         return None
 
@@ -461,11 +477,12 @@ class TrackedStep:
     @staticmethod
     def _phase(instrument: Instrument) -> str:
         """Return the need that says when the instrument measures."""
-        if CURVATURE in instrument.needs and not needs_preparation(instrument):
+        needs = instrument.needs
+        if CURVATURE in needs and not needs_preparation(instrument):
             return CURVATURE
-        if UPDATE in instrument.needs:
+        if UPDATE in needs:
             return UPDATE
-        return GRADIENT if set(instrument.needs) - {LOSS} else LOSS
+        return LOSS if all(need == LOSS for need in needs) else GRADIENT
 
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
@@ -478,17 +495,20 @@ class TrackedStep:
 
     def _read_learning_rates(self) -> None:
         self._step.learning_rates = learning_rates(self._probes.optimizers)
-        self._step.parameter_learning_rates = parameter_learning_rates(self._probes.parameters, self._probes.optimizers)
+
+    def _pause(self, paused: bool) -> None:
+        probes = self._probes
+        probes.activations.paused = probes.wiring.paused = probes.data.paused = paused
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
         """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
         start = self._probes.clock()
-        self._probes.activations.paused = self._probes.wiring.paused = True
+        self._pause(True)
         try:
             yield
         finally:
-            self._probes.activations.paused = self._probes.wiring.paused = False
+            self._pause(False)
             self.spent += self._probes.clock() - start
 
 

@@ -25,16 +25,21 @@ from cockpit_lite.instruments.gradient_scale import GradientScale
 from cockpit_lite.instruments.gsnr import GradientSignalToNoise
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
+from cockpit_lite.instruments.inputs import Inputs
+from cockpit_lite.instruments.labels import Labels
 from cockpit_lite.instruments.learning_rate import LearningRate
 from cockpit_lite.instruments.loss import Loss
+from cockpit_lite.instruments.loss_inputs import LossInputsCheck
 from cockpit_lite.instruments.max_eigenvalue import MaxEigenvalue
 from cockpit_lite.instruments.norm_test import NormTest
 from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
 from cockpit_lite.instruments.overhead import Overhead
 from cockpit_lite.instruments.saturation import Saturation
+from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
+from cockpit_lite.instruments.weight_decay_ratio import WeightDecayRatio
 from cockpit_lite.instruments.wiring import WiringCheck
 
 #: name -> class, of everything imported above
@@ -64,15 +69,20 @@ __all__ = [
     "GradientSignalToNoise",
     "HessianTrace",
     "InnerProductTest",
+    "Inputs",
+    "Labels",
     "LearningRate",
     "Loss",
+    "LossInputsCheck",
     "MaxEigenvalue",
     "NormTest",
     "OrthogonalityTest",
     "Overhead",
     "Saturation",
+    "SecondMomentRatio",
     "StepTime",
     "UpdateRatio",
     "UpdateSize",
+    "WeightDecayRatio",
     "WiringCheck",
 ]

@@ -1,0 +1,195 @@
+"""What a step is trained on: the batch, what the model made of it, and what went into the loss function.
+
+The batch and the output are those of the model's last call with gradients. What went into the loss function is read off the graph
+of the loss: its last function keeps prediction and target for its own derivative.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_registry
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
+
+logger = logging.getLogger("cockpit_lite")
+
+#: No further nodes are looked at: the loss function is close to the root.
+_NODES = 200
+#: Nodes that change shape or type only, and are looked through for what made a prediction.
+_SHAPE_ONLY = frozenset(
+    f"{name}Backward0"
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze", "Clone", "Alias", "ToCopy",
+        "Expand", "Slice", "Select", "Index", "_ReshapeCopy",
+    )
+) | {"SqueezeBackward1", "TBackward0"}  # fmt: skip
+_REGRESSION = {"MseLossBackward0": "mse", "SmoothL1LossBackward0": "smooth_l1", "HuberLossBackward0": "huber"}
+_BINARY = {
+    "BinaryCrossEntropyBackward0": "binary_cross_entropy",
+    "BinaryCrossEntropyWithLogitsBackward0": "binary_cross_entropy_with_logits",
+}
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss function was given.
+
+    Attributes:
+        kind: ``"cross_entropy"``, ``"nll"``, ``"mse"``, ``"smooth_l1"``, ``"huber"``, or ``"binary_cross_entropy"``.
+        prediction: Log-probabilities of classes, class axis 1 (or 0 of a single row), for the first two; else what was predicted.
+        target: Classes, or numbers.
+        made_by: Name of the operation that made what the loss function was given, such as ``"Softmax"`` or ``"Relu"``.
+        ignore_index: The class that does not count.
+    """
+
+    kind: str
+    prediction: Tensor
+    target: Tensor
+    made_by: str
+    ignore_index: int = -100
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of one step.
+
+    Attributes:
+        inputs: First tensor that the model was given.
+        output: First tensor that it returned, detached.
+        loss_inputs: What went into the loss function; None if it is not one of those that are known.
+        padding_index: Of the model's embedding, or None.
+    """
+
+    inputs: Tensor | None
+    output: Tensor | None
+    loss_inputs: LossInputs | None
+    padding_index: int | None
+
+
+class DataProbe:
+    """Watches the calls of the model between :meth:`start` and :meth:`stop`.
+
+    Attributes:
+        paused: While set nothing is recorded: for forwards that are not the user's.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.paused = False
+        self._model = model
+        self._handle: RemovableHandle | None = None
+        indices = [m.padding_idx for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+        self._padding_index = next((index for index in indices if index is not None), None)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._inputs: Tensor | None = None
+        self._output: Tensor | None = None
+        self._loss_inputs: LossInputs | None = None
+
+    def start(self) -> None:
+        """Begin to watch a step."""
+        self.stop()
+        self._handle = register_module_forward_hook(self._after_call, with_kwargs=True)
+
+    def stop(self) -> None:
+        """Take the hook away and forget the data. May be called twice."""
+        if self._handle is not None:
+            self._handle.remove()
+            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
+            module_registry._global_forward_hooks_with_kwargs.pop(self._handle.id, None)
+            self._handle = None
+        self._reset()
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Read off the graph of the loss what its function was given."""
+        self._loss_inputs = loss_inputs(loss)
+
+    def data(self) -> Data:
+        """Return what was seen."""
+        return Data(self._inputs, self._output, self._loss_inputs, self._padding_index)
+
+    def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if module is not self._model or self.paused or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        try:
+            self._inputs, self._output = _first((args, dict(kwargs))), _first(output)
+        except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
+            logger.debug("the data of a call were not noted", exc_info=error)
+
+
+def _first(value: Any) -> Tensor | None:
+    found = (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor) and leaf.dim())
+    first = next(found, None)
+    return None if first is None else first.detach()
+
+
+def loss_inputs(loss: Tensor) -> LossInputs | None:
+    """Return what the loss function nearest to the root was given, or None if there is none that is known."""
+    waiting: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
+    while waiting and len(seen) < _NODES:
+        node = waiting.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        try:
+            found = _read(node)
+        except RuntimeError:  # its tensors are gone, or were changed in place
+            return None
+        if found is not None:
+            return found
+        waiting.extend(following for following, _ in node.next_functions)
+    return None
+
+
+def _read(node: Any) -> LossInputs | None:
+    kind = type(node).__name__
+    before = node.next_functions[0][0] if node.next_functions else None
+    if kind in ("NllLossBackward0", "NllLoss2DBackward0"):
+        ignored = node._saved_ignore_index
+        ignored = ignored - 2**64 if ignored >= 2**63 else ignored  # shown without its sign
+        softmax = _through_shapes(before)
+        if type(softmax).__name__ == "LogSoftmaxBackward0":
+            made_by = softmax.next_functions[0][0]
+            return LossInputs("cross_entropy", node._saved_self.detach(), node._saved_target, _operation(made_by), ignored)
+        return LossInputs("nll", node._saved_self.detach(), node._saved_target, _operation(before), ignored)
+    if kind in _REGRESSION or kind in _BINARY:
+        name = _REGRESSION.get(kind) or _BINARY[kind]
+        return LossInputs(name, node._saved_self.detach(), node._saved_target.detach(), _operation(before))
+    return None
+
+
+def _through_shapes(node: Any) -> Any:
+    for _ in range(_NODES):
+        if type(node).__name__ not in _SHAPE_ONLY or not node.next_functions:
+            break
+        node = node.next_functions[0][0]
+    return node
+
+
+def _operation(node: Any) -> str:
+    return type(_through_shapes(node)).__name__.partition("Backward")[0]
+
+
+def rows_and_classes(found: LossInputs) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities (rows, classes) and targets (rows,) of a classification, without the rows that are ignored.
+
+    The number of rows depends on the targets, so on an accelerator this waits for them where a class is ignored that occurs.
+    """
+    axis = 1 if found.prediction.dim() > 1 else 0
+    log_probabilities = found.prediction.movedim(axis, -1)
+    classes = log_probabilities.shape[-1]
+    return log_probabilities.reshape(-1, classes), found.target.reshape(-1)
+
+
+def uniform_loss(classes: int) -> float:
+    """Return the cross entropy of a guess that knows nothing, ln C."""
+    return math.log(classes)
