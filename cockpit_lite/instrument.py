@@ -38,6 +38,7 @@ PER_SAMPLE_GRADIENTS = "per_sample_gradients"
 ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
+REPLAY = "replay"
 WIRING = "wiring"
 DATA = "data"
 
@@ -57,6 +58,7 @@ NEEDS: dict[str, str] = {
     DATA: "step.data: the batch, the model's output, and what the loss function was given",
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
+    REPLAY: "step.replay: the loss of the same batch at other weights, and its slope and curvature along a direction; with 'update'",
 }
 
 

@@ -33,6 +33,7 @@ from cockpit_lite.instrument import (
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
     PER_SAMPLE_SQUARES,
+    REPLAY,
     UPDATE,
     WIRING,
     Instrument,
@@ -46,6 +47,7 @@ from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
@@ -166,7 +168,7 @@ class TrackedStep:
             probes.per_sample.start(products, PER_SAMPLE_SQUARES in self._needs, PER_SAMPLE_GRADIENTS in self._needs)
         if ACTIVATIONS in self._needs:
             self._watch_activations()
-        if CURVATURE in self._needs:
+        if {CURVATURE, REPLAY} & self._needs:
             probes.forward.start()
         if WIRING in self._needs:
             probes.wiring.start()
@@ -190,6 +192,8 @@ class TrackedStep:
                     self._probes.wiring.before_backward()
                 if DATA in self._needs and len(tensors) == 1:
                     self._probes.data.before_backward(tensors[0])
+                if REPLAY in self._needs:
+                    self._remember_call(tensors, gradients, scale)
                 self._measure_curvature(tensors, gradients, scale)
             if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
                 self._per_sample_obstacle = self._find_per_sample_obstacle()
@@ -270,6 +274,8 @@ class TrackedStep:
                 step.observed["update"] = dict(zip(before, torch._foreach_sub(now, list(before.values())), strict=True))
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
+            if backwards > 1 and step.observed.pop("replay", None) is not None:
+                step.reasons["replay"] = _several_backwards(backwards)
             self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
             if LAST_STEP in self._needs:
                 self._probes.last_step = self._remember()
@@ -355,6 +361,24 @@ class TrackedStep:
                 self._attempt(instrument, self._prepare)
         del self._step.observed["curvature"]  # it must not keep the graph alive
         probes.forward.stop()
+
+    def _remember_call(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+        """Remember how the loss came about, for what is measured once the step is known."""
+        obstacle = self._find_curvature_obstacle()
+        call = self._probes.forward.call
+        if obstacle is None and call is None:
+            obstacle = "the call of the model that the loss came from was not seen"
+        if obstacle is None and call is not None:
+            try:
+                with torch.enable_grad():
+                    loss = objective(tensors, gradients, detach=False)
+                self._step.observed["replay"] = Replay(loss, call, scale)
+            except NotMeasured as reason:
+                obstacle = str(reason)
+            except Exception as error:
+                obstacle = f"the loss could not be taken apart ({type(error).__name__}: {error})"
+        if obstacle is not None:
+            self._step.reasons["replay"] = obstacle
 
     def _find_curvature_obstacle(self) -> str | None:
         if self._expected_backwards > 1:
