@@ -166,7 +166,7 @@ class Replay:
 
 
 def _precise(head: LossHead) -> LossHead:
-    """Return the head with a prediction of at least single precision: a step changes the loss by less than half of it resolves."""
+    """Return the head with a prediction of at least single precision: half of it cannot resolve what a step changes."""
     if head.prediction.dtype not in (torch.float16, torch.bfloat16):
         return head
     head = copy.copy(head)
