@@ -1,0 +1,327 @@
+r"""The end of a loss: the last function that is no mean, sum or scaling, and what the objective makes of it.
+
+Every loss that is a weighted sum of one function of the prediction is a :class:`LossHead`: with elements or rows i,
+
+    objective(z) = sum_i w_i l(z_i),
+
+where the weights hold reduction, class weights, masks, a loss scale, and everything else that is linear behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head.route import Route
+
+#: How far the contributions may be from adding up to the loss, relative to the sum of their magnitudes.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF_PRECISION_TOLERANCE = 3e-2
+
+
+class LossHead:
+    """The loss as a function of the prediction.
+
+    Attributes:
+        kind: Name of the function: ``"cross_entropy"``, ``"nll"``, ``"mse"``, ``"l1"``, ``"smooth_l1"``, ``"huber"``,
+            ``"binary_cross_entropy"``, ``"binary_cross_entropy_with_logits"``, ``"soft_margin"``, ``"linear"``, or the operation.
+        prediction: What the function was given, up to constants that make no difference to it. Detached.
+        route: How the prediction was made of the model's output.
+    """
+
+    kind: str
+    prediction: Tensor
+    route: Route
+
+    @property
+    def position(self) -> int:
+        """Which of the model's outputs the prediction was made of.
+
+        Raises:
+            NotMeasured: if it was not made of one by reshaping, casting, scaling and shifting.
+        """
+        if self.route.position is None:
+            raise NotMeasured("what the loss function was given is not one of the model's outputs")
+        return self.route.position
+
+    def from_output(self, output: Tensor) -> Tensor:
+        """Return the prediction that another output of the model, of the same shape, would have been; differentiable.
+
+        Raises:
+            NotMeasured: see :attr:`position`.
+        """
+        return self.route.again(output, self.prediction)
+
+    def terms(self, prediction: Tensor | None = None) -> Tensor:
+        """Return what every element of the prediction (every row of logits, for a cross entropy) contributes to the objective.
+
+        Args:
+            prediction: Instead of the one that was seen; the targets and weights stay the same. Differentiable.
+        """
+        raise NotImplementedError
+
+    def losses(self, prediction: Tensor | None = None) -> Tensor:
+        """Return what every row of the prediction contributes to the objective: the terms added up to the first axis."""
+        terms = self.terms(prediction)
+        return terms.flatten(1).sum(1) if terms.dim() > 1 else terms.reshape(-1)
+
+    def loss(self, prediction: Tensor) -> Tensor:
+        """Return the objective, a scalar, at another prediction; differentiable."""
+        return self.terms(prediction).sum()
+
+    def losses_by_sample(self, batch_size: int, axis: int = 0) -> Tensor:
+        """Return what every sample contributes to the objective, shape (N,).
+
+        Args:
+            batch_size: Number of samples N.
+            axis: The axis of the model's input that holds them.
+
+        Raises:
+            NotMeasured: if it is not known which rows are whose.
+        """
+        terms = self.terms()
+        owners = self.route.owners(batch_size, axis, self.prediction.device)
+        if isinstance(owners, int):
+            return self._without_inner_axes(terms, owners)
+        return terms.new_zeros(batch_size).index_add_(0, self._owners_of_terms(owners).reshape(-1), terms.reshape(-1))
+
+    def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return labels drawn from the distribution that the prediction stands for.
+
+        Raises:
+            NotMeasured: if it stands for none.
+        """
+        raise NotMeasured(f"the loss ({self.kind}) is not the negative logarithm of a probability that labels can be drawn from")
+
+    def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return u with the shape of the prediction, mean 0 and covariance L'', the Hessian of the objective by the prediction.
+
+        It is the gradient that labels drawn from the model's own distribution would send back, scaled (a mean over N rows
+        divides every row's gradient by N, but its Hessian only by N). Where the loss stands for no distribution, the root of the
+        second derivative with random signs. NaN where the loss is not convex in the prediction, which has no root then.
+
+        Raises:
+            NotMeasured: if the second derivative is not known.
+        """
+        raise NotMeasured(f"the second derivative of the loss ({self.kind}) is not known")
+
+    def _owners_of_terms(self, owners: Tensor) -> Tensor:
+        return owners
+
+    def _without_inner_axes(self, terms: Tensor, axis: int) -> Tensor:
+        terms = terms.movedim(axis, 0)
+        return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
+
+
+class Elementwise(LossHead):
+    """One function of every element.
+
+    Args:
+        kind: Its name.
+        prediction: What it was given.
+        route: How that was made of the model's output.
+        weights: What the objective multiplies every element of it with; any shape that broadcasts to the prediction's.
+        function: The function of a prediction, without reduction.
+    """
+
+    def __init__(self, kind: str, prediction: Tensor, route: Route, weights: Tensor, function: Callable[[Tensor], Tensor]):
+        self.kind, self.prediction, self.route = kind, prediction, route
+        self._weights = weights
+        self._function = function
+
+    def terms(self, prediction: Tensor | None = None) -> Tensor:
+        """See :meth:`LossHead.terms`."""
+        return self._weights * self._function(self.prediction if prediction is None else prediction)
+
+    def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sampled_gradient`."""
+        signs = torch.empty_like(self.prediction).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        return signs * self._second_derivative().sqrt()
+
+    def _second_derivative(self) -> Tensor:
+        with torch.enable_grad():
+            point = self.prediction.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.loss(point), point, create_graph=True)
+            if not slope.requires_grad:
+                return torch.zeros_like(point)
+            (second,) = torch.autograd.grad(slope.sum(), point, materialize_grads=True)
+        return second.detach()
+
+
+class SquaredError(Elementwise):
+    """The squared error: the prediction is the mean of a normal distribution of variance 1/2."""
+
+    def __init__(self, prediction: Tensor, route: Route, weights: Tensor, target: Tensor | float):
+        super().__init__("mse", prediction, route, weights, lambda value: (value - target).square())
+
+    def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sample_labels`."""
+        noise = torch.empty_like(self.prediction).normal_(generator=generator)
+        return self.prediction + noise * 0.5**0.5
+
+    def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sampled_gradient`."""
+        return 2 * (self.prediction - self.sample_labels(generator)) * self._weights.sqrt()
+
+
+class BinaryCrossEntropyWithLogits(Elementwise):
+    """The binary cross entropy of logits: every one stands for a coin.
+
+    Args:
+        prediction: The logits.
+        route: How they were made of the model's output.
+        weights: What the objective multiplies every element of the loss with.
+        target: Between 0 and 1.
+        weight: As the loss function takes it.
+        pos_weight: As the loss function takes it.
+    """
+
+    def __init__(
+        self, prediction: Tensor, route: Route, weights: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+    ):
+        def function(logits: Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none", pos_weight=pos_weight)
+
+        super().__init__("binary_cross_entropy_with_logits", prediction, route, weights, function)
+        self._scale = weights if weight is None else weights * weight
+        if pos_weight is not None:
+            self._scale = self._scale * (1 + (pos_weight - 1) * target)
+
+    def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sample_labels`."""
+        return torch.bernoulli(self.prediction.sigmoid(), generator=generator)
+
+    def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sampled_gradient`."""
+        return (self.prediction.sigmoid() - self.sample_labels(generator)) * self._scale.sqrt()
+
+
+class CrossEntropy(LossHead):
+    """Any weighted sum of log-probabilities: cross entropy, with class weights, ignored rows, smoothed or uncertain labels.
+
+    Args:
+        prediction: The logits, or the log-probabilities they become; of a ``"nll"`` the log-probabilities.
+        route: How the prediction was made of the model's output.
+        axis: The axis of the classes.
+        normalised: The log-probabilities at the prediction.
+        labels: Class by row.
+        label_weights: What the objective multiplies -log p of the label with, by row.
+        dense: What the objective multiplies all log-probabilities with, beside that.
+        logits: Whether the prediction is made into log-probabilities by a softmax; else it is taken as it is.
+    """
+
+    def __init__(
+        self,
+        prediction: Tensor,
+        route: Route,
+        axis: int,
+        normalised: Tensor,
+        labels: Tensor | None,
+        label_weights: Tensor | None,
+        dense: Tensor | None,
+        logits: bool = True,
+    ):
+        self.kind = "cross_entropy" if logits else "nll"
+        self.prediction, self.route = prediction, route
+        self._axis = axis % prediction.dim()
+        self._normalised = normalised
+        self._labels, self._label_weights, self._dense = labels, label_weights, dense
+        self._logits = logits
+        self._constant: Tensor | None = None
+
+    def terms(self, prediction: Tensor | None = None) -> Tensor:
+        """See :meth:`LossHead.terms`."""
+        if prediction is None:
+            log_probabilities = self._normalised
+        else:
+            log_probabilities = prediction.log_softmax(self._axis) if self._logits else prediction
+        terms: Tensor | None = self._constant
+        if self._labels is not None and self._label_weights is not None:
+            chosen = log_probabilities.gather(self._axis, self._labels.unsqueeze(self._axis)).squeeze(self._axis)
+            # A row of weight 0 is ignored, whatever it holds.
+            part = torch.where(self._label_weights == 0, 0, -self._label_weights * chosen)
+            terms = part if terms is None else terms + part
+        if self._dense is not None:
+            part = torch.where(self._dense == 0, 0, self._dense * log_probabilities).sum(self._axis)
+            terms = part if terms is None else terms + part
+        assert terms is not None
+        return terms
+
+    def row_weights(self) -> Tensor:
+        """Return what the objective multiplies the cross entropy of every row with: the target's probabilities add up to one."""
+        weights = torch.zeros_like(self._normalised.select(self._axis, 0))
+        if self._label_weights is not None:
+            weights = weights + self._label_weights
+        return weights if self._dense is None else weights - self._dense.sum(self._axis)
+
+    def add_entropy(self) -> None:
+        """Take the entropy of the targets off, which makes a divergence of it."""
+        if self._dense is not None:
+            weights = self.row_weights()
+            shares = -self._dense / weights.unsqueeze(self._axis)
+            self.kind = "kl_div"
+            self._constant = weights * torch.special.xlogy(shares, shares).sum(self._axis)
+
+    def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sample_labels`."""
+        probabilities = self._normalised.exp().movedim(self._axis, -1)
+        rows = probabilities.reshape(-1, probabilities.shape[-1])
+        return torch.multinomial(rows, 1, generator=generator).reshape(probabilities.shape[:-1])
+
+    def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`LossHead.sampled_gradient`.
+
+        Of log-probabilities the Hessian is zero, and what counts is that of the softmax before them: there u is the gradient that
+        the drawn labels send back to the log-probabilities, with second moments diag(w p), and J'u has the covariance that it
+        would have from the logits on.
+        """
+        labels = self.sample_labels(generator).unsqueeze(self._axis)
+        root = self.row_weights().sqrt().unsqueeze(self._axis)
+        gradient = self._normalised.exp() if self._logits else torch.zeros_like(self._normalised)
+        return root * gradient.scatter_add(self._axis, labels, -torch.ones_like(gradient))
+
+    def _owners_of_terms(self, owners: Tensor) -> Tensor:
+        return owners.select(self._axis, 0)
+
+    def _without_inner_axes(self, terms: Tensor, axis: int) -> Tensor:
+        if axis == self._axis:
+            raise NotMeasured("the axis of the samples is the axis of the classes")
+        return super()._without_inner_axes(terms, axis - (axis > self._axis))
+
+
+class Value(LossHead):
+    """A function of which only the value is known: enough to share the loss out to the samples.
+
+    Args:
+        kind: Its name.
+        value: What came out of it.
+        route: How the value was made of a model's output: from the input of the function on, if it acts on each element.
+        weights: What the objective multiplies the value with.
+    """
+
+    def __init__(self, kind: str, value: Tensor, route: Route, weights: Tensor):
+        self.kind, self.prediction, self.route = kind, value, route
+        self._weights = weights
+
+    @property
+    def position(self) -> int:
+        """See :attr:`LossHead.position`."""
+        raise self.unknown()
+
+    def from_output(self, output: Tensor) -> Tensor:
+        """See :meth:`LossHead.from_output`."""
+        raise self.unknown()
+
+    def terms(self, prediction: Tensor | None = None) -> Tensor:
+        """See :meth:`LossHead.terms`."""
+        if prediction is not None:
+            raise self.unknown()
+        return self._weights * self.prediction
+
+    def unknown(self) -> NotMeasured:
+        """Return the reason why it is not known as a function."""
+        return NotMeasured(f"the loss ends in {self.kind}, which is not known as a function of the prediction")
