@@ -141,6 +141,55 @@ class Dense(Form):
         return Dense(self.values.new_zeros(batch_size, *self.shape).index_add_(0, owners, self.values))
 
 
+class Side:
+    """One side of outer products; what several parameters of a layer ask of it is calculated once.
+
+    Args:
+        values: Shape (N, G, T, K): samples, groups, positions, features.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = accurate(values)
+        self.uses = 0  # in outer products
+        self._squares: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._sums: Tensor | None = None
+        self._along: tuple[Tensor, Tensor] | None = None
+
+    def squares(self) -> Tensor:
+        """Return the squared norms, shape (N, G, T)."""
+        if self._squares is None:
+            self._squares = _squares(self.values)
+        return self._squares
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the positions of a sample, shape (N, G, T, T)."""
+        if self._gram is None:
+            self._gram = self.values @ self.values.transpose(-1, -2)
+        return self._gram
+
+    def sums(self) -> Tensor:
+        """Return the sums over the positions, shape (N, G * K)."""
+        if self._sums is None:
+            values = self.values
+            self._sums = (values[:, :, 0] if values.shape[2] == 1 else values.sum(2)).flatten(1)
+        return self._sums
+
+    def along(self, vector: Tensor) -> Tensor:
+        """Return the inner products with ``vector`` (G * K), each group with its own part of it, shape (N, G, T)."""
+        if self._along is None or self._along[0] is not vector:
+            samples, groups, positions, features = self.values.shape
+            towards = vector.to(self.values.dtype)
+            if groups > 1:
+                found = (self.values @ towards.reshape(groups, features, 1))[..., 0]
+            elif self.values.is_contiguous():
+                found = (self.values.reshape(-1, features) @ towards).reshape(samples, 1, positions)
+            else:  # as recurrent layers have them: time first
+                found = (self.values[:, 0].transpose(0, 1).reshape(-1, features) @ towards).reshape(positions, samples).T[:, None]
+            self._along = (vector, found)
+        return self._along[1]
+
+
 class OuterProducts(Form):
     """c_n = sum over t of d_nt a_nt', for each of G groups that share the parameter's first axis.
 
@@ -150,11 +199,14 @@ class OuterProducts(Form):
         shape: Shape of the parameter, of G * O * I elements in this order.
     """
 
-    def __init__(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> None:
-        self.inputs, self.deltas, self.shape = accurate(inputs), accurate(deltas), shape
-        if self.inputs.dtype != self.deltas.dtype:  # e.g. a float64 loss on a float32 layer
-            self.inputs, self.deltas = self.inputs.double(), self.deltas.double()
-        self.batch_size = deltas.shape[0]
+    def __init__(self, inputs: Tensor | Side, deltas: Tensor | Side, shape: torch.Size) -> None:
+        self.left = deltas if isinstance(deltas, Side) else Side(deltas)
+        self.right = inputs if isinstance(inputs, Side) else Side(inputs)
+        if self.left.values.dtype != self.right.values.dtype:  # e.g. a float64 loss on a float32 layer
+            self.left, self.right = Side(self.left.values.double()), Side(self.right.values.double())
+        self.inputs, self.deltas, self.shape = self.right.values, self.left.values, shape
+        self.left.uses += 1
+        self.batch_size = self.deltas.shape[0]
 
     def _matrices(self) -> Iterator[Tensor]:
         """Yield the gradients in chunks of samples, each of shape (n, G, O, I)."""
@@ -173,10 +225,13 @@ class OuterProducts(Form):
         if positions == 0:
             return self.deltas.new_zeros(self.batch_size)
         if positions == 1:
-            return (_squares(self.inputs) * _squares(self.deltas)).sum((1, 2))
+            squares = self.right.squares() * self.left.squares()
+            return squares[:, 0, 0] if squares.shape[1] == 1 else squares.sum((1, 2))
         if self.products_come_free:
             return torch.cat([_squares(matrices.flatten(1)) for matrices in self._matrices()])
         samples = max(1, CHUNK // (self.inputs.shape[1] * positions**2))
+        if samples >= self.batch_size:
+            return (self.right.gram() * self.left.gram()).sum((1, 2, 3)).clamp_(min=0)
         return torch.cat(
             [
                 (a @ a.transpose(-1, -2)).mul_(d @ d.transpose(-1, -2)).sum((1, 2, 3))
@@ -188,7 +243,7 @@ class OuterProducts(Form):
     def products_come_free(self) -> bool:
         """Whether the gradients are built anyway, because they are smaller than the Gram matrices."""
         positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
-        return positions > 1 and positions * (fan_in + fan_out) >= fan_in * fan_out
+        return positions > 1 and positions * (fan_in + fan_out / self.left.uses) >= fan_in * fan_out
 
     def measure(self, direction: Tensor | None, squares: bool = False) -> Measured:
         """Where the gradients are built for one of the three, the other two come out of the same pass."""
@@ -240,10 +295,10 @@ class OuterProducts(Form):
 
     def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the inner products with ``left right'``."""
-        left, right = left.to(self.deltas.dtype), right.to(self.deltas.dtype)
-        groups = self.deltas.shape[1]
-        deltas = self.deltas @ left if groups == 1 else (self.deltas @ left.reshape(groups, -1, 1))[..., 0]
-        return deltas.mul_(self.inputs @ right).sum((1, 2))
+        if self.deltas.shape[1] > 1:  # the groups share what stands right
+            right = right.expand(self.deltas.shape[1], -1).reshape(-1)
+        along = self.left.along(left) * self.right.along(right)
+        return along[:, 0, 0] if along.shape[1:] == (1, 1) else along.sum((1, 2))
 
     def gradients(self) -> Tensor:
         """Sum the outer products."""
@@ -263,6 +318,30 @@ class OuterProducts(Form):
             return padded.transpose(1, 2).flatten(2, 3)
 
         return OuterProducts(positions(self.inputs), positions(self.deltas), self.shape)
+
+
+class Sums(Dense):
+    """c_n = sum over t of d_nt: the bias of a layer whose weight has outer products.
+
+    Args:
+        side: The deltas of the weight.
+    """
+
+    def __init__(self, side: Side) -> None:
+        super().__init__(side.sums())
+        self.side = side
+
+    def squared_norms(self) -> Tensor:
+        """With one position they are those of the deltas."""
+        if self.side.values.shape[1:3] == (1, 1):
+            return self.side.squares()[:, 0, 0]
+        return super().squared_norms()
+
+    def measure_along(self, left: Tensor, right: Tensor, squares: bool = False) -> Measured:
+        """The products of the deltas with ``left`` are known from the weight."""
+        along = self.side.along(left)
+        along = along[:, 0, 0] if along.shape[1:] == (1, 1) else along.sum((1, 2))
+        return self.measure(None, squares)._replace(products=along * right)
 
 
 class Chunks(Form):

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+#: At about so many times the outputs of an LSTM are repeated: the hyperbolic tangent of all cells takes longer than the rest.
+CHECKED = 4
+ALL = slice(None)
+
 
 class Weights(NamedTuple):
     """Weights of one layer in one direction."""
@@ -30,18 +34,27 @@ class Gradients(NamedTuple):
     """What comes out.
 
     Attributes:
-        outputs: The outputs as repeated from the hidden states one time before, shape (T, N, H).
+        outputs: The outputs as repeated from the hidden states one time before, shape (times, N, H).
+        times: The times at which they were repeated.
         incoming: Gradients at the product with the incoming weight, shape (T, N, gates * H).
         recurrent: The same at the product with the recurrent weight.
     """
 
     outputs: Tensor
+    times: slice
     incoming: Tensor
     recurrent: Tensor
 
 
 def through_gates(
-    mode: str, weights: Weights, inputs: Tensor, before: Tensor, delta: Tensor, cell: Tensor | None, cell_delta: Tensor | None
+    mode: str,
+    weights: Weights,
+    inputs: Tensor,
+    before: Tensor,
+    outputs: Tensor,
+    delta: Tensor,
+    cell: Tensor | None,
+    cell_delta: Tensor | None,
 ) -> Gradients:
     """Go back through one layer.
 
@@ -50,22 +63,26 @@ def through_gates(
         weights: Of the layer.
         inputs: Shape (T, N, I).
         before: Hidden states one time before, shape (T, N, H).
+        outputs: Hidden states, shape (T, N, H).
         delta: Gradients at the outputs, that of the final hidden state at the last of them, shape (T, N, H).
         cell: Cell state at the beginning, of an LSTM.
         cell_delta: Gradient at the final cell state, if any.
     """
-    incoming = functional.linear(inputs, weights.incoming, weights.incoming_bias)
-    recurrent = functional.linear(before, weights.recurrent, weights.recurrent_bias)
     if mode == "LSTM":
         assert cell is not None
-        return _lstm(incoming.add_(recurrent), weights.recurrent, delta, cell, cell_delta)
+        biases = [bias for bias in (weights.incoming_bias, weights.recurrent_bias) if bias is not None]
+        gates = functional.linear(inputs, weights.incoming, torch.stack(biases).sum(0) if biases else None)
+        gates.flatten(0, 1).addmm_(before.flatten(0, 1), weights.recurrent.T)
+        return _lstm(gates, weights.recurrent, outputs, delta, cell, cell_delta)
+    incoming = functional.linear(inputs, weights.incoming, weights.incoming_bias)
+    recurrent = functional.linear(before, weights.recurrent, weights.recurrent_bias)
     if mode == "GRU":
         return _gru(incoming, recurrent, weights.recurrent, before, delta)
     before_activation = incoming.add_(recurrent)
-    outputs = before_activation.relu() if mode == "RNN_RELU" else before_activation.tanh()
-    slope = (outputs > 0).to(outputs.dtype) if mode == "RNN_RELU" else 1 - outputs.square()
+    repeated = before_activation.relu() if mode == "RNN_RELU" else before_activation.tanh()
+    slope = (repeated > 0).to(repeated.dtype) if mode == "RNN_RELU" else 1 - repeated.square()
     _, found = _back(slope[:, :, None], weights.recurrent, delta, None)
-    return Gradients(outputs, found, found)
+    return Gradients(repeated, ALL, found, found)
 
 
 def _back(slopes: Tensor, recurrent: Tensor, delta: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -101,31 +118,44 @@ def _gru(incoming: Tensor, recurrent: Tensor, weight: Tensor, before: Tensor, de
     at_update = (before - new) * update * (1 - update)
     # the reset gate multiplies the recurrent part of the third gate
     hidden, found = _back(torch.stack([at_reset, at_update, at_new * reset], 2), weight, delta, update)
-    return Gradients(torch.lerp(new, before, update), torch.cat([found[..., : 2 * size], hidden * at_new], -1), found)
+    return Gradients(torch.lerp(new, before, update), ALL, torch.cat([found[..., : 2 * size], hidden * at_new], -1), found)
 
 
-def _lstm(gates: Tensor, weight: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None) -> Gradients:
+def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None) -> Gradients:
+    """``gates`` are before their activations, and are overwritten."""
+    size, count = delta.shape[-1], len(delta)
     incoming, forget, new, output = gates.chunk(4, -1)
-    incoming, forget, new, output = incoming.sigmoid(), forget.sigmoid(), new.tanh(), output.sigmoid()
+    new.mul_(2)  # tanh(x) = 2 sigmoid(2 x) - 1, and the sigmoid takes a third of the time
+    gates.sigmoid_()
+    new.mul_(2).sub_(1)
     gain = incoming * new
-    cells = torch.empty(len(delta) + 1, *cell.shape, dtype=cell.dtype, device=cell.device)
+    cells = torch.empty(count + 1, *cell.shape, dtype=cell.dtype, device=cell.device)
     cells[0] = cell
-    for time in range(len(delta)):
-        torch.addcmul(gain[time], forget[time], cells[time], out=cells[time + 1])
-    shown = cells[1:].tanh()
-    at_cell = output * (1 - shown.square())
-    slopes = torch.stack([gain * (1 - incoming), cells[:-1] * forget * (1 - forget), incoming * (1 - new.square())], 2)
-    at_output = shown * output * (1 - output)
-    found = torch.empty(*delta.shape[:2], 4, delta.shape[2], dtype=delta.dtype, device=delta.device)
-    flat = found.flatten(2)
-    carried = torch.zeros_like(cell) if cell_delta is None else cell_delta
-    for time in reversed(range(len(delta))):
-        hidden = delta[time] if time + 1 == len(delta) else torch.addmm(delta[time], flat[time + 1], weight)
-        at_cell_now = torch.addcmul(carried, hidden, at_cell[time])
-        torch.mul(at_cell_now[:, None], slopes[time], out=found[time, :, :3])
-        torch.mul(hidden, at_output[time], out=found[time, :, 3])
-        carried = at_cell_now * forget[time]
-    return Gradients(shown.mul_(output), flat, flat)
+    each = cells.unbind()
+    for more, kept, before, now in zip(gain.unbind(), forget.unbind(), each, each[1:], strict=False):
+        torch.addcmul(more, kept, before, out=now)
+    # The hyperbolic tangent of the cells is outputs / output gate.
+    at_cell = torch.addcdiv(output, outputs.square(), output.clamp(min=torch.finfo(output.dtype).tiny), value=-1).unbind()
+    at_output = torch.addcmul(outputs, outputs, output, value=-1).unbind()
+    slopes = torch.stack([gain * (1 - incoming), cells[:-1] * forget * (1 - forget), incoming * (1 - new.square())], 2).unbind()
+    found = torch.empty_like(gates)
+    rows, kept_parts, deltas = found.unbind(), forget.unbind(), delta.unbind()
+    through_cell = found.unflatten(2, (4, size))[:, :, :3].unbind()
+    through_output = found[..., 3 * size :].unbind()
+    carried = torch.zeros_like(cell) if cell_delta is None else cell_delta.clone()
+    hidden = torch.empty_like(cell)
+    for time in reversed(range(count)):
+        if time + 1 == count:
+            hidden.copy_(deltas[time])
+        else:
+            torch.addmm(deltas[time], rows[time + 1], weight, out=hidden)
+        carried.addcmul_(hidden, at_cell[time])
+        torch.mul(carried[:, None], slopes[time], out=through_cell[time])
+        torch.mul(hidden, at_output[time], out=through_output[time])
+        carried.mul_(kept_parts[time])
+    step = max(1, count // CHECKED)
+    times = slice((count - 1) % step, None, step)  # the last one included: errors go on from cell to cell
+    return Gradients(cells[1:][times].tanh().mul_(output[times]), times, found, found)
 
 
 def run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, accurate
+from cockpit_lite.probes.per_sample.forms import Form, OuterProducts, Side, Sums, accurate
 from cockpit_lite.probes.per_sample.rules.gates import Weights, run, through_gates
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees
 
@@ -84,17 +84,19 @@ class PerSampleRecurrent(Rule):
                     weights[key],
                     sequences[0],
                     before,
+                    sequences[1],
                     sequences[2],
                     starts[key][1] if module.mode == "LSTM" else None,
                     None if cell is None else cell[state],
                 )
-                if not agrees(gates.outputs, sequences[1]):
+                if not agrees(gates.outputs, sequences[1][gates.times]):
                     raise NoRule(f"the call of {type(module).__name__} could not be repeated")
-                for kind, entering, at in (("ih", sequences[0], gates.incoming), ("hh", before, gates.recurrent)):
-                    positions = at.transpose(0, 1)
+                incoming = Side(gates.incoming.transpose(0, 1)[:, None])
+                recurrent = incoming if gates.recurrent is gates.incoming else Side(gates.recurrent.transpose(0, 1)[:, None])
+                for kind, entering, side in (("ih", sequences[0], incoming), ("hh", before, recurrent)):
                     shape = module._parameters[f"weight_{kind}_{key}"].shape
-                    forms[f"weight_{kind}_{key}"] = OuterProducts(entering.transpose(0, 1)[:, None], positions[:, None], shape)
-                    forms[f"bias_{kind}_{key}"] = Dense(positions.sum(1))
+                    forms[f"weight_{kind}_{key}"] = OuterProducts(entering.transpose(0, 1)[:, None], side, shape)
+                    forms[f"bias_{kind}_{key}"] = Sums(side)
                 if position:
                     back = gates.incoming @ weights[key].incoming
                     delta += back.flip(0) if flipped else back
