@@ -20,6 +20,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import LossHead, find_loss_heads
+
+if TYPE_CHECKING:
+    from cockpit_lite.step import Step
 
 #: How far the repeated loss may be from the one that the user saw, relative to the sum of its terms' magnitudes.
 _TOLERANCE = 1e-3
@@ -163,6 +167,19 @@ class Replay:
 
     def _quietly(self) -> AbstractContextManager[None]:
         return quietly(self.model.parameters(), self.model.buffers())
+
+
+def expansion_along_update(step: Step) -> Expansion:
+    """Return the loss around the weights before the step, along the step that was taken; use it by ``step.once``.
+
+    Raises:
+        NotMeasured: if it cannot be repeated.
+    """
+    known = dict(step.replay.model.named_parameters())
+    strangers = [name for name in step.update if name not in known]
+    if strangers:
+        raise NotMeasured(f"{strangers[0]} was trained as well, which is no parameter of the model")
+    return step.replay.expand(step.weights_before, step.update)
 
 
 def _precise(head: LossHead) -> LossHead:
