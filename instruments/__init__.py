@@ -37,6 +37,7 @@ from cockpit_lite.instruments.overhead import Overhead
 from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.step_time import StepTime
+from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
 from cockpit_lite.instruments.weight_decay_ratio import WeightDecayRatio
@@ -81,6 +82,7 @@ __all__ = [
     "Saturation",
     "SecondMomentRatio",
     "StepTime",
+    "TrustRatio",
     "UpdateRatio",
     "UpdateSize",
     "WeightDecayRatio",
