@@ -70,7 +70,7 @@ def _text(value: Any) -> str:
         return f"{value:.9g}" if math.isfinite(value) else json.dumps(encode(value))
     if type(value) is list and not set(map(type, value)) <= {int}:  # the steps of a block are in faster hands below
         return f"[{','.join([_text(item) for item in value])}]"
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):  # the second question takes longer than all others together
         return "{" + ",".join([f"{_quoted(str(key))}:{_text(item)}" for key, item in value.items()]) + "}"
     return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
 
