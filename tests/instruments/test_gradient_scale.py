@@ -31,12 +31,12 @@ def first(run: Run, name: str) -> float:
     return float(run.series(name)[1][0])
 
 
-def deep(activation: type[nn.Module], scale: float, depth: int = 10) -> nn.Sequential:
+def deep(activation: type[nn.Module], scale: float, depth: int = 10, width: int = 64) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Linear(8, 8), activation()]
-    model = nn.Sequential(*layers, nn.Linear(8, 3))
+    for index in range(depth):
+        layers += [nn.Linear(width if index else 8, width), activation()]
+    model = nn.Sequential(*layers, nn.Linear(width, 3))
     with torch.no_grad():
         for layer in model:
             if isinstance(layer, nn.Linear):
@@ -68,7 +68,7 @@ def test_it_tells_vanishing_and_exploding_from_healthy(tmp_path: Path) -> None:
         for name, activation, scale in (
             ("sigmoid", nn.Sigmoid, 1.0),
             ("healthy", nn.Identity, 1.0),
-            ("exploding", nn.Tanh, 4.0),
+            ("exploding", nn.Tanh, 8.0),
         )
     }
     assert growth["sigmoid"] < 0.5

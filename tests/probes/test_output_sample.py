@@ -17,10 +17,10 @@ def test_a_small_output_is_all_there(shape: tuple[int, ...], axis: int) -> None:
 def test_a_large_output_is_sampled_at_places_that_stay() -> None:
     """Every number carries its place."""
     sample, unit, row, column = torch.meshgrid(*map(torch.arange, (50, 300, 8, 9)), indexing="ij")
-    values = unit * 1e5 + sample * 100 + row * 10 + column + torch.zeros((), dtype=torch.float64)
+    values = (unit * 1_000_000 + sample * 100 + row * 10 + column).double()
     rows = Sampler().take(values, 1)
     assert rows.shape == (MOST_ROWS, MOST_UNITS)
-    units, places = rows // 1e5, rows % 1e5
+    units, places = rows // 1_000_000, rows % 1_000_000
     assert (units == units[0]).all()
     assert (places == places[:, :1]).all()
     assert len(units[0].unique()) == MOST_UNITS
