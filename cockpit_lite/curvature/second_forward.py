@@ -58,6 +58,8 @@ class ForwardCall:
         self._devices = sorted((device for device in kinds if device.type not in ("cpu", "meta")), key=str)
         self._random_states = [torch.get_rng_state(), *(_generator(device).get_rng_state(device) for device in self._devices)]
         self._versions: list[int] = []
+        # A forward that counts its calls must find its counter where it was.
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
 
     def finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """Remember what the call was given and what it returned."""
@@ -85,6 +87,9 @@ class ForwardCall:
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         accelerator = self._devices[0].type if self._devices else "cuda"
         with torch.random.fork_rng(self._devices, device_type=accelerator), _undisturbed(model), _twins(model):
+            for module, attributes in self._attributes:
+                if module is model or module is not self.model:
+                    vars(module).update(attributes)
             torch.set_rng_state(self._random_states[0])
             for device, state in zip(self._devices, self._random_states[1:], strict=True):
                 _generator(device).set_rng_state(state, device)
