@@ -152,7 +152,12 @@ class Replay:
         )
 
     def _predict(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
-        outputs = self._call.repeat(weights)
+        try:
+            outputs = self._call.repeat(weights)
+        except (NotMeasured, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the user's own forward, which need not be made for this
+            raise NotMeasured(f"the model's forward cannot be repeated ({type(error).__name__}: {error})") from error
         return [head.from_output(outputs[head.position]) for head in self.heads]
 
     def _compare(self, terms: Sequence[Tensor]) -> None:

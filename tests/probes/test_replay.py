@@ -185,3 +185,46 @@ def test_a_linear_loss_has_no_curvature() -> None:
     expansion = replay.expand(weights, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
     assert isinstance(expansion, Expansion)
     assert (float(expansion.slope), float(expansion.curvature), total(expansion.gauss_newton)) == (9.0, 0.0, 0.0)
+
+
+def test_a_forward_that_counts_its_calls_does_the_same_again() -> None:
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 1:
+                raise KeyboardInterrupt
+            return super().forward(inputs)
+
+    model = Counting(2, 1)
+    probe = ForwardProbe(model)
+    probe.start()
+    loss = model(torch.ones(3, 2)).square().mean()
+    assert probe.call is not None
+    replay = Replay(loss, probe.call)
+    probe.stop()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    assert total(replay.terms(weights)) == pytest.approx(loss.item())
+    assert model.calls == 1
+
+
+def test_a_forward_that_fails_when_repeated_has_a_reason() -> None:
+    failing: list[bool] = []
+
+    class Failing(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if failing:
+                raise ZeroDivisionError("in the forward")
+            return super().forward(inputs)
+
+    model = Failing(2, 1)
+    probe = ForwardProbe(model)
+    probe.start()
+    loss = model(torch.ones(3, 2)).square().mean()
+    assert probe.call is not None
+    replay = Replay(loss, probe.call)
+    probe.stop()
+    failing.append(True)
+    with pytest.raises(NotMeasured, match=r"cannot be repeated \(ZeroDivisionError: in the forward\)"):
+        replay.terms({name: parameter.detach() for name, parameter in model.named_parameters()})
