@@ -89,7 +89,7 @@ class ForwardCall:
         with torch.random.fork_rng(self._devices, device_type=accelerator), _undisturbed(model), _twins(model):
             for module, attributes in self._attributes:
                 if module is model or module is not self.model:
-                    vars(module).update(attributes)
+                    _set_attributes(module, attributes)
             torch.set_rng_state(self._random_states[0])
             for device, state in zip(self._devices, self._random_states[1:], strict=True):
                 _generator(device).set_rng_state(state, device)
@@ -227,9 +227,13 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, saved_attributes in attributes:
-                for name in vars(module).keys() - saved_attributes.keys():
-                    del vars(module)[name]
-                vars(module).update(saved_attributes)
+                _set_attributes(module, saved_attributes)
+
+
+def _set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
+    for name in vars(module).keys() - attributes.keys():
+        del vars(module)[name]
+    vars(module).update(attributes)
 
 
 @contextmanager
