@@ -35,6 +35,7 @@ PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
 PER_SAMPLE_SQUARES = "per_sample_squares"
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"
+SAMPLE_LOSSES = "sample_losses"
 ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
@@ -53,6 +54,7 @@ NEEDS: dict[str, str] = {
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",
     PER_SAMPLE_GRADIENTS: "step.per_sample_gradients: the contributions themselves, a layer at a time; gone after the update",
+    SAMPLE_LOSSES: "step.sample_losses: what every sample contributes to the loss, where it is a loss that is known",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
     ACTIVATION_SAMPLES: "step.activations.samples: some of the outputs of every layer with a weight matrix; beside 'activations'",
     DATA: "step.data: the batch, the model's output, and what the loss function was given",

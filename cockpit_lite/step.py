@@ -67,6 +67,7 @@ class Step:
         per_sample_gradients: The samples' contributions themselves, a layer at a time, until the weights change; see
             :class:`~cockpit_lite.probes.per_sample.PerSampleGradients`.
         per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
+        sample_losses: What every sample contributes to ``loss``, shape (N,), in the order of the per-sample statistics.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
         data: What the step is trained on, see :class:`~cockpit_lite.probes.data.Data`.
@@ -86,6 +87,7 @@ class Step:
     per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
     per_sample_gradients: PerSampleGradients = _Offer()  # type: ignore[assignment]
     per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
+    sample_losses: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]
     data: Data = _Offer()  # type: ignore[assignment]

@@ -34,6 +34,7 @@ from cockpit_lite.instrument import (
     PER_SAMPLE_PRODUCTS,
     PER_SAMPLE_SQUARES,
     REPLAY,
+    SAMPLE_LOSSES,
     UPDATE,
     WIRING,
     Instrument,
@@ -48,11 +49,12 @@ from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.probes.replay import Replay
+from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
-PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS})
+PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES})
 
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
 _TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
@@ -155,6 +157,7 @@ class TrackedStep:
         self._needs = {need for instrument in due for need in instrument.needs}
         self._unprepared = set(filter(needs_preparation, due))  # cannot measure on this step
         self._per_sample_obstacle: str | None = None
+        self._sample_losses = SampleLosses()
         self._hook_registrations = tensor_hooks.registrations()
         self._step = Step(index, probes.parameters)
         self._step.optimizers = probes.optimizers
@@ -198,6 +201,10 @@ class TrackedStep:
             if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
                 self._per_sample_obstacle = self._find_per_sample_obstacle()
                 if self._per_sample_obstacle is None:
+                    if SAMPLE_LOSSES in self._needs:
+                        with torch.enable_grad(), self._probes.per_sample.paused():
+                            loss = objective(tensors, gradients, detach=False)
+                        self._sample_losses.before_backward(loss, self._probes.per_sample.outputs())
                     self._probes.per_sample.backward_begins()
 
     def after_backward(self) -> None:
@@ -223,6 +230,7 @@ class TrackedStep:
         self.row = Row(self.row.step, {})
         self._step.forget()
         self._probes.per_sample.forget_backwards()
+        self._sample_losses.forget()
         self._probes.activations.forget_backwards()
 
     def measure_gradient(self, optimizer: Optimizer, scale: Tensor | None, loss: Tensor | float | None) -> None:
@@ -315,7 +323,8 @@ class TrackedStep:
         if loss is None or update is None or self._start is None or self._taking_turns:
             return None
         slope = inner_product(update, self._start)
-        return LastStep(self._step.index, update, loss, slope, versions(self._probes.parameters))
+        losses = self._step.observed.get("sample_losses")
+        return LastStep(self._step.index, update, loss, slope, versions(self._probes.parameters), losses)
 
     # Activations
 
@@ -415,8 +424,11 @@ class TrackedStep:
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._per_sample_obstacle is not None:
             self._no_samples(self._per_sample_obstacle)
+            self._step.reasons["sample_losses"] = self._per_sample_obstacle
             return
         start = self._probes.clock()
+        if SAMPLE_LOSSES in self._needs:
+            self._observe_losses(scale)
         try:
             if scale is not None and gradient is not None:
                 # In the units that went backwards, since the contributions are checked against the gradient.
@@ -440,6 +452,14 @@ class TrackedStep:
 
     def _no_samples(self, reason: str) -> None:
         self._step.reasons.update(dict.fromkeys(("per_sample", "per_sample_gradients"), reason))
+
+    def _observe_losses(self, scale: Tensor | None) -> None:
+        try:
+            losses = self._sample_losses.by_sample(self._probes.per_sample.micro_batches())
+        except NotMeasured as reason:
+            self._step.reasons["sample_losses"] = str(reason)
+        else:
+            self._step.observed["sample_losses"] = losses if scale is None else losses / scale
 
     def _observe_slopes(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._step.per_sample.not_covered:

@@ -21,6 +21,7 @@ class LastStep:
         loss: The mini-batch loss at theta_t.
         slope: d'G, its derivative there along the step.
         versions: What :func:`versions` said when the step had ended.
+        sample_losses: What every sample contributed to the loss at theta_t, if that was measured and known.
     """
 
     index: int
@@ -28,6 +29,7 @@ class LastStep:
     loss: Tensor
     slope: Tensor
     versions: tuple[int, ...]
+    sample_losses: Tensor | None = None
 
 
 def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:

@@ -79,11 +79,13 @@ class Part(NamedTuple):
         edge: What put it out, or one of the model's outputs.
         weights: Derivative of the objective by it.
         chosen: Whether labels chose from it what counts, so that it must be log-probabilities.
+        shifted: Whether a constant was added on the way from it to the loss.
     """
 
     edge: Edge
     weights: Tensor
     chosen: bool = False
+    shifted: bool = False
 
 
 def find_loss_head(loss: Tensor, outputs: Sequence[Tensor], check: bool = True) -> LossHead:
@@ -117,35 +119,22 @@ def find_loss_heads(loss: Tensor, outputs: Sequence[Tensor], check: bool = True)
         raise NotMeasured("the root of the backward pass is no scalar")
     with torch.no_grad():
         heads = _heads(_parts(loss, outputs), outputs)
-        if check:
-            check_heads(heads, loss)
+        if check and not bool(add_up(heads, loss)):
+            raise NotMeasured("a part of the loss is a constant, which belongs to no sample")
     return heads
 
 
-def check_heads(heads: Sequence[LossHead], loss: Tensor) -> None:
-    """Compare what the heads contribute with the loss itself.
+def add_up(heads: Sequence[LossHead], loss: Tensor) -> Tensor:
+    """Return whether the contributions add up to the loss, as a tensor, so that nobody waits for it.
 
-    Raises:
-        NotMeasured: if it is not the same: a constant was added to it.
+    A loss that is not finite has nothing to be compared with.
     """
-    if _add_up(heads, loss):
-        return
-    for head in heads:  # a divergence differs from a cross entropy by a constant only, which no graph shows
-        if isinstance(head, CrossEntropy):
-            head.add_entropy()
-    if not _add_up(heads, loss):
-        raise NotMeasured("a part of the loss is a constant, which belongs to no sample")
-
-
-def _add_up(heads: Sequence[LossHead], loss: Tensor) -> bool:
     terms = [head.terms().double() for head in heads]
     found = torch.stack([values.sum() for values in terms]).sum()
     scale = torch.stack([values.abs().sum() for values in terms]).sum()
     types = {loss.dtype, *(head.prediction.dtype for head in heads)}
     tolerance = max(TOLERANCES.get(dtype, HALF_PRECISION_TOLERANCE) for dtype in types)
-    difference = (found - loss.detach().double()).abs()
-    # A loss that is not finite has nothing to be compared with.
-    return bool((difference <= tolerance * scale) | ~found.isfinite())
+    return ((found - loss.detach().double()).abs() <= tolerance * scale) | ~found.isfinite()
 
 
 # From the root down ---------------------------------------------------------------------------------------------------
@@ -159,16 +148,18 @@ def _parts(loss: Tensor, outputs: Sequence[Tensor]) -> list[Part]:
     for _ in range(MOST_NODES):
         if not pending:
             return parts
-        edge, weights, chosen = part = pending.pop()
+        edge, weights, chosen, shifted = part = pending.pop()
         node, number = edge
         if is_parameter(edge):
             raise NotMeasured("the loss has a term of the parameters themselves, which belongs to no sample")
         if edge in ends or not _is_linear(node) or _takes_labels(node, ends):
             parts.append(part)
             continue
+        chosen |= node.name().startswith("NllLoss")
+        shifted |= node.name() in SHIFTS and None in inputs_of(node)
         for source, given in zip(inputs_of(node), _sent_back(node, number, weights), strict=True):
             if source is not None and given is not None:
-                pending.append(Part(source, given, chosen or node.name().startswith("NllLoss")))
+                pending.append(Part(source, given, chosen, shifted))
     raise NotMeasured("the loss is made of too many operations")
 
 
@@ -280,7 +271,9 @@ def _cross_entropy(edge: Edge, parts: Sequence[Part], outputs: Sequence[Tensor])
     prediction = route.tensor(normalised.dtype)
     if prediction is None:
         prediction = normalised  # the softmax takes a constant by row off, so it makes the same of its own result
-    return CrossEntropy(prediction, route, axis, normalised, labels, label_weights, dense, logits)
+    # A divergence differs from a cross entropy by a constant, of which the graph shows only that it is there.
+    divergence = not choices and any(part.shifted and not part.chosen for part in parts)
+    return CrossEntropy(prediction, route, axis, normalised, labels, label_weights, dense, logits, divergence)
 
 
 def _labels(node: Any, weights: Tensor) -> tuple[Tensor, Tensor]:

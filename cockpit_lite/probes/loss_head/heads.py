@@ -10,6 +10,7 @@ where the weights hold reduction, class weights, masks, a loss scale, and everyt
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,47 @@ from cockpit_lite.probes.loss_head.route import Route
 #: How far the contributions may be from adding up to the loss, relative to the sum of their magnitudes.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 3e-2
+
+_CLASSES = "the axis of the samples is the axis of the classes"
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What the elements or rows of a prediction contribute to the objective, without anything of the graph.
+
+    Attributes:
+        terms: One number each.
+        route: How the prediction was made of the model's output.
+        summed: The axis of the prediction that the terms do not have any more, if any.
+    """
+
+    terms: Tensor
+    route: Route
+    summed: int | None = None
+
+    def by_sample(self, batch_size: int, axis: int = 0) -> Tensor:
+        """Return what every sample contributes to the objective, shape (N,).
+
+        Args:
+            batch_size: Number of samples N.
+            axis: The axis of the model's input that holds them.
+
+        Raises:
+            NotMeasured: if it is not known which rows are whose.
+        """
+        terms = self.terms
+        owners = self.route.owners(batch_size, axis, terms.device)
+        if isinstance(owners, int):  # nothing was moved on the way: their axis
+            if owners == self.summed:
+                raise NotMeasured(_CLASSES)
+            terms = terms.movedim(owners - (self.summed is not None and owners > self.summed), 0)
+            return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
+        if self.summed is not None:
+            first = owners.select(self.summed, 0)
+            if not bool((owners == first.unsqueeze(self.summed)).all()):
+                raise NotMeasured(_CLASSES)
+            owners = first
+        return terms.new_zeros(batch_size).index_add_(0, owners.reshape(-1), terms.reshape(-1))
 
 
 class LossHead:
@@ -73,21 +115,13 @@ class LossHead:
         """Return the objective, a scalar, at another prediction; differentiable."""
         return self.terms(prediction).sum()
 
+    def contributions(self) -> Contributions:
+        """Return the terms, and what it takes to give them to the samples."""
+        return Contributions(self.terms(), self.route.without_output())
+
     def losses_by_sample(self, batch_size: int, axis: int = 0) -> Tensor:
-        """Return what every sample contributes to the objective, shape (N,).
-
-        Args:
-            batch_size: Number of samples N.
-            axis: The axis of the model's input that holds them.
-
-        Raises:
-            NotMeasured: if it is not known which rows are whose.
-        """
-        terms = self.terms()
-        owners = self.route.owners(batch_size, axis, self.prediction.device)
-        if isinstance(owners, int):
-            return self._without_inner_axes(terms, owners)
-        return terms.new_zeros(batch_size).index_add_(0, self._owners_of_terms(owners).reshape(-1), terms.reshape(-1))
+        """Return what every sample contributes to the objective; see :meth:`Contributions.by_sample`."""
+        return self.contributions().by_sample(batch_size, axis)
 
     def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
         """Return labels drawn from the distribution that the prediction stands for.
@@ -108,13 +142,6 @@ class LossHead:
             NotMeasured: if the second derivative is not known.
         """
         raise NotMeasured(f"the second derivative of the loss ({self.kind}) is not known")
-
-    def _owners_of_terms(self, owners: Tensor) -> Tensor:
-        return owners
-
-    def _without_inner_axes(self, terms: Tensor, axis: int) -> Tensor:
-        terms = terms.movedim(axis, 0)
-        return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
 
 
 class Elementwise(LossHead):
@@ -212,6 +239,7 @@ class CrossEntropy(LossHead):
         label_weights: What the objective multiplies -log p of the label with, by row.
         dense: What the objective multiplies all log-probabilities with, beside that.
         logits: Whether the prediction is made into log-probabilities by a softmax; else it is taken as it is.
+        divergence: Whether the entropy of the targets is taken off.
     """
 
     def __init__(
@@ -224,14 +252,15 @@ class CrossEntropy(LossHead):
         label_weights: Tensor | None,
         dense: Tensor | None,
         logits: bool = True,
+        divergence: bool = False,
     ):
-        self.kind = "cross_entropy" if logits else "nll"
+        self.kind = "kl_div" if divergence else "cross_entropy" if logits else "nll"
         self.prediction, self.route = prediction, route
         self._axis = axis % prediction.dim()
         self._normalised = normalised
         self._labels, self._label_weights, self._dense = labels, label_weights, dense
         self._logits = logits
-        self._constant: Tensor | None = None
+        self._constant = self._entropy() if divergence else None
 
     def terms(self, prediction: Tensor | None = None) -> Tensor:
         """See :meth:`LossHead.terms`."""
@@ -258,13 +287,12 @@ class CrossEntropy(LossHead):
             weights = weights + self._label_weights
         return weights if self._dense is None else weights - self._dense.sum(self._axis)
 
-    def add_entropy(self) -> None:
-        """Take the entropy of the targets off, which makes a divergence of it."""
-        if self._dense is not None:
-            weights = self.row_weights()
-            shares = -self._dense / weights.unsqueeze(self._axis)
-            self.kind = "kl_div"
-            self._constant = weights * torch.special.xlogy(shares, shares).sum(self._axis)
+    def _entropy(self) -> Tensor:
+        """Return the entropy of the targets by row, weighted and negative."""
+        assert self._dense is not None
+        weights = self.row_weights()
+        shares = -self._dense / weights.unsqueeze(self._axis)
+        return weights * torch.special.xlogy(shares, shares).sum(self._axis)
 
     def sample_labels(self, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`LossHead.sample_labels`."""
@@ -284,13 +312,9 @@ class CrossEntropy(LossHead):
         gradient = self._normalised.exp() if self._logits else torch.zeros_like(self._normalised)
         return root * gradient.scatter_add(self._axis, labels, -torch.ones_like(gradient))
 
-    def _owners_of_terms(self, owners: Tensor) -> Tensor:
-        return owners.select(self._axis, 0)
-
-    def _without_inner_axes(self, terms: Tensor, axis: int) -> Tensor:
-        if axis == self._axis:
-            raise NotMeasured("the axis of the samples is the axis of the classes")
-        return super()._without_inner_axes(terms, axis - (axis > self._axis))
+    def contributions(self) -> Contributions:
+        """See :meth:`LossHead.contributions`."""
+        return Contributions(self.terms(), self.route.without_output(), self._axis)
 
 
 class Value(LossHead):

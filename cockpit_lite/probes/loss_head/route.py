@@ -7,6 +7,7 @@ every element, which tells whose rows they are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,12 @@ class Route:
     def tensor(self, dtype: torch.dtype) -> Tensor | None:
         """Return the tensor itself, if the output and the route are all it takes."""
         return None if self._output is None or self._shifted else self._forward(self._output, dtype)
+
+    def without_output(self) -> Route:
+        """Return the route without its beginning: it still says whose elements are whose, but keeps no tensor of the model."""
+        route = copy.copy(self)
+        route._output, route.start = None, (None, 0)
+        return route
 
     def again(self, output: Tensor, value: Tensor) -> Tensor:
         """Return what the tensor, whose value was ``value``, would be with another output of the model.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from cockpit_lite.probes.per_sample.projections import watch_projections
 from cockpit_lite.probes.per_sample.rules import RULES
 from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
-from cockpit_lite.probes.per_sample.survey import Survey, condense
+from cockpit_lite.probes.per_sample.survey import Survey, condense, connected
 from cockpit_lite.probes.tensor_hooks import register_hook_unseen
 
 #: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
@@ -57,6 +57,20 @@ def _harmless(method: Method) -> Method:
             return None
 
     return guarded  # type: ignore[return-value]  # the same signature
+
+
+class MicroBatch(NamedTuple):
+    """A part of a step's batch.
+
+    Attributes:
+        backwards: Numbers of the backward passes that it went through.
+        batch_size: Number of its samples.
+        axis: The axis of the model's input that holds them.
+    """
+
+    backwards: list[int]
+    batch_size: int
+    axis: int
 
 
 class PerSampleProbe:
@@ -174,6 +188,29 @@ class PerSampleProbe:
             yield
         finally:
             self._paused = before
+
+    def outputs(self) -> list[Tensor]:
+        """Return what those calls of the model returned whose backward pass has not come yet."""
+        return [output for forward in self._forwards for output in forward.outputs]
+
+    def micro_batches(self) -> list[MicroBatch]:
+        """Return the parts that the step's batch came in, in the order of the statistics.
+
+        Raises:
+            NotMeasured: if the samples could not be counted.
+        """
+        if self._failure:
+            raise NotMeasured(self._failure)
+        return [self._micro_batch(group) for group in connected(self._reached)]
+
+    def _micro_batch(self, group: set[int]) -> MicroBatch:
+        backwards = [number for number, reached in enumerate(self._reached) if reached & group]
+        sizes = {self._forwards[member].batch_size for member in group}
+        axes = {self._forwards[member].axis for member in group}
+        size = sizes.pop()
+        if sizes or size is None or len(axes) > 1:
+            raise NotMeasured("the samples of the batch could not be counted")
+        return MicroBatch(backwards, size, axes.pop())
 
     def forget_backwards(self) -> None:
         """Forget the backward passes so far: the user has thrown their gradient away. The forwards stay, one may be under way."""

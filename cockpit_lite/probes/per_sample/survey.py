@@ -73,7 +73,7 @@ class Survey:
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
-        self.micro_batches = _connected(reached)
+        self.micro_batches = connected(reached)
         self._micro_batch = {forward: number for number, group in enumerate(self.micro_batches) for forward in group}
         self.batch_statistics = any(forwards[number].batch_statistics for group in self.micro_batches for number in group)
         self.hopeless = hopeless
@@ -455,7 +455,7 @@ def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] 
     return value is not None and bool((value.coalesce().values() if value.is_sparse else value).any())
 
 
-def _connected(reached: Sequence[set[int]]) -> list[set[int]]:
+def connected(reached: Sequence[set[int]]) -> list[set[int]]:
     """Return the micro-batches: forwards are of the same one if a backward reached both."""
     groups: list[set[int]] = []
     for forwards in reached:
