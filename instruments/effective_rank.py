@@ -8,7 +8,7 @@ directions alike; near 0: the outputs lie on a line whatever the input is, repre
 have next to nothing to tell samples apart by. Falling with depth is normal, the more so near the classes; a sudden fall over
 time, or a hidden layer that uses a few per cent of its units, is not. Exactly 0: the layer puts out the same for every sample.
 
-Measured for layers with a weight matrix, on at most 200 rows and 100 units, always the same ones: what is left out makes it an
+Measured for layers with a weight matrix, on at most 128 rows and 64 units, always the same ones: what is left out makes it an
 estimate, of the rank and not of the share that it is of these.
 
 Source: Roy, Vetterli, The effective rank: a measure of effective dimensionality, 2007.
@@ -28,45 +28,40 @@ from cockpit_lite.probes.output_sample import MOST_ROWS
 from cockpit_lite.step import Step
 
 
-def squared_singular_values(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the squared singular values of matrices with the mean over the rows taken off, in ascending order.
+def effective_ranks(outputs: Tensor) -> Tensor:
+    """Return the effective rank of each matrix of a stack, shape (..., rows, units), with the mean over its rows taken off.
 
-    From the smaller of the two Gram matrices, in double precision where the device has it. Where nothing varies beyond rounding
-    all are zero; where an output is not finite all are NaN.
+    The singular values come from the smaller of the two Gram matrices, in double precision where the device has it. Where nothing
+    varies beyond rounding the rank is 0, where an output is not finite it is NaN.
     """
-    grams: dict[int, list[tuple[int, Tensor]]] = {}
-    for index, matrix in enumerate(outputs):
-        values = matrix if matrix.device.type == "mps" else matrix.double()
-        centred = values - values.mean(0)
-        gram = centred.T @ centred if values.shape[0] >= values.shape[1] else centred @ centred.T
-        rounding = torch.finfo(matrix.dtype).eps ** 2 * values.square().sum()
-        gram = torch.where(gram.diagonal().sum() > rounding, gram, gram * 0)
-        grams.setdefault(len(gram), []).append((index, gram))
-    found: dict[int, Tensor] = {}
-    for group in grams.values():  # one call for all of a size
-        device = group[0][1].device
-        stack = torch.stack([gram.to(device) for _, gram in group])
-        broken = stack.isfinite().all(-1).all(-1, keepdim=True).logical_not()  # which the decomposition would refuse
-        values = torch.linalg.eigvalsh(stack.nan_to_num(0.0, 0.0, 0.0)).clamp(min=0.0)
-        found.update(zip((index for index, _ in group), values.masked_fill(broken, torch.nan), strict=True))
-    return [found[index] for index in range(len(outputs))]
+    values = outputs if outputs.device.type == "mps" else outputs.double()
+    centred = values - values.mean(-2, keepdim=True)
+    gram = centred.mT @ centred if values.shape[-2] >= values.shape[-1] else centred @ centred.mT
+    varies = gram.diagonal(dim1=-2, dim2=-1).sum(-1) > torch.finfo(outputs.dtype).eps ** 2 * values.square().sum((-2, -1))
+    # The decomposition refuses what is not finite; 0 times that is NaN, which marks it again in the end.
+    squared = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0)).clamp_(min=0.0)
+    ranks = exponential_entropy(squared.sqrt())
+    return torch.where(varies, ranks, 0.0) + 0.0 * gram.sum((-2, -1))
 
 
-def effective_rank(squared: Tensor) -> Tensor:
-    """Return the exponential of the entropy of the singular values, given their squares; 0 if all are zero."""
-    values = squared.sqrt()
-    total = values.sum()
-    shares = values / total
-    return torch.where(total == 0, total, torch.exp(-torch.xlogy(shares, shares).sum()))
+def exponential_entropy(values: Tensor) -> Tensor:
+    """Return exp(- sum p log p) over the last axis, p the values as shares of their sum: how many of them there are in effect."""
+    shares = values / values.sum(-1, keepdim=True)
+    return torch.exp(-torch.xlogy(shares, shares).sum(-1))
 
 
 def shares_of_width(samples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     """Return the effective rank of each layer as a share of the greatest possible, for layers where more than one is possible."""
     matrices = {name: _joined(calls) for name, calls in samples.items()}
-    possible = {name: min(matrix.shape[0] - 1, matrix.shape[1]) for name, matrix in matrices.items()}
-    names = [name for name, most in possible.items() if most > 1]
-    spectra = squared_singular_values([matrices[name] for name in names])
-    return {name: effective_rank(spectrum) / possible[name] for name, spectrum in zip(names, spectra, strict=True)}
+    groups: dict[tuple[torch.Size, torch.device, torch.dtype], list[str]] = {}  # all of one shape at once
+    for name, matrix in matrices.items():
+        if min(matrix.shape[0] - 1, matrix.shape[1]) > 1:
+            groups.setdefault((matrix.shape, matrix.device, matrix.dtype), []).append(name)
+    shares: dict[str, Tensor] = {}
+    for ((rows, units), _, _), names in groups.items():
+        ranks = effective_ranks(torch.stack([matrices[name] for name in names]))
+        shares.update(zip(names, (ranks / min(rows - 1, units)).unbind(), strict=True))
+    return {name: shares[name] for name in samples if name in shares}
 
 
 def _joined(calls: Sequence[Tensor]) -> Tensor:

@@ -167,8 +167,7 @@ class ActivationProbe:
         try:
             name = self._names.get(id(module))
             if name is not None:
-                with torch.no_grad():
-                    self._record(name, module, output)
+                self._record(name, module, output)
             if module is self._model:
                 self._forwards.append(_Forward())
                 self._mark = self._marker(self._forwards[-1])
@@ -194,7 +193,7 @@ class ActivationProbe:
         forward = self._forwards[-1]
         if values.grad_fn is not None:
             values.grad_fn.register_prehook(self._mark)
-        values = values.detach()
+        values = values.detach()  # from here on nothing is recorded by autograd
         if values.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow beyond 256
             values = values.float()
         record = _Record(name, moments(values), None, _saturated(module, values), None)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 #: At most so many rows (samples and positions) and columns (units) are kept.
-MOST_ROWS, MOST_UNITS = 200, 100
+MOST_ROWS, MOST_UNITS = 128, 64
 
 
 class Sampler:
-    """Chooses places at random, with numbers of its own, once for every size: so steps can be compared."""
+    """Chooses places at random, with numbers of its own, once for every shape: so steps can be compared."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._places: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, ...]] = {}
 
     def take(self, values: Tensor, axis: int) -> Tensor:
         """Return some outputs, rows by units, a copy.
@@ -25,21 +25,21 @@ class Sampler:
             axis: Which of them holds the units.
         """
         units = values.movedim(axis, -1)
-        shape = units.shape[:-1]
-        count = math.prod(shape)
-        if count <= MOST_ROWS:
-            rows = units.reshape(count, -1)
-        else:
-            rows = units[torch.unravel_index(self._chosen(count, MOST_ROWS, values.device), shape)]
-        if rows.shape[1] > MOST_UNITS:
-            return rows.index_select(1, self._chosen(rows.shape[1], MOST_UNITS, values.device))
-        return rows.clone() if count <= MOST_ROWS else rows
-
-    def _chosen(self, count: int, most: int, device: torch.device) -> Tensor:
-        """Return ``most`` of ``count`` places, one in each of as many equal parts."""
-        key = (count, most, device)
+        count, width = math.prod(units.shape[:-1]), units.shape[-1]
+        key = (tuple(units.shape), units.device)
         if key not in self._places:
-            generator = torch.Generator().manual_seed(0)
-            inside = torch.rand(most, generator=generator, dtype=torch.float64)
-            self._places[key] = ((torch.arange(most) + inside) * (count / most)).long().clamp_(max=count - 1).to(device)
-        return self._places[key]
+            rows, columns = _chosen(count, MOST_ROWS), _chosen(width, MOST_UNITS)
+            places = (*(row[:, None] for row in torch.unravel_index(rows, units.shape[:-1])), columns)
+            self._places[key] = tuple(place.to(units.device) for place in places)
+        places = self._places[key]
+        if count <= MOST_ROWS:  # faster than by single places
+            return units.reshape(count, width).index_select(1, places[-1])
+        return units[places]
+
+
+def _chosen(count: int, most: int) -> Tensor:
+    """Return ``most`` of ``count`` places, one in each of as many equal parts; all of them if there are no more."""
+    if count <= most:
+        return torch.arange(count)
+    inside = torch.rand(most, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return ((torch.arange(most) + inside) * (count / most)).long().clamp_(max=count - 1)
