@@ -63,9 +63,11 @@ class StepScale:
         return self.factor / self.rate
 
     @property
-    def is_plain(self) -> bool:
-        """Whether P^-1 H is H: every parameter moves with the same rate, and nothing adds to the curvature."""
-        return not self.adaptive and not any(self.decay.values()) and all(_is_one(value) for value in self.inverse.values())
+    def shift(self) -> float | None:
+        """What weight decay adds to all eigenvalues where P is the identity, or None where it is not."""
+        decays = set(self.decay.values())
+        plain = not self.adaptive and len(decays) == 1 and all(_is_one(value) for value in self.inverse.values())
+        return next(iter(decays)) if plain else None
 
 
 @dataclass(frozen=True)

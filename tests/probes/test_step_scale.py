@@ -104,7 +104,13 @@ def test_adam_with_the_usual_momentum_has_the_limit_38() -> None:
     scale = step_scale([Adam([weight], lr=0.01)], {"w": weight}, {"w": torch.ones_like(weight)})
     assert scale.limit == pytest.approx(38 / 0.01)
     assert scale.adaptive
-    assert not scale.is_plain
+    assert scale.shift is None
+
+
+def test_one_learning_rate_for_all_is_no_preconditioner() -> None:
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = SGD([{"params": [first]}, {"params": [second], "lr": 0.1}], lr=0.1, weight_decay=0.5)
+    assert step_scale([optimizer], {"a": first, "b": second}, {"a": first, "b": second}).shift == 0.5
 
 
 @pytest.mark.parametrize("kind", [Adam, AdamW, RMSprop, Adagrad])
@@ -131,7 +137,7 @@ def test_groups_with_their_own_learning_rates_are_preconditioned() -> None:
     scale = step_scale([optimizer], {"a": first, "b": second, "c": third}, gradient)
     assert scale.inverse == {"a": 0.0, "b": 1.0, "c": 0.5}
     assert (scale.limit, scale.learning_rate) == (20.0, 0.1)
-    assert not scale.is_plain
+    assert scale.shift is None
 
 
 def test_what_has_no_gradient_or_no_optimizer_does_not_move() -> None:
