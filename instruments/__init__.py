@@ -36,6 +36,7 @@ from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
 from cockpit_lite.instruments.overhead import Overhead
 from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
+from cockpit_lite.instruments.sharpness_limit import SharpnessLimit
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
@@ -81,6 +82,7 @@ __all__ = [
     "Overhead",
     "Saturation",
     "SecondMomentRatio",
+    "SharpnessLimit",
     "StepTime",
     "TrustRatio",
     "UpdateRatio",
