@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.probes.loss_head import Contributions, add_up, find_loss_heads
+from cockpit_lite.probes.loss_head import Contributions, add_up, find_loss_heads, without_autocast
 from cockpit_lite.probes.per_sample.probe import MicroBatch
 
 
@@ -26,10 +26,10 @@ class SampleLosses:
             outputs: What the model has returned.
         """
         try:
-            with torch.no_grad():
-                heads = find_loss_heads(loss, outputs, check=False)
+            with torch.no_grad(), without_autocast(loss):
+                found = [head.contributions() for head in find_loss_heads(loss, outputs, check=False)]
                 # Whether they add up to the loss is looked at later, when the device has to be waited for anyway.
-                self._passes.append(([head.contributions() for head in heads], add_up(heads, loss)))
+                self._passes.append((found, add_up([part.terms for part in found], loss)))
         except NotMeasured as reason:
             self._passes.append(reason)
         except Exception as error:

@@ -8,6 +8,7 @@ is what the objective weights it with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -117,24 +118,29 @@ def find_loss_heads(loss: Tensor, outputs: Sequence[Tensor], check: bool = True)
         raise NotMeasured("the loss has no graph")
     if loss.dim():
         raise NotMeasured("the root of the backward pass is no scalar")
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(loss):
         heads = _heads(_parts(loss, outputs), outputs)
-        if check and not bool(add_up(heads, loss)):
+        if check and not bool(add_up([head.terms() for head in heads], loss)):
             raise NotMeasured("a part of the loss is a constant, which belongs to no sample")
     return heads
 
 
-def add_up(heads: Sequence[LossHead], loss: Tensor) -> Tensor:
-    """Return whether the contributions add up to the loss, as a tensor, so that nobody waits for it.
+def add_up(terms: Sequence[Tensor], loss: Tensor) -> Tensor:
+    """Return whether the terms of all heads add up to the loss, as a tensor, so that nobody waits for it.
 
     A loss that is not finite has nothing to be compared with.
     """
-    terms = [head.terms().double() for head in heads]
-    found = torch.stack([values.sum() for values in terms]).sum()
-    scale = torch.stack([values.abs().sum() for values in terms]).sum()
-    types = {loss.dtype, *(head.prediction.dtype for head in heads)}
-    tolerance = max(TOLERANCES.get(dtype, HALF_PRECISION_TOLERANCE) for dtype in types)
-    return ((found - loss.detach().double()).abs() <= tolerance * scale) | ~found.isfinite()
+    tolerance = max(TOLERANCES.get(value.dtype, HALF_PRECISION_TOLERANCE) for value in (loss, *terms))
+    flat = [value.reshape(-1).double() for value in terms]
+    values = flat[0] if len(flat) == 1 else torch.cat(flat)
+    distance = (values.sum() - loss.detach()).abs() - tolerance * values.abs().sum()
+    return (distance <= 0) | ~distance.isfinite()
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switch automatic mixed precision off: what is measured must not be rounded again."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 # From the root down ---------------------------------------------------------------------------------------------------
@@ -254,12 +260,12 @@ def _cross_entropy(edge: Edge, parts: Sequence[Part], outputs: Sequence[Tensor])
     for part in choices[1:]:  # of several choices only one is kept as labels
         (given,) = _sent_back(part.edge[0], 0, part.weights)[:1]
         dense = given if dense is None or given is None else dense + given
-    labels = label_weights = None
+    labels = ignored = label_weights = None
     normalised = Route(edge, outputs).tensor(parts[0].weights.dtype)
     axis = 1 if len(shape_of(edge)) > 1 else 0
     if choices:
         choice = choices[0].edge[0]
-        labels, label_weights = _labels(choice, choices[0].weights)
+        labels, ignored, label_weights = _labels(choice, choices[0].weights)
         normalised = saved(choice, "self")
     if node.name() == "LogSoftmaxBackward0":
         axis, normalised = saved_axis(node), saved(node, "result")
@@ -273,18 +279,18 @@ def _cross_entropy(edge: Edge, parts: Sequence[Part], outputs: Sequence[Tensor])
         prediction = normalised  # the softmax takes a constant by row off, so it makes the same of its own result
     # A divergence differs from a cross entropy by a constant, of which the graph shows only that it is there.
     divergence = not choices and any(part.shifted and not part.chosen for part in parts)
-    return CrossEntropy(prediction, route, axis, normalised, labels, label_weights, dense, logits, divergence)
+    return CrossEntropy(prediction, route, axis, normalised, labels, ignored, label_weights, dense, logits, divergence)
 
 
-def _labels(node: Any, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a node that chooses from log-probabilities chooses, and what the objective weights -log p of it with."""
+def _labels(node: Any, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a node that chooses from log-probabilities chooses, where it does not, and the weights of -log p."""
     target, class_weights = saved(node, "target"), saved(node, "weight")
     ignored = target == signed(saved(node, "ignore_index"))
     labels = target.masked_fill(ignored, 0)
     if saved(node, "reduction") == 1:
         weights = weights / saved(node, "total_weight")
     by_row = weights.expand(labels.shape) if class_weights is None else weights * class_weights[labels]
-    return labels, by_row.masked_fill(ignored, 0)
+    return labels, ignored, by_row.masked_fill(ignored, 0)
 
 
 def _reduced(node: Any, weights: Tensor, shape: torch.Size) -> Tensor:

@@ -236,6 +236,7 @@ class CrossEntropy(LossHead):
         axis: The axis of the classes.
         normalised: The log-probabilities at the prediction.
         labels: Class by row.
+        ignored: Rows that do not count.
         label_weights: What the objective multiplies -log p of the label with, by row.
         dense: What the objective multiplies all log-probabilities with, beside that.
         logits: Whether the prediction is made into log-probabilities by a softmax; else it is taken as it is.
@@ -249,6 +250,7 @@ class CrossEntropy(LossHead):
         axis: int,
         normalised: Tensor,
         labels: Tensor | None,
+        ignored: Tensor | None,
         label_weights: Tensor | None,
         dense: Tensor | None,
         logits: bool = True,
@@ -258,7 +260,7 @@ class CrossEntropy(LossHead):
         self.prediction, self.route = prediction, route
         self._axis = axis % prediction.dim()
         self._normalised = normalised
-        self._labels, self._label_weights, self._dense = labels, label_weights, dense
+        self._labels, self._ignored, self._label_weights, self._dense = labels, ignored, label_weights, dense
         self._logits = logits
         self._constant = self._entropy() if divergence else None
 
@@ -271,8 +273,9 @@ class CrossEntropy(LossHead):
         terms: Tensor | None = self._constant
         if self._labels is not None and self._label_weights is not None:
             chosen = log_probabilities.gather(self._axis, self._labels.unsqueeze(self._axis)).squeeze(self._axis)
-            # A row of weight 0 is ignored, whatever it holds.
-            part = torch.where(self._label_weights == 0, 0, -self._label_weights * chosen)
+            part = -self._label_weights * chosen
+            if self._ignored is not None:  # whatever it holds
+                part = part.masked_fill(self._ignored, 0)
             terms = part if terms is None else terms + part
         if self._dense is not None:
             part = torch.where(self._dense == 0, 0, self._dense * log_probabilities).sum(self._axis)
