@@ -18,6 +18,8 @@ from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
 from cockpit_lite.instruments.effective_rank import EffectiveRank
+from cockpit_lite.instruments.grad_hist_1d import GradHist1d
+from cockpit_lite.instruments.grad_hist_2d import GradHist2d
 from cockpit_lite.instruments.grad_norm import GradientNorm
 from cockpit_lite.instruments.gradient_alignment import GradientAlignment
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
@@ -38,6 +40,7 @@ from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.sharpness_limit import SharpnessLimit
 from cockpit_lite.instruments.step_time import StepTime
+from cockpit_lite.instruments.symmetric_units import SymmetricUnits
 from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
@@ -64,6 +67,8 @@ __all__ = [
     "Distance",
     "EarlyStopping",
     "EffectiveRank",
+    "GradHist1d",
+    "GradHist2d",
     "GradientAlignment",
     "GradientNoiseScale",
     "GradientNorm",
@@ -84,6 +89,7 @@ __all__ = [
     "SecondMomentRatio",
     "SharpnessLimit",
     "StepTime",
+    "SymmetricUnits",
     "TrustRatio",
     "UpdateRatio",
     "UpdateSize",

@@ -7,6 +7,7 @@
     loss_over_mean        the objective over the mean loss of its rows: 1 for a mean, loss_rows for a sum
     loss_rows             how many rows (elements of a regression) count
     targets_equal_inputs  share of the target tokens that are the input token at the same place
+    logit_log_sum         mean |log sum_c exp(logit_c)| of the outputs of a classifier
     padding_share         share of the rows that count whose target is padding
 
 Source: what the documentation of torch.nn.functional asks of the inputs of its losses.
@@ -66,6 +67,7 @@ class LossInputsCheck(Instrument):
         "loss_rows",
         "targets_equal_inputs",
         "padding_share",
+        "logit_log_sum",
     )
     preset = "standard"
 
@@ -96,6 +98,9 @@ class LossInputsCheck(Instrument):
         readings.update(loss_over_mean=loss / mean, loss_rows=counts.sum())
         if rows.shape[1] > 1:
             readings["loss_over_uniform"] = mean / uniform_loss(rows.shape[1])
+        output = data.output
+        if output is not None and output.is_floating_point() and output.dim() > 1 and output.shape[-1] == rows.shape[1]:
+            readings["logit_log_sum"] = log_sum(output)
         inputs = data.inputs
         tokens = inputs is not None and not inputs.is_floating_point() and inputs.dim() == 2 and inputs.numel() == targets.numel()
         if inputs is None or not tokens:

@@ -417,7 +417,7 @@ class BatchNormTooFewValues(Rule):
 
     def check(self, history: History) -> Alert | None:
         counts = history.values("batch_norm_values")[-2:]
-        if len(counts) < 2 or not max(counts) < self.fewest:
+        if len(counts) < 2 or not all(0 < count < self.fewest for count in counts):
             return None
         layers = history.layers("batch_norm_values")
         names = tuple(name for name, count in layers.items() if count < self.fewest)

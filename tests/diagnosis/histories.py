@@ -113,7 +113,7 @@ def readable(alert: Alert) -> None:
     """Hold what every alert must be, whatever the numbers were: sentences, and something to do."""
     for text in (alert.cause, alert.advice):
         words = text.lower().replace(",", " ").replace(".", " ").split()
-        assert text[0].isupper() and text.endswith("."), text
+        assert (text[0].isupper() or text[0].isdigit()) and text.endswith("."), text
         assert not {"nan", "inf", "-inf", "none", "nan%", "inf%"} & set(words), text
         assert not any(bad in text.lower() for bad in ("nan%", "inf%", "nan times", "inf times", "  ", "..")), text
     assert any(character.isdigit() for character in alert.cause), alert.cause
