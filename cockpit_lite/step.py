@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cockpit_lite.probes.data import Data
     from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleGradients, PerSampleStatistics
+    from cockpit_lite.probes.per_sample.probe import MicroBatch
     from cockpit_lite.probes.replay import Replay
     from cockpit_lite.probes.wiring import Wiring
 
@@ -73,6 +74,8 @@ class Step:
         data: What the step is trained on, see :class:`~cockpit_lite.probes.data.Data`.
         wiring: How the step is wired, see :class:`~cockpit_lite.probes.wiring.Wiring`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
+        micro_batches: The parts that the batch came in, see :class:`~cockpit_lite.probes.per_sample.probe.MicroBatch`; where
+            anything per sample is observed.
         replay: The same batch at other weights, see :class:`~cockpit_lite.probes.replay.Replay`. After the update.
         observed: What was observed so far, by the names above.
         reasons: Why something was not observed: the text after "not measured, because".
@@ -93,6 +96,7 @@ class Step:
     data: Data = _Offer()  # type: ignore[assignment]
     wiring: Wiring = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]
+    micro_batches: Sequence[MicroBatch] = _Offer()  # type: ignore[assignment]
     replay: Replay = _Offer()  # type: ignore[assignment]
 
     def __init__(self, index: int, parameters: Mapping[str, nn.Parameter]):

@@ -424,9 +424,10 @@ class TrackedStep:
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._per_sample_obstacle is not None:
             self._no_samples(self._per_sample_obstacle)
-            self._step.reasons["sample_losses"] = self._per_sample_obstacle
+            self._step.reasons["sample_losses"] = self._step.reasons["micro_batches"] = self._per_sample_obstacle
             return
         start = self._probes.clock()
+        self._count_samples()
         if SAMPLE_LOSSES in self._needs:
             self._observe_losses(scale)
         try:
@@ -452,6 +453,12 @@ class TrackedStep:
 
     def _no_samples(self, reason: str) -> None:
         self._step.reasons.update(dict.fromkeys(("per_sample", "per_sample_gradients"), reason))
+
+    def _count_samples(self) -> None:
+        try:
+            self._step.observed["micro_batches"] = self._probes.per_sample.micro_batches()
+        except NotMeasured as reason:
+            self._step.reasons["micro_batches"] = str(reason)
 
     def _observe_losses(self, scale: Tensor | None) -> None:
         try:

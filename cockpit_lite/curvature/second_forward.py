@@ -66,8 +66,12 @@ class ForwardCall:
         self.args, self.kwargs, self.output = args, dict(kwargs), output
         self._versions = self._input_versions()
 
+    def inputs(self) -> list[Tensor]:
+        """Return the tensors that the model was given, in order."""
+        return _tensors((self.args, self.kwargs))
+
     def _input_versions(self) -> list[int]:
-        return [tensor._version for tensor in _tensors((self.args, self.kwargs))]
+        return [tensor._version for tensor in self.inputs()]
 
     def repeat(self, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Call the model again and return the tensors of its output, in the order of those of ``output``.
