@@ -6,7 +6,7 @@
     max_learning_rate = e / sharpness_ratio,   the largest that the curvature allows
     curvature_along_preconditioned_gradient = p'Hp / p'Pp,  p = P^-1 G      (adaptive optimizers only)
 
-H is the Hessian of the mini-batch loss, G its gradient. P is the preconditioner of the optimizer in use: the identity for SGD, the
+H is the Hessian of the mini-batch loss, G its gradient, P the preconditioner of the optimizer in use: the identity for SGD, the
 root of the second moments for Adam, AdamW, RMSprop and Adagrad. f is 2 for gradient descent, 2 (1 + b) with momentum b, 2 (1 + b)
 / (1 + 2 b) with Nesterov momentum, 38 for Adam with the usual first moment b1 = 0.9, in general 2 (1 + b1) / (1 - b1). Weight
 decay that goes through the gradient adds to H. For other optimizers no limit is known.

@@ -29,7 +29,8 @@ from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.probes.loss_head import LossHead, find_loss_heads
+from cockpit_lite.probes.loss_head import Contributions, LossHead, find_loss_heads
+from cockpit_lite.probes.per_sample.probe import MicroBatch
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -78,6 +79,8 @@ class Replay:
 
     def __init__(self, loss: Tensor, call: ForwardCall, scale: Tensor | None = None):
         check_loss(loss, call.model)
+        if any(value.grad_fn is not None for value in call.inputs()):
+            raise NotMeasured("the model was given something that was computed with a graph, which cannot be repeated by itself")
         self.heads: Sequence[LossHead] = [_precise(head) for head in find_loss_heads(loss, call.outputs())]
         for head in self.heads:
             head.position  # noqa: B018  # raises where a prediction was not made of an output
@@ -115,6 +118,18 @@ class Replay:
                 return self._expand(weights, direction)
         except RuntimeError as error:
             raise NotMeasured(explain(error)) from error
+
+    def by_sample(self, values: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
+        """Return the sums of ``values``, one tensor like the prediction for each term of the loss, over what belongs to a sample.
+
+        Raises:
+            NotMeasured: if it is not known which elements are whose.
+        """
+        parts = [
+            Contributions(value, head.route).by_sample(micro_batch.batch_size, micro_batch.axis)
+            for head, value in zip(self.heads, values, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
 
     def _expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
         names = [name for name in direction if weights[name].is_floating_point()]

@@ -228,3 +228,14 @@ def test_a_forward_that_fails_when_repeated_has_a_reason() -> None:
     failing.append(True)
     with pytest.raises(NotMeasured, match=r"cannot be repeated \(ZeroDivisionError: in the forward\)"):
         replay.terms({name: parameter.detach() for name, parameter in model.named_parameters()})
+
+
+def test_a_model_that_is_given_its_own_output_has_a_reason() -> None:
+    model = nn.Linear(2, 2)
+    probe = ForwardProbe(model)
+    probe.start()
+    loss = model(model(torch.ones(3, 2))).square().mean()
+    assert probe.call is not None
+    with pytest.raises(NotMeasured, match="computed with a graph"):
+        Replay(loss, probe.call)
+    probe.stop()
