@@ -14,6 +14,7 @@ from cockpit_lite.instruments.cabs import Cabs
 from cockpit_lite.instruments.clip_ratio import Clipping
 from cockpit_lite.instruments.conflicting_samples import ConflictingSamples
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
+from cockpit_lite.instruments.curvature_noise import CurvatureNoise
 from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
@@ -63,6 +64,7 @@ __all__ = [
     "Clipping",
     "ConflictingSamples",
     "CurvatureAlongGradient",
+    "CurvatureNoise",
     "DeadUnits",
     "Distance",
     "EarlyStopping",
