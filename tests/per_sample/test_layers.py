@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.per_sample import layers as layers_module
-from cockpit_lite.probes.per_sample.elements import elements, rows, samples
+from cockpit_lite.probes.per_sample import survey as survey_module
+from cockpit_lite.probes.per_sample.elements import elements, rows, samples, stored
 from cockpit_lite.probes.per_sample.forms import Chunks, Condensed, Dense, Form, OuterProducts, add
 from cockpit_lite.probes.per_sample.layers import LayerGradients, PerSampleGradients
 from tests import reference
@@ -28,6 +29,7 @@ def watched(
     """Run one step of several backward passes under a probe."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     probe = PerSampleProbe(model, parameters)
+    model.zero_grad()
     probe.start(products=False, squares=False, gradients=True)
     for loss in losses:
         value = loss()
@@ -91,6 +93,8 @@ def test_several_micro_batches_are_one_batch_and_a_scale_is_taken_out(name: str)
         torch.testing.assert_close(by_chunks(layer).flatten(1), whole)
         torch.testing.assert_close(layer.gram(), whole @ whole.T)
         torch.testing.assert_close(layer.elements(indices), whole[:, indices])
+        for first, every in ((0, 2), (1, 2), (2, 5), (6, 7)):
+            torch.testing.assert_close(layer.elements(indices, first, every), whole[first::every, indices])
 
 
 def test_a_micro_batch_that_does_not_use_a_parameter_contributes_nothing() -> None:
@@ -122,7 +126,24 @@ def test_what_is_not_covered_is_not_there() -> None:
     assert sorted(name for name, _ in found) == sorted(statistics.squared_norms)
 
 
-def test_a_layer_that_cannot_be_made_a_second_time_is_said() -> None:
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt_tied", "lstm", "mixture_of_experts"])
+def test_forms_that_were_kept_are_those_that_are_made_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = ZOO[name]
+    model = architecture.build()
+    batch = architecture.batch(5, torch.Generator())
+    found = []
+    for room in (0, 2_000, 4_000_000):
+        monkeypatch.setattr(survey_module, "KEPT", room)
+        layers, _, _ = watched(model, iter([lambda: architecture.loss(model, batch)]))
+        found.append({name: by_chunks(layer) for name, layer in layers})
+        assert len(found[-1]) > 2
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert all(torch.equal(other[name], values) for name, values in found[0].items())
+
+
+def test_a_layer_that_cannot_be_made_a_second_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "KEPT", 0)
     model = nn.Sequential(nn.Linear(3, 2))
     inputs = torch.randn(4, 3)
     found, _, _ = watched(model, iter([lambda: model(inputs).square().sum()]))
@@ -157,7 +178,10 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
     for form in forms:
         whole = form.gradients().reshape(n, form.shape[0], -1)
         indices = torch.randint(form.shape.numel(), (7,), generator=generator)
-        torch.testing.assert_close(elements(form, indices), whole.flatten(1)[:, indices])
+        first, every = sorted(torch.randint(n, (2,), generator=generator).tolist())
+        for of in (slice(None), slice(first, n, every + 1)):
+            torch.testing.assert_close(elements(form, indices, of), whole[of].flatten(1)[:, indices])
+        assert stored(form) <= 2 * n * groups * positions * (fan_in + fan_out + fan_in * fan_out)
         start, end = sorted(torch.randint(form.shape[0], (2,), generator=generator).tolist())
         torch.testing.assert_close(rows(form, start, end + 1), whole[:, start : end + 1])
         start, end = sorted(torch.randint(n, (2,), generator=generator).tolist())
@@ -170,7 +194,7 @@ def test_a_form_that_was_let_go_says_so() -> None:
     form = Dense(torch.randn(3, 4))
     condensed = Condensed(form, torch.ones(4), torch.ones(1), squares=False)
     with pytest.raises(TypeError, match="Condensed does not keep the gradients"):
-        elements(condensed, torch.tensor([0]))
+        elements(condensed, torch.tensor([0]), slice(None))
 
 
 @pytest.mark.parametrize("positions", [1, 6])

@@ -1,10 +1,11 @@
 """Elements of per-sample gradients, read off their factors: chosen ones, rows of the parameter, some samples at a time.
 
-Three questions to a :class:`~cockpit_lite.probes.per_sample.forms.Form`, none of which builds the N gradients at once:
+Questions to a :class:`~cockpit_lite.probes.per_sample.forms.Form`, none of which builds the N gradients at once:
 
-    elements(form, indices)     (N, k)              chosen elements of every sample's gradient
-    rows(form, start, stop)     (N, stop - start, *)  what belongs to some indices of the parameter's first axis
-    samples(form, start, stop)  (n, *shape)         the whole gradients of some samples
+    elements(form, indices, of)    (n, k)                 chosen elements of some samples' gradients
+    rows(form, start, stop)        (N, stop - start, *)   what belongs to some indices of the parameter's first axis
+    samples(form, start, stop)     (n, *shape)            the whole gradients of some samples
+    stored(form)                   number                 how much memory it takes to keep the form
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from cockpit_lite.probes.per_sample.forms import CHUNK, Chunks, Dense, Form, Out
 
 
 @singledispatch
-def elements(form: Form, indices: Tensor) -> Tensor:
-    """Return the elements at ``indices`` of every sample's flattened gradient, shape (N, k).
+def elements(form: Form, indices: Tensor, of: slice) -> Tensor:
+    """Return the elements at ``indices`` of some samples' flattened gradients, shape (n, k).
 
     Args:
         form: The gradients of one parameter.
         indices: Integers on the CPU, shape (k,): which of them make a block is found out without waiting for a device.
+        of: Which samples; with a start from 0 and a step.
     """
     raise TypeError(f"{type(form).__name__} does not keep the gradients")
 
@@ -41,12 +43,18 @@ def samples(form: Form, start: int, stop: int) -> Tensor:
     raise TypeError(f"{type(form).__name__} does not keep the gradients")
 
 
+@singledispatch
+def stored(form: Form) -> int:
+    """Return how many elements the form holds."""
+    raise TypeError(f"{type(form).__name__} does not keep the gradients")
+
+
 # The gradients themselves --------------------------------------------------------------------------------------------
 
 
 @elements.register
-def _(form: Dense, indices: Tensor) -> Tensor:
-    return form.values.reshape(form.batch_size, -1)[:, indices.to(form.values.device)]
+def _(form: Dense, indices: Tensor, of: slice) -> Tensor:
+    return form.values[of].reshape(len(range(*of.indices(form.batch_size))), -1).index_select(1, indices.to(form.values.device))
 
 
 @rows.register
@@ -60,26 +68,35 @@ def _(form: Dense, start: int, stop: int) -> Tensor:
     return form.values[start:stop]
 
 
+@stored.register
+def _(form: Dense) -> int:
+    return form.values.numel()
+
+
 # Outer products: a sum over the positions -----------------------------------------------------------------------------
 
 
 @elements.register
-def _(form: OuterProducts, indices: Tensor) -> Tensor:
-    _, groups, positions, fan_in = form.inputs.shape
-    fan_out = form.deltas.shape[3]
+def _(form: OuterProducts, indices: Tensor, of: slice) -> Tensor:
+    every_input, every_delta = form.inputs[of], form.deltas[of]
+    groups, positions, fan_in = every_input.shape[1:]
+    fan_out = every_delta.shape[3]
     outs, ins = indices // fan_in, indices % fan_in  # outs count through all groups
+    if groups == positions == 1:
+        inputs = every_input[:, 0, 0].index_select(1, ins.to(every_input.device))
+        return inputs.mul_(every_delta[:, 0, 0].index_select(1, outs.to(every_delta.device)))
     if groups == 1 and positions > 1:
         unique_outs, at_outs = torch.unique(outs, return_inverse=True)
         unique_ins, at_ins = torch.unique(ins, return_inverse=True)
         if len(unique_outs) * len(unique_ins) <= 4 * len(indices):  # nearly a block: one product of a few columns
-            deltas = form.deltas[:, 0].index_select(2, unique_outs.to(form.deltas.device))
-            inputs = form.inputs[:, 0].index_select(2, unique_ins.to(form.inputs.device))
+            deltas = every_delta[:, 0].index_select(2, unique_outs.to(every_delta.device))
+            inputs = every_input[:, 0].index_select(2, unique_ins.to(every_input.device))
             block = (deltas.transpose(1, 2) @ inputs).flatten(1)
             return block[:, (at_outs * len(unique_ins) + at_ins).to(block.device)]
-    group, outs, ins = (which.to(form.deltas.device) for which in (outs // fan_out, outs % fan_out, ins))
+    group, outs, ins = (which.to(every_delta.device) for which in (outs // fan_out, outs % fan_out, ins))
     some = max(1, CHUNK // max(1, positions * len(indices)))
     found = []
-    for inputs, deltas in zip(form.inputs.split(some), form.deltas.split(some), strict=True):
+    for inputs, deltas in zip(every_input.split(some), every_delta.split(some), strict=True):
         if groups == 1:
             found.append((inputs[:, 0].index_select(2, ins) * deltas[:, 0].index_select(2, outs)).sum(1))
         else:  # advanced indices put the chosen axis first: (k, n, T)
@@ -105,14 +122,21 @@ def _(form: OuterProducts, start: int, stop: int) -> Tensor:
     return matrices.reshape(len(matrices), *form.shape)
 
 
+@stored.register
+def _(form: OuterProducts) -> int:
+    return form.inputs.numel() + form.deltas.numel()
+
+
 def _parts(form: Chunks) -> Iterator[OuterProducts]:
     for start in range(0, max(1, form.batch_size), form.samples):
         yield form.make(slice(start, start + form.samples))
 
 
 @elements.register
-def _(form: Chunks, indices: Tensor) -> Tensor:
-    return torch.cat([elements(part, indices) for part in _parts(form)])
+def _(form: Chunks, indices: Tensor, of: slice) -> Tensor:
+    start, stop, step = of.indices(form.batch_size)
+    chosen = (slice(first, min(first + form.samples * step, stop), step) for first in range(start, stop, form.samples * step))
+    return torch.cat([elements(form.make(some), indices, slice(None)) for some in chosen])
 
 
 @rows.register
@@ -126,19 +150,27 @@ def _(form: Chunks, start: int, stop: int) -> Tensor:
     return samples(part, 0, part.batch_size)
 
 
+@stored.register
+def _(form: Chunks) -> int:
+    return 0  # made when they are asked for
+
+
 # Rows of a table ------------------------------------------------------------------------------------------------------
 
 
 @elements.register
-def _(form: Rows, indices: Tensor) -> Tensor:
-    width = form.shape[1]
+def _(form: Rows, indices: Tensor, of: slice) -> Tensor:
+    width, chosen = form.shape[1], range(*of.indices(form.batch_size))
     wanted = indices.to(form.values.device)
-    found = form.values.new_zeros(form.batch_size, len(indices))
+    found = form.values.new_zeros(len(chosen) + 1, len(indices))  # in the last row those of the other samples
+    place = torch.div(form.samples - chosen.start, chosen.step, rounding_mode="floor")
+    known = (place >= 0) & (place < len(chosen)) & (place * chosen.step + chosen.start == form.samples)
+    place = place.where(known, len(chosen))
     some = max(1, CHUNK // max(1, len(indices)))
-    for owners, used, values in zip(form.samples.split(some), form.rows.split(some), form.values.split(some), strict=True):
+    for owners, used, values in zip(place.split(some), form.rows.split(some), form.values.split(some), strict=True):
         met = used[:, None] == wanted // width
         found.index_add_(0, owners, values[:, wanted % width].where(met, found.new_zeros(())))
-    return found
+    return found[:-1]
 
 
 def _scattered(form: Rows, target: Tensor, inside: Tensor, count: int) -> Tensor:
@@ -161,12 +193,17 @@ def _(form: Rows, start: int, stop: int) -> Tensor:
     return _scattered(form, target, inside, (stop - start) * form.shape[0]).reshape(stop - start, *form.shape)
 
 
+@stored.register
+def _(form: Rows) -> int:
+    return form.values.numel()
+
+
 # Both of a table that is also an output layer -------------------------------------------------------------------------
 
 
 @elements.register
-def _(form: Sum, indices: Tensor) -> Tensor:
-    return elements(form.table, indices) + elements(form.outer, indices)
+def _(form: Sum, indices: Tensor, of: slice) -> Tensor:
+    return elements(form.table, indices, of) + elements(form.outer, indices, of)
 
 
 @rows.register
@@ -177,3 +214,8 @@ def _(form: Sum, start: int, stop: int) -> Tensor:
 @samples.register
 def _(form: Sum, start: int, stop: int) -> Tensor:
     return samples(form.table, start, stop) + samples(form.outer, start, stop)
+
+
+@stored.register
+def _(form: Sum) -> int:
+    return stored(form.table) + stored(form.outer)

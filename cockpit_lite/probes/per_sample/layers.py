@@ -45,14 +45,21 @@ class LayerGradients:
         self._parts, self._scale = parts, scale
         self.batch_size, self.shape = sum(part.batch_size for part in parts), shape
 
-    def elements(self, indices: Tensor) -> Tensor:
-        """Return chosen elements of every sample's gradient, shape (N, k), without building the rest.
+    def elements(self, indices: Tensor, first: int = 0, every: int = 1) -> Tensor:
+        """Return chosen elements of the samples' gradients, shape (N, k), without building the rest.
 
         Args:
             indices: Positions in the flattened parameter, integers on the CPU, shape (k,). All pairs of some rows and some
                 columns are cheaper than as many single elements.
+            first: The first sample to look at, below ``every``.
+            every: How many samples to go on each time; the result then has as many rows as samples are met.
         """
-        return self._unscaled(torch.cat([elements(part, indices) for part in self._parts]))
+        found = []
+        for part in self._parts:
+            if first < part.batch_size:
+                found.append(elements(part, indices, slice(first, part.batch_size, every)))
+            first = (first - part.batch_size) % every
+        return self._unscaled(found[0] if len(found) == 1 else torch.cat(found))
 
     def choose(self, count: int, generator: torch.Generator) -> Tensor:
         """Return at most ``count`` positions for :meth:`elements`, each as likely as any other, chosen so that they are cheap.

@@ -238,7 +238,7 @@ class PerSampleProbe:
             raise ValueError("the probe was started without")
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
-        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless)
+        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless, self._gradients)
         with torch.no_grad(), self.paused():
             found = survey.statistics(products, direction, direction if gradient is None else gradient, squares)
         self._used_again |= survey.used_again

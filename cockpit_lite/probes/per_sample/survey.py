@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, add
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
@@ -32,6 +33,9 @@ BATCH_STATISTICS = "conditional on the batch statistics: batch normalisation in 
 #: How far the sum of the contributions may be from the gradient, relative to the sum of their magnitudes along it.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 3e-2
+
+#: Elements (16 MB in float32) that the factors of all forms may have that are kept until they are asked for again.
+KEPT = 4_000_000
 
 
 class Check(NamedTuple):
@@ -59,6 +63,7 @@ class Survey:
         forwards: The forwards of the step.
         reached: For every backward the forwards that it reached.
         hopeless: (parameter name, train mode) -> reason, for parameters that the generic rule was tried on in vain; added to.
+        keep: Whether small forms are kept for :meth:`forms`, which would otherwise make them a second time.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Survey:
         forwards: Sequence[Forward],
         reached: Sequence[set[int]],
         hopeless: dict[tuple[str, bool], str],
+        keep: bool = False,
     ) -> None:
         self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
@@ -84,6 +90,8 @@ class Survey:
         self.unused: set[str] = set()  # names that no sample uses
         self.sizes: list[int] = []  # of the micro-batches
         self._owned: dict[int, dict[str, str]] = {}
+        self._kept: FormsByName = {}
+        self._room = KEPT if keep else 0
 
     def statistics(
         self,
@@ -104,6 +112,7 @@ class Survey:
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
             forms = self._forms(calls, sizes, missing)
             checks.update(wanted(forms, gradient=gradient))
+            self._keep_small(forms)
             for name in forms:
                 unused.pop(name, None)
         for name, parameter in unused.items():
@@ -129,12 +138,22 @@ class Survey:
         After :meth:`statistics`, and before the weights change. A micro-batch that does not use the parameter is missing.
         """
         elsewhere = dict.fromkeys([*self.through_the_model, *self.not_covered], "")
+        kept = {name: parts for name, parts in self._kept.items() if name not in elsewhere}
+        yield from kept.items()
+        elsewhere.update(dict.fromkeys(kept, ""))
         for calls in self._groups():
             yield from self._forms(calls, self.sizes, dict(elsewhere)).items()
         names = dict.fromkeys(sorted(self.through_the_model - self.not_covered.keys()), "")
         yield from self._through_the_model(names, self.sizes).items()
         for name in sorted(self.unused):
             yield name, {}
+
+    def _keep_small(self, forms: FormsByName) -> None:
+        for name, parts in forms.items():
+            size = sum(map(stored, parts.values())) if self._room else 0
+            if size < self._room:
+                self._kept[name] = parts
+                self._room -= size
 
     def _groups(self) -> list[list[Call]]:
         """Return the calls, those that share a parameter together."""

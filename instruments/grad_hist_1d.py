@@ -1,0 +1,74 @@
+"""Histogram of the elements of the per-sample gradients, of the whole model and of every parameter.
+
+    grad_hist_1d[b] = elements g_nj in bin b, of a million,   n over the samples, j over the elements of the parameters
+
+g_n is N times what sample n contributes to the mini-batch gradient. The bins are symmetric and logarithmic: two a decade from
+1e-10 to 1e4 in either sign, one for everything nearer to zero in the middle, one beyond each end, 59 in all. They are the same
+at every step, in every layer and in every run, so that any two histograms compare. (A linear range would have to follow the
+gradients: it grows with the first outlier, and from then on shows a single peak.) ``grad_hist_1d_bins`` says the three numbers.
+NaN is in no bin, so a sum below a million tells of it.
+
+In a healthy network the gradients make two hills, one a sign, a few decades wide, which drift slowly to smaller magnitudes as
+training goes on. Bad: hills that reach far outwards (inputs that are not scaled, exploding gradients); hills that lie decades
+apart from layer to layer, smallest at the input (vanishing gradients); much in the middle bin (dead units, layers that are cut
+off, underflow in half precision, which knows nothing below 6e-8).
+
+From a random sample of elements and of the batch, new at every step: unbiased for the whole model and for every parameter.
+``exact=True`` looks at all of them. The histograms of the parameters are written as often as about a kilobyte a measured step
+allows: of up to four parameters at every measurement, of sixty at every fifteenth.
+
+Source: F. Schneider, F. Dangel, P. Hennig, "Cockpit" (NeurIPS 2021), section 2.2 and figure 3.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cockpit_lite.errors import SetupError
+from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
+from cockpit_lite.probes.bins import SymmetricBins
+from cockpit_lite.probes.per_sample.histogram import element_histograms
+from cockpit_lite.step import Step
+
+BINS = SymmetricBins(low=-10, high=4, per_decade=2)
+
+#: Histograms of parameters that a measured step writes in the mean; one takes a quarter of a kilobyte.
+LAYERS_A_STEP = 4
+
+
+class GradHist1d(Instrument):
+    """Writes ``grad_hist_1d``, its bins, and now and then ``grad_hist_1d/<parameter>``.
+
+    Args:
+        elements: How many elements of the model to draw at a measurement, beside 32 of every parameter.
+        exact: Whether to look at every element of every sample instead: slow, from one training step's time for a transformer
+            to hundreds for an MLP.
+        layers: Whether to write the histograms of the parameters.
+    """
+
+    name = "grad_hist_1d"
+    needs = (PER_SAMPLE_GRADIENTS,)
+    readings = ("grad_hist_1d", "grad_hist_1d_bins")
+    preset = "standard"
+
+    def __init__(self, elements: int = 256, exact: bool = False, layers: bool = True):
+        if elements < 1:
+            raise SetupError(f"GradHist1d(elements={elements}): at least 1 is needed.")
+        self.elements = None if exact else elements
+        self.layers = layers
+        self._measured = 0
+
+    def measure(self, step: Step) -> Readings:
+        found = element_histograms(step, _binning, BINS.count, self.elements)
+        every = -(-len(found.by_parameter) // LAYERS_A_STEP)
+        layers = found.layer_readings() if self.layers and self._measured % every == 0 else {}
+        self._measured += 1
+        return {
+            "grad_hist_1d": found.reading(),
+            "grad_hist_1d_bins": BINS.describe(),
+            **layerwise("grad_hist_1d", layers),
+        }
+
+
+def _binning(gradients: Tensor, parameters: Tensor) -> Tensor:
+    return BINS.index(gradients)
