@@ -1,67 +1,136 @@
 """Alpha: where on the parabola of the loss did the step land?
 
-    alpha = slope_1 / |slope_0|   if slope_1 > slope_0,   else -1
-    slope_0 = d'G(theta_t) on batch t,   slope_1 = d'G(theta_{t+1}) on batch t+1,   d = theta_{t+1} - theta_t
+    alpha = q'(1) / |q'(0)|   if q'(1) > q'(0),   else -1
+
+q is the most likely parabola along the step d = theta_{t+1} - theta_t that was really taken, with momentum, clipping and
+adaptive learning rates in it. It is fitted to four noisy numbers, the loss f and its slope s = d'G at either end (0 on batch t,
+1 on batch t+1), taken to be independent, by least squares with their variances: v of the slopes and w of the losses. Then
+
+    r = f_1 - f_0 - (s_0 + s_1) / 2,   S = w_0 + w_1 + (v_0 + v_1) / 4,   q'(0) = s_0 + v_0 r / 2S,   q'(1) = s_1 + v_1 r / 2S
+
+since the losses tell about a parabola only that its mean slope is f_1 - f_0. Variances are over the samples: of the mini-batch
+loss (N times the variance of the samples' contributions to it) and of the slope (the same for d'c_n). The slope's is taken at the
+end of the step and holds, per sample, for the start as well: there the step is not known while the samples can be told apart.
+Between two independent batches w is large beside what a usual step changes, and r counts little; it counts for long steps.
 
 -1: no move, or no curvature to be seen (the loss is straight or concave along the step); 0: the minimum along the step; +1: as
-high on the other side as it began; beyond: the step went up. d is the step that was really taken, with momentum, clipping and
-adaptive learning rates in it. Between -1 and 0 in the median is usual and healthy; around or above 0 over many steps the
-learning rate overshoots; close to -1 all the time, it could be larger. Look at many steps: one value is as noisy as its standard
-error says.
-
-The quadratic is the most likely one through the derivatives at both ends. The losses at the ends, which the source uses as well,
-weigh in by the variance of the samples' losses, which a mini-batch loss does not show. It is large: next to the noise of two
-independent batches the loss hardly moves in one step, and leaving it out changes alpha by a fraction of the standard error (below
-a fifth for usual step sizes). The standard error comes from the variance of the samples' d'g_n at the end, which is taken to be
-the same at the start; where samples cannot be told apart the value is the same and its error is not known.
+high on the other side as it began; beyond: the step went up. Between -1 and 0 in the median is usual and healthy; around or above
+0 over many steps the learning rate overshoots; close to -1 all the time, it could be larger. Look at many steps: one value is as
+noisy as its standard error (delta method) says. Where the losses of the samples are not known the slopes alone say
+where the step landed (r / S = 0), and the reading says so; where the samples cannot be told apart its error is not known either.
 
 It takes two measured steps in a row and is written at the second one.
 
-Source: Schneider, Dangel, Hennig, Cockpit: a practical debugging tool for the training of deep neural networks, 2021, section 2.
+Source: Schneider, Dangel, Hennig, Cockpit: a practical debugging tool for the training of deep neural networks, 2021, section 2
+and its appendix.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import GRADIENT, LAST_STEP, PER_SAMPLE_NORMS, Instrument, Reading, Readings
+from cockpit_lite.instrument import GRADIENT, LAST_STEP, LOSS, PER_SAMPLE_NORMS, SAMPLE_LOSSES, Instrument, Reading, Readings
 from cockpit_lite.probes.last_step import inner_product
 from cockpit_lite.step import Step
 
 
-def alpha(start: Tensor, end: Tensor) -> Tensor:
-    """Return where a step landed, from the slopes at its start and at its end."""
+class Ends(NamedTuple):
+    """Values at the start and at the end of a step, scalar tensors."""
+
+    start: Tensor
+    end: Tensor
+
+
+class Parabola(NamedTuple):
+    """The slopes of a fitted parabola at the ends of a step, and how sure they are.
+
+    Attributes:
+        slopes: q' at the ends.
+        variances: Of these.
+        covariance: Of the one and the other.
+    """
+
+    slopes: Ends
+    variances: Ends
+    covariance: Tensor
+
+
+def fit(losses: Ends, loss_variances: Ends, slopes: Ends, slope_variances: Ends) -> Parabola:
+    """Return the most likely parabola through noisy losses and slopes, which are independent of each other."""
+    v = slope_variances
+    rest = losses.end - losses.start - (slopes.start + slopes.end) / 2
+    spread = loss_variances.start + loss_variances.end + (v.start + v.end) / 4
+    spread = torch.where(spread > 0, spread, torch.inf)  # without noise there is nothing to be corrected
+    found = Ends(*(slope + variance * rest / (2 * spread) for slope, variance in zip(slopes, v, strict=True)))
+    variances = Ends(*(variance - variance.square() / (4 * spread) for variance in v))
+    return Parabola(found, variances, -v.start * v.end / (4 * spread))
+
+
+def alpha(slopes: Ends) -> Tensor:
+    """Return where a step landed, from the slopes of the parabola at its start and at its end."""
+    start, end = slopes
     return torch.where(end <= start, -torch.ones_like(end), end / start.abs())
 
 
-def slope_variance(contributions: Tensor) -> Tensor:
-    """Return the variance of the slope ``d'G = sum d'c_n`` from the samples' contributions ``d'c_n`` (N,)."""
+def standard_error(parabola: Parabola) -> Tensor:
+    """Return the standard error of ``q'(1) / |q'(0)|`` (delta method)."""
+    (start, end), variances, covariance = parabola
+    ratio = end / start
+    squared = variances.end + ratio.square() * variances.start - 2 * ratio * covariance
+    return squared.clamp(min=0).sqrt() / start.abs()
+
+
+def variance_of_sum(contributions: Tensor) -> Tensor:
+    """Return the variance of what the samples add up to, from the contributions (N,) of independent samples."""
     return contributions.numel() * contributions.var(correction=1)
-
-
-def standard_error(start: Tensor, end: Tensor, variance: Tensor) -> Tensor:
-    """Return the standard error of ``end / |start|`` (delta method); both have the same variance and are independent."""
-    return (variance * (1 + (end / start).square())).sqrt() / start.abs()
 
 
 class Alpha(Instrument):
     """Writes ``alpha``, without unit."""
 
     name = "alpha"
-    needs = (GRADIENT, LAST_STEP, PER_SAMPLE_NORMS)
+    needs = (LOSS, GRADIENT, LAST_STEP, PER_SAMPLE_NORMS, SAMPLE_LOSSES)
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
         last = step.last_step
-        start, end = last.slope, inner_product(last.update, step.gradient)
-        error = None
+        slopes = Ends(last.slope, inner_product(last.update, step.gradient))
         try:
             contributions = step.per_sample_slopes
-        except NotMeasured:
-            pass  # some layer's samples cannot be told apart
-        else:
-            if contributions.numel() > 1:
-                error = standard_error(start, end, slope_variance(contributions))
-        return {"alpha": Reading(alpha(start, end), kind="estimated", standard_error=error)}
+        except NotMeasured as reason:
+            return {"alpha": _without_error(slopes, str(reason))}
+        if contributions.numel() < 2:
+            return {"alpha": _without_error(slopes, "the batch holds one sample")}
+        losses, loss_variances, note = self._losses(step, slopes)
+        variance = variance_of_sum(contributions)
+        count = contributions.numel() if last.sample_losses is None else last.sample_losses.numel()
+        parabola = fit(losses, loss_variances, slopes, Ends(variance * (contributions.numel() / count), variance))
+        value, error = alpha(parabola.slopes), standard_error(parabola)
+        return {"alpha": Reading(value, kind="estimated", standard_error=error, note=note)}
+
+    @staticmethod
+    def _losses(step: Step, slopes: Ends) -> tuple[Ends, Ends, str | None]:
+        """Return the losses at both ends and their variances; infinite ones, and a note, if these are not known."""
+        before = step.last_step.sample_losses
+        reason = ""
+        try:
+            now = step.sample_losses
+            if before is None:
+                reason = "the losses of the samples were not known on the step before"
+            elif min(now.numel(), before.numel()) < 2:
+                reason = "a batch holds one sample"
+        except NotMeasured as obstacle:
+            reason = str(obstacle)
+        if reason or before is None:
+            nothing = torch.zeros_like(slopes.end)
+            return Ends(nothing, nothing), Ends(nothing, nothing + torch.inf), f"from the slopes alone, because {reason}"
+        ends = [values.to(slopes.end) for values in (before, now)]
+        return Ends(*(values.sum() for values in ends)), Ends(*map(variance_of_sum, ends)), None
+
+
+def _without_error(slopes: Ends, reason: str) -> Reading:
+    return Reading(alpha(slopes), kind="estimated", note=f"from the slopes alone and without an error, because {reason}")
