@@ -29,9 +29,12 @@ def _standardised(images: Tensor) -> Tensor:
     return (images - 5) / 6
 
 
-def _with_offset(images: Tensor) -> Tensor:
-    """The same images, far from zero: the mean is thirty times the spread, as with a temperature in kelvin or a year number."""
-    return _standardised(images) + 30
+class Offset(nn.Module):
+    """Moves the signal far from zero: its mean becomes thirty times its spread, as with years or kelvins."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images, moved."""
+        return images + 30
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Variant:
     activation: Callable[[], nn.Module] = nn.ReLU
     depth: int = 2
     initial_scale: float | None = None
-    inputs: Callable[[Tensor], Tensor] = _standardised
+    offset: bool = False
 
 
 VARIANTS: dict[str | None, Variant] = {
@@ -67,8 +70,8 @@ VARIANTS: dict[str | None, Variant] = {
     ),
     "ill-conditioned": Variant(
         "ill-conditioning",
-        "The pixels are not centred: their mean is thirty times their spread, and larger learning rates diverge.",
-        inputs=_with_offset, learning_rate=0.003, momentum=0.0, activation=lambda: nn.LeakyReLU(0.2),
+        "The first layer works on pixels far from zero, by thirty times their spread, and larger learning rates diverge.",
+        offset=True, learning_rate=0.003, momentum=0.0, activation=lambda: nn.LeakyReLU(0.2),
     ),
     "lr-too-high": Variant("learning-rate-too-high", "The learning rate is 250 times too high.", learning_rate=5.0),
     "lr-too-low": Variant("learning-rate-too-low", "The learning rate is 20,000 times too low.", learning_rate=1e-6),
@@ -81,7 +84,7 @@ class DigitsNet(nn.Sequential):
 
 def build_model(variant: Variant) -> DigitsNet:
     """Return the net: ``variant.depth`` convolutions, two of them followed by pooling, and a linear layer."""
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [Offset()] if variant.offset else []
     channels = 1
     for number in range(variant.depth):
         layers += [nn.Conv2d(channels, 16, 3, padding=1), variant.activation()]
@@ -97,7 +100,7 @@ def build_model(variant: Variant) -> DigitsNet:
     return DigitsNet(*layers)
 
 
-def load_images(variant: Variant) -> tuple[Tensor, Tensor]:
+def load_images() -> tuple[Tensor, Tensor]:
     """Return images, shape (1797, 1, 8, 8), and labels, shape (1797,).
 
     Raises:
@@ -109,7 +112,7 @@ def load_images(variant: Variant) -> tuple[Tensor, Tensor]:
         raise SetupError("The demo trains on scikit-learn's digits: pip install scikit-learn") from error
     digits = load_digits()
     images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1)
-    return variant.inputs(images), torch.as_tensor(digits.target)
+    return _standardised(images), torch.as_tensor(digits.target)
 
 
 def run_demo(
@@ -140,7 +143,7 @@ def run_demo(
         raise SetupError(f"The demo cannot train for {count} steps.")
     variant = VARIANTS[broken]
     torch.manual_seed(seed)
-    images, labels = load_images(variant)
+    images, labels = load_images()
     order = torch.randperm(len(images))
     training, held_out = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
     model = build_model(variant)

@@ -190,7 +190,13 @@ class LossAtStart(Rule):
     name = "loss-at-start"
     severity = "warning"
     needs = ("loss_over_uniform",)
-    follows_from = ("inputs-not-normalised", "init-scale", "exploding-gradients", "nll-without-log-probabilities")
+    follows_from = (
+        "inputs-not-normalised",
+        "init-scale",
+        "exploding-gradients",
+        "ill-conditioning",
+        "nll-without-log-probabilities",
+    )
     healthy = "The first loss was about that of a guess, ln C."
 
     above = 1.5
