@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis import RULES
+from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.errors import RunExistsError, SetupError
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.isolation import warn
@@ -69,6 +70,7 @@ class Cockpit:
         budget: Greatest share of training time that measuring may cost; None follows the schedule exactly.
         live: ``None``, ``"window"``, ``"notebook"`` or ``"terminal"``: watch while it trains.
         on_alert: Called once with each :class:`~cockpit_lite.alert.Alert`.
+        ignore: Codes or names of findings that are not wanted, ``"CL305"``; of some modules only: ``"CL305@encoder.*"``.
 
     Raises:
         SetupError: if the model has no parameters, the optimizer holds none of them, or an option is not understood.
@@ -88,6 +90,7 @@ class Cockpit:
         budget: float | None = 0.05,
         live: str | None = None,
         on_alert: Callable[[Alert], Any] | None = None,
+        ignore: Iterable[str] = (),
     ):
         self._model = _check_model(model)
         self._optimizers = _check_optimizers(optimizer)
@@ -110,6 +113,7 @@ class Cockpit:
         if on_alert is not None and not callable(on_alert):
             raise SetupError(f"on_alert= takes a callable, not {on_alert!r}.")
         self._on_alert = on_alert
+        self._ignored = Ignored(ignore, RULES)
         self._viewer: Viewer | None = None
         self._recorder: Recorder | None = None
         self._observer: Observer | None = None
@@ -119,7 +123,7 @@ class Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
         writer = self._open_run()
-        self._recorder = Recorder(writer, RULES, self._on_alert, print_alert)
+        self._recorder = Recorder(writer, RULES, self._on_alert, print_alert, self._ignored)
         try:
             for instrument in self._instruments:
                 instrument.start(self._parameters)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis.history import History
+from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.isolation import warn
@@ -23,6 +24,7 @@ class Recorder:
         rules: What is checked after every measured step.
         on_alert: The user's callback, called once with each alert.
         announce: Prints an alert.
+        ignored: Findings that are not wanted.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Recorder:
         rules: Sequence[Rule],
         on_alert: Callable[[Alert], Any] | None,
         announce: Callable[[Alert], None],
+        ignored: Ignored | None = None,
     ):
         self.alerts: list[Alert] = []
         optimizers = writer.info.get("optimizer", ())
@@ -41,7 +44,9 @@ class Recorder:
         )
         self._writer: RunWriter | None = writer
         self._all_rules = tuple(rules)
+        self._ignored = Ignored((), rules) if ignored is None else ignored
         silent = {rule.code: reason for rule in rules if (reason := rule.does_not_apply(self.history))}
+        silent.update(dict.fromkeys(sorted(self._ignored.codes), "it is ignored, as asked for"))
         self._rules = [rule for rule in rules if rule.code not in silent]
         self._on_alert = on_alert
         self._announce = announce
@@ -116,7 +121,7 @@ class Recorder:
                 self._not_checked(rule, reason)
                 warn(f"The rule {rule.code} {rule.name} failed and was switched off.", error)
                 continue
-            if alert is not None:
+            if alert is not None and (alert := self._ignored.wanted(alert)) is not None:
                 self._rules.remove(rule)  # one alert a fault, not one a step
                 found.append(alert)
         for alert in rank(found, self._all_rules):
