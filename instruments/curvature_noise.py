@@ -3,8 +3,8 @@
     curvature_noise = sqrt( 1/(N (N-1)) sum_n (q_n - q)^2 ) / |q|
     q_n = (J_n d)' L_n'' (J_n d),   q = 1/N sum_n q_n = d'Gd
 
-N samples; d the step that was really taken, J_n d how far it moves the model's output for sample n, L_n'' the second derivative of
-that sample's loss, both at the weights before the step. It is the relative standard error of the mini-batch's Gauss-Newton
+N samples; d the step that was really taken, J_n d how far it moves the model's output for sample n, L_n'' the second derivative
+of that sample's loss, both at the weights before the step. It is the relative standard error of the mini-batch's Gauss-Newton
 curvature along the step, as the norm test is that of its gradient.
 
 Below 0.1 to 0.3 the curvature of one mini-batch speaks for the data, and so do the readings made of it (largest eigenvalue,

@@ -1,0 +1,101 @@
+"""Layerwise curvature: which parameters the loss is sharp in.
+
+    layerwise_curvature/<parameter> = trace H_pp = sum of the eigenvalues of the parameter's diagonal block of the Hessian
+    layerwise_max_eigenvalue/<parameter> = largest eigenvalue of that block       (where asked for)
+
+The blocks' traces add up to the trace of the Hessian. They come from the random products that the trace is estimated with, by
+v_p' (Hv)_p with random signs v: no product of their own. What a search for eigenvalues has found is taken out of the estimate and
+added exactly. What the other blocks mix in has mean zero and is part of the standard error; for a block that is flat beside sharp
+ones it can be larger than the value: look at several steps then.
+
+A layer that carries most of the curvature is the one that limits the learning rate: a last layer without normalisation, an
+embedding of frequent tokens, a first layer on inputs of large scale. Its own smaller learning rate, normalised inputs or a
+normalisation layer before it help. A layer whose trace is orders of magnitude below the others can take a larger rate.
+
+Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights are in.
+
+References: M. Hutchinson, 1989; Z. Yao et al., PyHessian, 2020 (traces by block, ablation of layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature.trace import RandomProducts
+from cockpit_lite.errors import SetupError
+from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings, layerwise
+from cockpit_lite.step import Step
+
+
+def block_traces(
+    samples: RandomProducts, sizes: Mapping[str, int], basis: Tensor, basis_products: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the trace of each diagonal block and its standard error, scalar tensors.
+
+    Args:
+        samples: Random signs v and the matrix times each.
+        sizes: Number of elements of each block, in order; they add up to the length of a row.
+        basis: Orthonormal rows in which the matrix is known, independent of the samples; may be empty.
+        basis_products: The matrix times ``basis``.
+    """
+    # H = H VV' + H (1 - VV'): the first part is known, the outliers of the spectrum with it; the second is sampled.
+    images = torch.addmm(samples.products, samples.signs @ basis.T, basis_products, alpha=-1)
+    lengths = list(sizes.values())
+    known = (basis * basis_products).sum(0).split(lengths)
+    found = {}
+    pieces = zip(sizes, samples.signs.split(lengths, 1), images.split(lengths, 1), known, strict=True)
+    for name, signs, image, part in pieces:
+        values = (signs * image).sum(1)
+        # The variance of v'Av is at most 2 ||A||_F^2, and E||Av||^2 = ||A||_F^2, A the block's rows.
+        variance = 2 * image.square().sum(1).mean()
+        found[name] = part.sum() + values.mean(), (variance / len(signs)).sqrt()
+    return found
+
+
+class LayerwiseCurvature(Instrument):
+    """Writes ``layerwise_curvature/<parameter>``, and where asked for ``layerwise_max_eigenvalue/<parameter>``.
+
+    Args:
+        samples: Random products to use, shared with the trace of the Hessian.
+        eigenvalues: Products to spend on the largest eigenvalue of each parameter's block, at least 2; 0: none.
+    """
+
+    name = "layerwise_curvature"
+    needs = (CURVATURE,)
+    preset = "full"
+
+    def __init__(self, samples: int = 2, eigenvalues: int = 0):
+        if samples < 1:
+            raise SetupError(f"LayerwiseCurvature(samples={samples}): at least 1 is needed.")
+        if eigenvalues < 0 or eigenvalues == 1:
+            raise SetupError(f"LayerwiseCurvature(eigenvalues={eigenvalues}): at least 2 products are needed, or 0 for none.")
+        self.samples = samples
+        self.eigenvalues = eigenvalues
+
+    def measure(self, step: Step) -> Readings:
+        curvature = step.curvature
+        random, krylov = curvature.random_products(self.samples), curvature.krylov
+        sizes = {name: parameter.numel() for name, parameter in curvature.parameters.items()}
+        traces = {
+            name: Reading(value, "estimated", standard_error=error, note=curvature.note)
+            for name, (value, error) in block_traces(random, sizes, krylov.basis, krylov.basis_products).items()
+        }
+        return {**layerwise("layerwise_curvature", traces), **self._eigenvalues(curvature)}
+
+    def _eigenvalues(self, curvature: Curvature) -> Readings:
+        if not self.eigenvalues:
+            return {}
+        found = {}
+        for name, parameter in curvature.parameters.items():
+            if parameter.numel():
+                pairs = curvature.restricted([name]).top_eigenpairs(max_products=self.eigenvalues)
+                note = "; ".join(filter(None, [curvature.note, None if pairs.converged else "not converged: a lower bound"]))
+                found[name] = Reading(pairs.values[0], "estimated", residual=pairs.residuals[0], note=note or None)
+        return layerwise("layerwise_max_eigenvalue", found)
+
+    def __repr__(self) -> str:
+        return f"LayerwiseCurvature(samples={self.samples}, eigenvalues={self.eigenvalues})"
