@@ -18,6 +18,7 @@ from cockpit_lite.instruments.curvature_noise import CurvatureNoise
 from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
+from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap
 from cockpit_lite.instruments.effective_rank import EffectiveRank
 from cockpit_lite.instruments.grad_hist_1d import GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GradHist2d
@@ -30,10 +31,12 @@ from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
 from cockpit_lite.instruments.inputs import Inputs
 from cockpit_lite.instruments.labels import Labels
+from cockpit_lite.instruments.layerwise_curvature import LayerwiseCurvature
 from cockpit_lite.instruments.learning_rate import LearningRate
 from cockpit_lite.instruments.loss import Loss
 from cockpit_lite.instruments.loss_inputs import LossInputsCheck
 from cockpit_lite.instruments.max_eigenvalue import MaxEigenvalue
+from cockpit_lite.instruments.min_eigenvalue import MinEigenvalue
 from cockpit_lite.instruments.norm_test import NormTest
 from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
 from cockpit_lite.instruments.overhead import Overhead
@@ -68,6 +71,7 @@ __all__ = [
     "DeadUnits",
     "Distance",
     "EarlyStopping",
+    "EigenvectorOverlap",
     "EffectiveRank",
     "GradHist1d",
     "GradHist2d",
@@ -80,10 +84,12 @@ __all__ = [
     "InnerProductTest",
     "Inputs",
     "Labels",
+    "LayerwiseCurvature",
     "LearningRate",
     "Loss",
     "LossInputsCheck",
     "MaxEigenvalue",
+    "MinEigenvalue",
     "NormTest",
     "OrthogonalityTest",
     "Overhead",
