@@ -45,7 +45,8 @@ def contributions(architecture: Architecture, model: nn.Module, batch: Batch) ->
         with torch.random.fork_rng(devices=[]):
             whole = _OneRow(exact, batch.inputs, i) if architecture.dropout and model.training else exact
             found = gradient(architecture, whole, sample)
-        rows.append({name.removeprefix("model."): weight * values for name, values in found.items()})
+        prefix = "" if whole is exact else "model."
+        rows.append({name.removeprefix(prefix): weight * values for name, values in found.items()})
     return {name: torch.stack([row[name] for row in rows]) for name in trainable(model)}
 
 

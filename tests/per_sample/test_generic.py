@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,16 +46,39 @@ def test_bare_parameters() -> None:
     check(ClassToken(), torch.randn(4, 3, 5))
 
 
-def test_random_numbers_in_the_forward_are_named_and_not_drawn_twice() -> None:
-    model = ClassToken(0.5)
+def test_random_numbers_in_the_forward_are_drawn_again_and_not_taken_from_the_user() -> None:
+    model, inputs = ClassToken(0.5).double(), torch.randn(4, 3, 5, dtype=torch.float64)
+    cotangent = torch.randn(4, 4, 5, dtype=torch.float64)
     torch.manual_seed(3)
-    statistics, _ = watched(model, lambda: model(torch.randn(4, 3, 5)).square().sum())
+    statistics, _ = watched(model, lambda: (model(inputs) * cotangent).sum())
     state = torch.get_rng_state()
-    assert set(statistics.not_covered) == {"token", "positions"}
-    assert "random numbers" in statistics.not_covered["token"]
-    torch.manual_seed(3)
-    model(torch.randn(4, 3, 5))
+    assert not statistics.not_covered
+    for n in range(4):
+        torch.manual_seed(3)
+        model.zero_grad()
+        (model(inputs) * cotangent)[n].sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(statistics.squared_norms[name][n], parameter.grad.square().sum())
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_random_numbers_of_another_library_are_named() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight * random.random()
+
+    model = Noisy()
+    random.seed(3)
+    statistics, _ = watched(model, lambda: model(torch.randn(4, 5)).square().sum())
+    state = random.getstate()
+    assert "random numbers" in statistics.not_covered["weight"]
+    random.seed(3)
+    random.random()
+    assert state == random.getstate()
 
 
 class TiedHead(nn.Module):

@@ -18,8 +18,6 @@ NOT_COVERED = {
     "graph_of_samples": {"first.weight", "first.bias"},  # samples interact: there is no gradient of one sample
     "physics_informed": {"net.0.weight", "net.2.weight", "net.4.weight"},  # the loss differentiates the net: used in backward
 }
-#: In train mode random numbers keep parameters from being covered by repeating the model.
-NOT_COVERED_IN_TRAINING = {**NOT_COVERED, "encoder_dropout": {"positions.weight"}, "gpt_tied_dropout": {"positions"}}
 
 
 @pytest.mark.parametrize("size", [5, 6, 8])  # 6 and 8 are also numbers of positions: shapes alone would be misread
@@ -82,7 +80,7 @@ def test_training_is_bit_identical(name: str) -> None:
         torch.manual_seed(step)
         statistics, _ = watched(model, lambda batch=batch: architecture.loss(model, batch), probe=probe)
         state = torch.get_rng_state()
-        assert set(statistics.not_covered) == NOT_COVERED_IN_TRAINING.get(name, set()), statistics.not_covered
+        assert set(statistics.not_covered) == NOT_COVERED.get(name, set()), statistics.not_covered
         if architecture.batch_norm:
             assert set(statistics.conditional) == set(statistics.squared_norms)
         twin.zero_grad()

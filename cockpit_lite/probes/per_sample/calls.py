@@ -37,6 +37,8 @@ class Call:
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
+        began: How many calls the step had begun before this one.
+        ended: How many it had begun when this one ended.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
         condensed: Name in the module -> what is left once it was measured and the rest let go; empty before.
         spent: Whether the arguments were let go.
@@ -53,6 +55,8 @@ class Call:
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
     projections: dict[str, Projection] = field(default_factory=dict)
+    began: int = 0
+    ended: int = 0
     outputs_forgotten: bool = False
     spent: bool = False
     condensed: dict[str, Form] = field(default_factory=dict)

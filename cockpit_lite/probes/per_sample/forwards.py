@@ -16,6 +16,9 @@ from cockpit_lite.probes.per_sample.rules import RULES
 #: Correlation with the samples' weights under which a batch normalised model's rows are not taken for samples.
 AGREEMENT = 0.5
 
+#: An output of a forward, or where its gradient arrives; its shape; the axis that is taken to hold the samples.
+Anchor = tuple[Tensor | GradientEdge, torch.Size, int]
+
 #: Batch size, axis of the samples, and the layout of every call (None: by shape).
 Answer = tuple[int | None, int, list[Layout | None]]
 
@@ -123,7 +126,7 @@ class Forward:
 
     def _layouts(self, batch_size: int, axis: int) -> list[Layout | None] | None:
         """Ask the graph; None if it cannot be asked."""
-        anchors: list[tuple[Tensor | GradientEdge, torch.Size, int]] = []
+        anchors: list[Anchor] = []
         like = None
         with torch.enable_grad():
             for output in self.outputs:
@@ -137,7 +140,6 @@ class Forward:
                 else:
                     continue
                 like = output
-        edges = [edge for outputs in self.edges for edge in outputs if edge is not None]
         if not anchors and any(output.dim() for output in self.outputs):
             return None
         if not anchors:  # the model returns its own loss: the last module that carries the batch stands for its output
@@ -145,8 +147,25 @@ class Forward:
                 if own and own[0] is not None and call.outputs[0].shape[:1] == (batch_size,):
                     anchors, like = [(own[0], call.outputs[0].shape, 0)], call.outputs[0]
                     break
-        if not anchors or like is None or not edges:
+        if not anchors or like is None or not any(edge is not None for outputs in self.edges for edge in outputs):
             return None
+        layouts = self._layouts_from(anchors, like)
+        if len(anchors) > 1 and layouts is not None and _failures(layouts):
+            # Similarities of all samples with all others mix them, and are made from outputs that do not.
+            alone = [self._layouts_from([anchor], like) or [] for anchor in anchors]
+            apart = {at for found in alone for at, layout in enumerate(found) if layout is not None and not layout.reason}
+            mixing = [
+                any(at in apart and layout is not None and layout.reason for at, layout in enumerate(found)) for found in alone
+            ]
+            unmixed = [anchor for anchor, mixes in zip(anchors, mixing, strict=True) if not mixes]
+            better = self._layouts_from(unmixed, like) if 0 < len(unmixed) < len(anchors) else None
+            if better is not None:
+                layouts = [layout if found is None else found for layout, found in zip(layouts, better, strict=True)]
+        return layouts
+
+    def _layouts_from(self, anchors: Sequence[Anchor], like: Tensor) -> list[Layout | None] | None:
+        """Ask the graph behind these outputs; None if it cannot be asked."""
+        edges = [edge for outputs in self.edges for edge in outputs if edge is not None]
         try:
             passes = Passes(anchors, edges, like)
         except RuntimeError:  # the graph does not allow it, e.g. with re-entrant activation checkpointing
@@ -159,12 +178,12 @@ class Forward:
                 if edge is None:
                     continue
                 if layout is None:
-                    layout = self._layout(passes, position, call, number, batch_size)
+                    layout = self._layout(passes, position, call, number)
                 position += 1
             layouts.append(layout)
         return layouts
 
-    def _layout(self, passes: Passes, position: int, call: Call, number: int, batch_size: int) -> Layout | None:
+    def _layout(self, passes: Passes, position: int, call: Call, number: int) -> Layout | None:
         axes = call_axes(call.module, call.outputs[number])
         if number and isinstance(call.module, nn.RNNBase):  # final states: (layers, samples, features)
             axes = (call.outputs[number].dim() - 2,)
@@ -191,7 +210,7 @@ def call_axes(module: nn.Module, output: Tensor) -> tuple[int, ...]:
     """Return the axes of the output on which a rule can use the samples."""
     rule = RULES.get(type(module))
     if rule is None:
-        return (0,)
+        return (0, 1)  # the generic rule finds them on either
     first = rule.batch_axis(module)
     axes = rule.trailing_axes(module)
     return (first,) if axes is None or output.dim() - axes[1] < 2 else (first, FLAT)

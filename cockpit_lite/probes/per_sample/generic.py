@@ -3,6 +3,9 @@
 The call is repeated on a shadow of the module, one sample at a time in one vectorised pass: without hooks, without writing to the
 user's buffers, without drawing random numbers. What it returns is compared with what the user's call returned, so a call that
 cannot be repeated sample by sample (noise, batch statistics, samples that interact) is found out, not trusted.
+
+Where one sample alone will not do (random numbers, shapes that depend on the batch), the call is repeated once with all samples
+and the random numbers that it drew, and gone back through once a sample, with the output gradients of the others at zero.
 """
 
 from __future__ import annotations
@@ -14,17 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cockpit_lite.probes.per_sample.calls import Call, tensors_in
 from cockpit_lite.probes.per_sample.forms import CHUNK, Dense
 from cockpit_lite.probes.per_sample.owners import Layout
-from cockpit_lite.probes.per_sample.rules.rule import NoRule, random_state
+from cockpit_lite.probes.per_sample.rules.rule import NoRule, random_state, set_random_state
 from cockpit_lite.probes.per_sample.shadow import shadow_tree
 
 #: Greatest difference of the repeated call from the user's, relative to its largest value.
@@ -32,12 +36,20 @@ REPEATED = {torch.float64: 1e-9, torch.float32: 1e-3}
 REPEATED_HALF_PRECISION = 5e-2
 #: At most so many arguments may look like a batch without anybody knowing.
 AMBIGUOUS = 3
-#: Up to so many samples are repeated one after the other where vmap refuses.
+#: Up to so many samples are done one after the other where they cannot be done together.
 LOOP = 256
 
 
+class Output(NamedTuple):
+    """An output that carries the samples: its position among all, the axis of the samples, and what the user's call returned."""
+
+    position: int
+    axis: int
+    value: Tensor
+
+
 def generic_forms(
-    call: Call, parameters: Mapping[str, nn.Parameter], layout: Layout, batch_size: int
+    call: Call, parameters: Mapping[str, nn.Parameter], layout: Layout, batch_size: int, apart: bool = False
 ) -> tuple[dict[str, Dense], str]:
     """Return name -> per-sample gradients through this call, and what they are conditional on, if anything.
 
@@ -46,6 +58,7 @@ def generic_forms(
         parameters: Dotted name in the module -> parameter; it may belong to a child.
         layout: Where the samples are in the output.
         batch_size: Number of samples.
+        apart: Whether the samples are known not to meet in the call, as far as layers in it show.
 
     Raises:
         NoRule: if the call cannot be repeated sample by sample; the message is the reason.
@@ -56,18 +69,23 @@ def generic_forms(
     if call.outputs_forgotten or call.spent:
         raise NoRule(f"what {kind} returned was not kept")
     axis = max(layout.axis, 0)
-    count = call.outputs[0].shape[axis]
+    count = batch_size if layout.owners is None else len(layout.owners)
     leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
     values = {name: parameter.detach() for name, parameter in parameters.items()}
     copy = shadow_tree(call.module)
-    deltas = [
-        torch.zeros_like(output) if delta is None else delta
-        for output, delta in zip(call.outputs, _external(call, copy), strict=True)
+    # An output without samples is made from the others, as the loss that a model returns beside its logits: what comes through it
+    # has arrived at them. Where that is not so, the contributions do not sum to the gradient, and that is seen.
+    outputs = [
+        Output(position, at, output)
+        for position, output in enumerate(call.outputs)
+        if output.is_floating_point() and (at := _axis(output, axis, count)) is not None
     ]
-    output_axes = [_axis(output, axis, count) for output in call.outputs]
-    if None in output_axes:
-        raise NoRule(f"not all outputs of {kind} carry the batch")
-    differentiable = [output.is_floating_point() for output in call.outputs]
+    if all(call.deltas[output.position] is None for output in outputs):
+        raise NoRule(f"no gradient reaches an output of {kind} that carries the batch")
+    external = _external(call, copy, [output.position for output in outputs])
+    deltas = [
+        torch.zeros_like(output.value) if delta is None else delta for output in outputs for delta in [external[output.position]]
+    ]
     elements = sum(value.numel() for value in values.values())
 
     def one_sample(chosen: Sequence[Tensor], cotangents: Sequence[Tensor], axes: Sequence[int]) -> tuple[Any, ...]:
@@ -77,13 +95,14 @@ def generic_forms(
 
         def forward(replaced: dict[str, Tensor]) -> tuple[Tensor, ...]:
             args, kwargs = tree_unflatten(arguments, structure)
-            outputs = tensors_in(functional_call(copy, replaced, args, kwargs))
-            return tuple(output.squeeze(at) for output, at in zip(outputs, output_axes, strict=True) if at is not None)
+            returned = tensors_in(functional_call(copy, replaced, args, kwargs))
+            return tuple(returned[output.position].squeeze(output.axis) for output in outputs)
 
-        outputs, backward = vjp(forward, values)[:2]
-        return outputs, backward(tuple(cotangents))[0]
+        returned, backward = vjp(forward, values)[:2]
+        return returned, backward(tuple(cotangents))[0]
 
     reason = f"{kind}'s call is not the same for one sample alone"
+    output_axes = [output.axis for output in outputs]
     for number, candidate in enumerate(_batch_arguments(leaves, axis, count)):
         positions = [position for position, _ in candidate]
         axes = [at for _, at in candidate]
@@ -91,47 +110,109 @@ def generic_forms(
         by_sample = partial(one_sample, axes=axes)
         drawn: list[bool] = []
         try:
-            with _as_called(call), random_numbers_kept(call.outputs[0].device, drawn):
+            # under a function transform, fused attention takes a mask that it cannot differentiate and fails
+            with _as_called(call), sdpa_kernel(SDPBackend.MATH), random_numbers_kept(call.outputs[0].device, drawn):
                 chunk = max(1, CHUNK // max(1, elements))
                 try:
                     mapped = vmap(by_sample, in_dims=(axes, output_axes), randomness="error", chunk_size=chunk)
-                    outputs, gradients = mapped(samples, deltas)
+                    found, gradients = mapped(samples, deltas)
                 except Exception as error:  # vmap refuses some operations, and decisions that depend on values
                     if "randomness" in str(error) or count > LOOP:
                         raise
-                    outputs, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
+                    found, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
         except Exception as error:  # whatever a user's forward may raise on one sample
             reason = _explain(kind, error)
             continue
         if any(drawn):
-            raise NoRule(f"{kind} draws random numbers in its forward")
-        same = all(
-            _close(found, output.movedim(at, 0), call.outputs_overwritten, call.half_precision)
-            for found, output, at, real in zip(outputs, call.outputs, output_axes, differentiable, strict=True)
-            if real and at is not None
-        )
+            reason = f"{kind} draws random numbers in its forward"
+            break
+        same = all(_close(one, output.value.movedim(output.axis, 0), call) for one, output in zip(found, outputs, strict=True))
         if same:
             forms = {name: Dense(gradient.detach()) for name, gradient in gradients.items()}
             if layout.owners is not None:
                 forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
             note = f"conditional on an argument of {kind} that every sample is given whole" if number else ""
             return forms, note
+    if apart and batch_size <= LOOP:
+        return _one_backward_a_sample(call, copy, values, outputs, deltas, layout, batch_size, reason), ""
     raise NoRule(reason)
 
 
-def _external(call: Call, copy: nn.Module) -> list[Tensor | None]:
-    """Return the output gradients without the part that comes from the other outputs.
+def _one_backward_a_sample(
+    call: Call,
+    copy: nn.Module,
+    values: Mapping[str, Tensor],
+    outputs: Sequence[Output],
+    deltas: Sequence[Tensor],
+    layout: Layout,
+    batch_size: int,
+    reason: str,
+) -> dict[str, Dense]:
+    """Repeat the call as it was, and go back through it with the output gradients of one sample after the other.
+
+    Raises:
+        NoRule: if it cannot be repeated, with ``reason``; or if the samples meet in it.
+    """
+    kind, device = type(call.module).__name__, call.outputs[0].device
+    owners = torch.arange(batch_size, device=device) if layout.owners is None else layout.owners.to(device)
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+    arguments, structure = tree_flatten((call.args, dict(call.kwargs)))
+    inputs: list[tuple[Tensor, int]] = []  # that carry the samples and can be differentiated
+    for position, argument in enumerate(arguments):
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            at = _axis(argument, max(layout.axis, 0), len(owners))
+            if at is not None:
+                arguments[position] = argument.detach().requires_grad_()
+                inputs.append((arguments[position], at))
+    gradients: dict[str, list[Tensor]] = {name: [] for name in leaves}
+    try:
+        with _as_called(call), random_numbers_kept(device, []):
+            if call.random_state is not None:
+                set_random_state(call.random_state, device)
+            args, kwargs = tree_unflatten(arguments, structure)
+            every = tensors_in(functional_call(copy, leaves, args, kwargs))
+            returned = [every[output.position] for output in outputs]
+            if not all(_close(one, output.value, call) for one, output in zip(returned, outputs, strict=True)):
+                raise NoRule(reason)
+            for n in range(batch_size):
+                alone = owners == n
+                found = torch.autograd.grad(
+                    returned,
+                    [*leaves.values(), *(argument for argument, _ in inputs)],
+                    [
+                        delta * alone.reshape([-1 if axis == output.axis else 1 for axis in range(delta.dim())])
+                        for delta, output in zip(deltas, outputs, strict=True)
+                    ],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for name, gradient in zip(leaves, found, strict=False):
+                    gradients[name].append(gradient)
+                for gradient, (_, at) in zip(found[len(leaves) :], inputs, strict=True):
+                    if bool(gradient.movedim(at, 0)[~alone].any()):
+                        raise NoRule(f"samples meet in {kind}")
+    except NoRule:
+        raise
+    except Exception as error:  # whatever a user's forward may raise when it is called again
+        raise NoRule(reason) from error
+    return {name: Dense(torch.stack(rows).detach()) for name, rows in gradients.items()}
+
+
+def _external(call: Call, copy: nn.Module, positions: Sequence[int]) -> list[Tensor | None]:
+    """Return the gradients of the outputs at ``positions`` without the part that comes from the others of them.
 
     An output may be made from another one, as the hidden state of an LSTM cell from its cell state. The gradient that arrives at
     the inner one then holds what goes through the outer one already, and would count it twice.
     """
     total = list(call.deltas)
-    arrived = [position for position, delta in enumerate(total) if delta is not None]
+    arrived = [position for position in positions if total[position] is not None]
     if len(arrived) < 2:
         return total
     values = {name: parameter.detach().requires_grad_(parameter.requires_grad) for name, parameter in copy.named_parameters()}
     try:
         with _as_called(call), random_numbers_kept(call.outputs[0].device, []):
+            if call.random_state is not None:
+                set_random_state(call.random_state, call.outputs[0].device)
             outputs = tensors_in(functional_call(copy, values, call.args, dict(call.kwargs)))
             external = list(total)
             for _ in arrived:  # settles after as many rounds as outputs are nested
@@ -158,18 +239,18 @@ def _looped(
     samples: Sequence[Tensor],
     axes: Sequence[int],
     deltas: Sequence[Tensor],
-    output_axes: Sequence[int | None],
+    output_axes: Sequence[int],
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Do what vmap does, one sample after the other."""
     rows = [
         by_sample(
             [sample.select(at, n) for sample, at in zip(samples, axes, strict=True)],
-            [delta.select(at, n) for delta, at in zip(deltas, output_axes, strict=True) if at is not None],
+            [delta.select(at, n) for delta, at in zip(deltas, output_axes, strict=True)],
         )
         for n in range(samples[0].shape[axes[0]])
     ]
-    outputs = [torch.stack([row[0][position] for row in rows]).detach() for position in range(len(deltas))]
-    return outputs, {name: torch.stack([row[1][name] for row in rows]) for name in rows[0][1]}
+    returned = [torch.stack([row[0][position] for row in rows]).detach() for position in range(len(deltas))]
+    return returned, {name: torch.stack([row[1][name] for row in rows]) for name in rows[0][1]}
 
 
 @contextmanager
@@ -227,10 +308,11 @@ def _batch_arguments(leaves: Sequence[Any], axis: int, count: int) -> Iterator[l
             yield chosen
 
 
-def _close(found: Tensor, expected: Tensor, shape_only: bool, half_precision: bool) -> bool:
-    if found.shape != expected.shape or shape_only:
+def _close(found: Tensor, expected: Tensor, call: Call) -> bool:
+    """Whether an output of the repeated call is that of the user's, as far as that is still known."""
+    if found.shape != expected.shape or call.outputs_overwritten:
         return found.shape == expected.shape
-    tolerance = REPEATED_HALF_PRECISION if half_precision else REPEATED[expected.dtype]
+    tolerance = REPEATED_HALF_PRECISION if call.half_precision else REPEATED[expected.dtype]
     scale = expected.abs().max() if expected.numel() else torch.zeros(())
     difference = (found.detach() - expected).abs().nan_to_num()
     return not bool((difference > tolerance * scale.nan_to_num(posinf=0.0)).any())

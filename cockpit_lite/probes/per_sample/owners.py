@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import torch
@@ -56,6 +58,11 @@ def rows(tensor: Tensor, axis: int, trailing: int = 1) -> Tensor:
     return tensor.movedim(axis, 0)
 
 
+def _flat(tensor: Tensor) -> Tensor:
+    """Return one row for each of the first axis."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+
+
 class Passes:
     """The backward passes of one forward.
 
@@ -69,31 +76,43 @@ class Passes:
         self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor
     ) -> None:
         self.batch_size = outputs[0][1][outputs[0][2]]
-        self.base = CODES.get(like.dtype, HALF_PRECISION_CODES)
+        most = CODES.get(like.dtype, HALF_PRECISION_CODES)
         self.left_over = LEFT_OVER.get(like.dtype, HALF_PRECISION_LEFT_OVER)
         generator = torch.Generator().manual_seed(0)
         # in random order, so that the weights agree with no other order of the rows by chance
         codes = torch.randperm(self.batch_size, generator=generator)
         self.sample_of_code = torch.argsort(codes).to(like.device)
         digits = 1
-        while self.base**digits < self.batch_size:
+        while most**digits < self.batch_size:
             digits += 1
+        # as far apart as they can be, so that a mixture of samples is far from any weight
+        self.base = min(base for base in range(1, most + 1) if base**digits >= self.batch_size)
+        self.precision = 0.2 / most
         weights = [1 + (codes // self.base**digit) % self.base / self.base for digit in range(digits)]
-        cotangents: list[list[Tensor]] = [[] for _ in range(1 + digits)]
+        # a mixture may have the weight of a sample by chance, but not a second time
+        control = 1 + torch.randperm(self.batch_size, generator=generator) / self.batch_size
+        self.control = control.to(like.device).double()
+        cotangents: list[list[Tensor]] = [[] for _ in range(2 + digits)]
         for _, shape, axis in outputs:
             random = torch.randn(shape, generator=generator)
             plain = (random.sign() * (random.abs() + 0.5)).to(like.device, like.dtype)
             alone = [1] * len(shape)
             alone[axis] = self.batch_size
-            for number, weight in enumerate([torch.ones(self.batch_size), *weights]):
+            for number, weight in enumerate([torch.ones(self.batch_size), *weights, control]):
                 cotangents[number].append(plain * weight.reshape(alone).to(like.device, like.dtype))
         anchors: Any = [output for output, _, _ in outputs]  # tensors and edges: torch takes both, its annotation does not
         self.deltas = [
             torch.autograd.grad(anchors, list(edges), cotangent, retain_graph=True, allow_unused=True) for cotangent in cotangents
         ]
 
+    @cached_property
+    def rounding(self) -> float:
+        """Gradients up to this may be nothing but rounding errors, as those of keys where there is only one to attend to."""
+        limits = [float(delta.abs().max()) * torch.finfo(delta.dtype).eps for delta in self.deltas[0] if delta is not None]
+        return 16 * max((limit for limit in limits if isfinite(limit)), default=0.0)
+
     def layout(self, position: int, axes: Sequence[int], trailing: int) -> Layout | None:
-        """Return the layout of the call at ``position`` on the first axis that fits; None if no gradient arrives there.
+        """Return the layout of the call at ``position`` on the first axis that fits; None if next to nothing arrives.
 
         Args:
             position: Which edge.
@@ -101,14 +120,18 @@ class Passes:
             trailing: Axes of the tensor that are no leading ones, for ``FLAT``.
         """
         found = [deltas[position] for deltas in self.deltas]
-        if found[0] is None or not bool(torch.isfinite(found[0]).all()):
+        if found[0] is None or not found[0].dim() or not bool(torch.isfinite(found[0]).all()):
             return None
         if not bool(found[0].any()):
             return None
         for axis in axes:
-            layout = self._decode([rows(delta, axis, trailing).flatten(1) for delta in found if delta is not None], axis)
+            if axis >= found[0].dim():
+                continue
+            layout = self._decode([_flat(rows(delta, axis, trailing)) for delta in found if delta is not None], axis)
             if layout is not None:
                 return layout
+        if float(found[0].abs().max()) <= self.rounding:
+            return None
         return Layout(reason="samples meet")
 
     def agreement(self, position: int) -> float | None:
@@ -119,7 +142,7 @@ class Passes:
         plain, weighted = self.deltas[0][position], self.deltas[1][position]
         if plain is None or weighted is None or plain.shape[0] != self.batch_size or self.batch_size < 4:
             return None
-        plain, weighted = plain.flatten(1).double(), weighted.flatten(1).double()
+        plain, weighted = _flat(plain).double(), _flat(weighted).double()
         norm = plain.square().sum(1)
         alive = norm > 1e-10 * norm.max()
         if int(alive.sum()) < 4:
@@ -134,18 +157,24 @@ class Passes:
         norm = plain.square().sum(1)
         alive = norm > 1e-20 * norm.max()
         code = torch.zeros(len(norm), dtype=torch.long, device=norm.device)
-        for digit, weighted in enumerate(found[1:]):
+        ratios = []
+        for weighted in found[1:]:
             weighted = weighted.double()
             ratio = (plain * weighted).sum(1) / norm.clamp(min=torch.finfo(torch.float64).tiny)
-            value = (ratio - 1) * self.base
             left_over = (weighted - ratio[:, None] * plain).square().sum(1) > self.left_over**2 * norm
-            off = (value - value.round()).abs() > 0.2
-            if bool(((left_over | off) & alive).any()):
+            if bool((left_over & alive).any()):
                 return None
-            code += value.round().long().clamp(0, self.base - 1) * self.base**digit
+            ratios.append(ratio)
+        for digit, ratio in enumerate(ratios[:-1]):
+            value = ((ratio - 1) * self.base).round()
+            if bool((((ratio - 1 - value / self.base).abs() > self.precision) & alive).any()):
+                return None
+            code += value.long().clamp(0, self.base - 1) * self.base**digit
         if bool((code[alive] >= self.batch_size).any()):
             return None
         owners = self.sample_of_code[code.clamp(max=self.batch_size - 1)]
+        if bool((((ratios[-1] - self.control[owners]).abs() > self.precision) & alive).any()):
+            return None
         count, samples = len(owners), torch.arange(self.batch_size, device=owners.device)
         if count % self.batch_size == 0:  # rows that get no gradient have no owner: they follow the others
             each = count // self.batch_size

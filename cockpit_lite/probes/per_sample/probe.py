@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import tensor_hooks
+from cockpit_lite.probes.per_sample.around import Learned
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.layers import PerSampleGradients
@@ -92,7 +93,7 @@ class PerSampleProbe:
         self._step = 0  # counts the steps that were watched
         # what holds from step to step: structures of calls, and parameters that were tried in vain
         self._known: dict[tuple[object, ...], Answer] = {}
-        self._hopeless: dict[tuple[str, bool], str] = {}
+        self._learned = Learned()
         self._used_again: set[str] = set()  # names of parameters that were measured too early
         self._products = self._squares = self._gradients = True  # what may be asked for
         self._reset()
@@ -101,7 +102,8 @@ class PerSampleProbe:
         self._step += 1
         self._modules: dict[int, nn.Module] = {}
         self._owners: set[int] = set()
-        self._open: list[int] = []  # ids of the modules that are being called, outermost first
+        self._open: list[tuple[int, int]] = []  # ids of the modules that are being called, outermost first, and when they began
+        self._begun = 0  # counts the calls
         self._forwards: list[Forward] = []
         self._in_backward = False
         self._paused = False
@@ -143,6 +145,11 @@ class PerSampleProbe:
             module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles = []
         self._reset()
+
+    @property
+    def sample_axis(self) -> int:
+        """The axis of the model's input and output that holds the samples, in the last forward; known once a backward begins."""
+        return self._forwards[-1].axis if self._forwards else 0
 
     @_harmless
     def backward_begins(self) -> None:
@@ -238,7 +245,7 @@ class PerSampleProbe:
             raise ValueError("the probe was started without")
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
-        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._hopeless, self._gradients)
+        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._learned, self._gradients)
         with torch.no_grad(), self.paused():
             found = survey.statistics(products, direction, direction if gradient is None else gradient, squares)
         self._used_again |= survey.used_again
@@ -281,9 +288,17 @@ class PerSampleProbe:
             if module is self.model:
                 self._abandon_the_oldest()
             self._forwards.append(Forward(len(self._forwards)))
-        self._open.append(id(module))
-        if isinstance(module, nn.MultiheadAttention) and module.training and module.dropout and torch.is_grad_enabled():
+        self._open.append((id(module), self._begun))
+        self._begun += 1
+        if module.training and torch.is_grad_enabled() and self._may_repeat(module):
             self._random_states[id(module)] = random_state(next(module.parameters()).device)
+
+    def _may_repeat(self, module: nn.Module) -> bool:
+        """Whether the call may have to be repeated with the random numbers that it draws now."""
+        if isinstance(module, nn.MultiheadAttention):
+            return bool(module.dropout)
+        watched = id(module) in self._owners or self._learned.wants(module) or len(self._open) == 1
+        return watched and type(module) not in RULES and next(module.parameters(), None) is not None
 
     def _abandon_the_oldest(self) -> None:
         waiting = [forward for forward in self._forwards if not forward.surveyed]
@@ -294,8 +309,10 @@ class PerSampleProbe:
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._ignores(module):
             return
-        while self._open and self._open.pop() != id(module):
-            pass
+        began = -1
+        while self._open and began < 0:
+            key, number = self._open.pop()
+            began = number if key == id(module) else -1
         if not self._forwards:
             return
         forward = self._forwards[-1]
@@ -304,8 +321,10 @@ class PerSampleProbe:
                 forward.recomputes = True
             forward.batch_statistics |= normalises_over_batch(module)
             outermost = not self._open and not self._in_backward
-            if id(module) in self._owners or outermost:
+            if id(module) in self._owners or outermost or self._learned.wants(module):
                 call = self._watch(module, args, kwargs, output, forward)
+                if call is not None:
+                    call.began, call.ended = began, self._begun
                 forward.whole = call if outermost else None
         if not self._open and not self._in_backward:
             data = first_tensor(args, kwargs)
@@ -328,7 +347,7 @@ class PerSampleProbe:
         if len(tensors) == 1 and self._open and needs_no_output(module):
             call.forget_outputs()
         # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
-        if id(module) in self._owners and not self._in_backward:
+        if not self._in_backward and (id(module) in self._owners or self._learned.wants(module)):
             forward.calls.append(call)
             forward.edges.append([get_gradient_edge(tensor) if _in_graph(tensor) else None for tensor in tensors])
         return call

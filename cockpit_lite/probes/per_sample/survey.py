@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property, lru_cache, partial
 from math import isfinite
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
@@ -62,7 +63,7 @@ class Survey:
         calls: The calls that a backward reached.
         forwards: The forwards of the step.
         reached: For every backward the forwards that it reached.
-        hopeless: (parameter name, train mode) -> reason, for parameters that the generic rule was tried on in vain; added to.
+        learned: What earlier steps have shown; added to.
         keep: Whether small forms are kept for :meth:`forms`, which would otherwise make them a second time.
     """
 
@@ -72,7 +73,7 @@ class Survey:
         calls: Iterable[Call],
         forwards: Sequence[Forward],
         reached: Sequence[set[int]],
-        hopeless: dict[tuple[str, bool], str],
+        learned: Learned,
         keep: bool = False,
     ) -> None:
         self.parameters = parameters
@@ -82,11 +83,11 @@ class Survey:
         self.micro_batches = connected(reached)
         self._micro_batch = {forward: number for number, group in enumerate(self.micro_batches) for forward in group}
         self.batch_statistics = any(forwards[number].batch_statistics for group in self.micro_batches for number in group)
-        self.hopeless = hopeless
+        self.learned = learned
         self.not_covered: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.used_again: set[str] = set()
-        self.through_the_model: set[str] = set()  # names that the generic rule covered
+        self.around: list[tuple[list[Call], list[str]]] = []  # calls around parameters, and names that these covered
         self.unused: set[str] = set()  # names that no sample uses
         self.sizes: list[int] = []  # of the micro-batches
         self._owned: dict[int, dict[str, str]] = {}
@@ -119,9 +120,7 @@ class Survey:
             if name not in missing and _arrived(parameter, name, gradient):
                 missing[name] = "the parameter is used outside of any module's call"
         missing.update(self._failures(checks, gradient, result))
-        forms = self._through_the_model(missing, sizes)
-        self.through_the_model = set(forms)
-        self.not_covered.update(self._failures(wanted(forms, gradient=gradient), gradient, result))
+        self._cover_by_calls_around(missing, partial(wanted, gradient=gradient), gradient, result)
         self.unused = unused.keys() - missing.keys()
         for name in self.unused:
             wanted({name: {}}, gradient=None)
@@ -137,14 +136,14 @@ class Survey:
 
         After :meth:`statistics`, and before the weights change. A micro-batch that does not use the parameter is missing.
         """
-        elsewhere = dict.fromkeys([*self.through_the_model, *self.not_covered], "")
+        elsewhere = dict.fromkeys([*(name for _, names in self.around for name in names), *self.not_covered], "")
         kept = {name: parts for name, parts in self._kept.items() if name not in elsewhere}
         yield from kept.items()
         elsewhere.update(dict.fromkeys(kept, ""))
         for calls in self._groups():
             yield from self._forms(calls, self.sizes, dict(elsewhere)).items()
-        names = dict.fromkeys(sorted(self.through_the_model - self.not_covered.keys()), "")
-        yield from self._through_the_model(names, self.sizes).items()
+        for calls, names in self.around:
+            yield from self._repeated(calls, names).items()
         for name in sorted(self.unused):
             yield name, {}
 
@@ -212,35 +211,88 @@ class Survey:
                 checks[name] = Check(_joined(found), _along(total.detach(), *sides))
         return checks
 
-    def _through_the_model(self, names: Mapping[str, str], sizes: Sequence[int]) -> FormsByName:
-        """Cover parameters by the generic rule on the outermost calls, which includes every use in them; name the others."""
-        for name in list(names):
-            known = self.hopeless.get((name, self._training()))
-            if known is not None:
-                self.not_covered[name] = known
-        wanted = {id(self.parameters[name]): name for name in names if name not in self.not_covered}
-        if not wanted:
-            return {}
+    def _cover_by_calls_around(
+        self,
+        missing: Mapping[str, str],
+        wanted: Callable[[FormsByName], dict[str, Check]],
+        gradient: Mapping[str, Tensor] | None,
+        result: PerSampleStatistics,
+    ) -> None:
+        """Cover parameters by the generic rule on the smallest calls around them that contain every use; name the others."""
+        training = self._training()
+        hopeless = {name: self.learned.hopeless.get((name, training), "") for name in missing}
+        self.not_covered.update({name: reason for name, reason in hopeless.items() if reason})
+        reasons = {name: reason for name, reason in missing.items() if not hopeless[name]}
+        if not reasons:
+            return
+        tried = set(reasons)
+        for calls in calls_around(self.calls):
+            inside = {id(parameter) for parameter in calls[0].module.parameters()}
+            names = [name for name in reasons if id(self.parameters[name]) in inside and self._has_every_use(calls, name)]
+            if not names:
+                continue
+            try:
+                forms = self._repeated(calls, names)
+                failed = self._failures(wanted(forms), gradient, result)
+            except NoRule as reason:
+                failed = {name: str(reason) for name in names}
+            for name in names:
+                if name not in failed:
+                    del reasons[name]
+                elif failed[name] not in reasons[name]:
+                    reasons[name] = f"{reasons[name]}; and {failed[name]}"
+            self.around.append((calls, [name for name in names if name not in failed]))
+            if not reasons:
+                break
+        self.not_covered.update(reasons)
+        used = {id(calls[0].module) for calls, names in self.around if names}
+        self.learned.learn(used, {(name, training): reasons[name] for name in tried if name in reasons})
+
+    def _has_every_use(self, calls: Sequence[Call], name: str) -> bool:
+        """Whether every call of a module that owns the parameter is within one of these, and none of them is such a call."""
+        if self._owns(calls[0].module, name) and calls[0].layout is not None and not calls[0].layout.reason:
+            return any(call is self.forwards[call.forward].whole for call in calls)
+        own = [call for call in self.calls if self._owns(call.module, name)]
+        return all(any(contains(around, call) for around in calls) for call in own)
+
+    def _repeated(self, calls: Sequence[Call], names: Sequence[str]) -> FormsByName:
+        """Return the forms of these parameters from the generic rule on calls around them."""
+        wanted = {id(self.parameters[name]): name for name in names}
         found: dict[str, dict[int, list[Form]]] = {}
-        try:
-            for number, group in enumerate(self.micro_batches):
-                for forward in (self.forwards[member] for member in sorted(group)):
-                    whole = forward.whole
-                    if whole is None:
-                        raise NoRule("nothing is known of the call around it")
-                    if all(delta is None for delta in whole.deltas):
-                        raise NoRule("no gradient reaches the output of the call around it")
-                    own = {local: p for local, p in whole.module.named_parameters() if id(p) in wanted}
-                    repeated, note = generic_forms(whole, own, Layout(forward.axis), sizes[number])
-                    if note:
-                        self.notes.update(dict.fromkeys(wanted.values(), note))
-                    for local, form in repeated.items():
-                        found.setdefault(wanted[id(own[local])], {}).setdefault(number, []).append(form)
-        except NoRule as reason:
-            for name in wanted.values():
-                self.not_covered[name] = self.hopeless[(name, self._training())] = f"{names[name]}; and {reason}"
-            return {}
+        for call in calls:
+            number = self._micro_batch[call.forward]
+            forward = self.forwards[call.forward]
+            layout = Layout(forward.axis) if call is forward.whole else call.layout
+            if layout is None:
+                raise NoRule("nothing is known of the call around it")
+            if layout.reason:
+                raise NoRule(f"{type(call.module).__name__}: {layout.reason}")
+            own = {local: parameter for local, parameter in call.module.named_parameters() if id(parameter) in wanted}
+            repeated, note = generic_forms(call, own, layout, self.sizes[number], self._samples_stay_apart(call))
+            if note:
+                self.notes.update(dict.fromkeys(names, note))
+            for local, form in repeated.items():
+                found.setdefault(wanted[id(own[local])], {}).setdefault(number, []).append(form)
         return {name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items()}
+
+    def _samples_stay_apart(self, around: Call) -> bool:
+        """Whether no layer within the call shows that samples meet."""
+        return not self.batch_statistics and not any(contains(around, call) for call in self._meetings)
+
+    @cached_property
+    def _meetings(self) -> list[Call]:
+        """Calls that are given the samples and not split into them; a table of positions is not given the samples."""
+
+        def carries(tensor: Tensor, size: int) -> bool:
+            return tensor.dim() > 0 and (tensor.shape[0] % size == 0 if tensor.is_floating_point() else tensor.shape[0] == size)
+
+        return [
+            call
+            for call in self.calls
+            if call.layout is not None
+            and call.layout.reason
+            and any(carries(tensor, self.forwards[call.forward].batch_size or 1) for tensor in call.tensors())
+        ]
 
     def _training(self) -> bool:
         return any(forward.whole is not None and forward.whole.module.training for forward in self.forwards)
@@ -275,7 +327,8 @@ class Survey:
             if set(own.values()) <= set(missing):
                 continue
             try:
-                forms = forms_of_call(call, {local: self.parameters[name] for local, name in own.items()}, sizes[number])
+                parameters = {local: self.parameters[name] for local, name in own.items()}
+                forms = forms_of_call(call, parameters, sizes[number], self._samples_stay_apart(call))
             except NoRule as reason:
                 missing.update(dict.fromkeys(own.values(), str(reason)))
                 if call.spent:
@@ -347,8 +400,14 @@ class Survey:
         return name in self._own(module).values()
 
 
-def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size: int) -> dict[str, Form]:
+def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size: int, apart: bool = False) -> dict[str, Form]:
     """Return parameter name in the module -> form of its per-sample gradients in this call.
+
+    Args:
+        call: The call, with its output gradients.
+        parameters: Name in the module -> parameter.
+        batch_size: Number of samples.
+        apart: Whether the samples are known not to meet in the call.
 
     Raises:
         NoRule: if there is none; the message is the reason.
@@ -367,7 +426,7 @@ def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size
         except NoRule:
             if layout.axis == FLAT:
                 raise
-    repeated, _ = generic_forms(call, parameters, layout, batch_size)
+    repeated, _ = generic_forms(call, parameters, layout, batch_size, apart)
     return dict(repeated)
 
 

@@ -95,15 +95,20 @@ def random_numbers_of(module: Any) -> Iterator[None]:
         return
     device = module.input0.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if len(states) > 1:
-            torch.cuda.set_rng_state(states[1], device)
+        set_random_state(states, device)
         yield
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
     """Return the state of the generators that a call on this device draws from."""
     return (torch.get_rng_state(), torch.cuda.get_rng_state(device)) if device.type == "cuda" else (torch.get_rng_state(),)
+
+
+def set_random_state(states: tuple[Tensor, ...], device: torch.device) -> None:
+    """Put the generators into what :func:`random_state` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def channel_sums(values: Tensor) -> Dense:
