@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cockpit_lite.curvature import Curvature, ForwardProbe, is_compiled
+from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, is_compiled
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
@@ -94,6 +94,7 @@ class Probes:
     wiring: WiringProbe = field(init=False)
     data: DataProbe = field(init=False)
     generator: torch.Generator = field(init=False)
+    curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     last_step: LastStep | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -363,7 +364,13 @@ class TrackedStep:
             loss = objective(tensors, gradients, detach=False)
             self._note_loss(loss.detach() if scale is None else loss.detach() / scale)
             self._step.observed["curvature"] = Curvature(
-                loss, parameters, probes.generator, model=probes.model, forward=probes.forward.call, scale=scale
+                loss,
+                parameters,
+                probes.generator,
+                model=probes.model,
+                forward=probes.forward.call,
+                scale=scale,
+                memory=probes.curvature_memory,
             )
             self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
             for instrument in filter(needs_preparation, due):

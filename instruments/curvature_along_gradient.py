@@ -53,7 +53,7 @@ def gradient_step(curvature: Curvature, learning_rates: Mapping[str, float]) -> 
     """
     rates = [learning_rates.get(name, 0.0) for name in curvature.parameters]
     gradient = curvature.flat_gradient()
-    along = gradient @ curvature.product(gradient)
+    along = gradient @ curvature.gradient_product
     if len(set(rates)) == 1:
         rate = rates[0]
         gradient_term, curvature_term = rate * (gradient @ gradient), 0.5 * rate**2 * along

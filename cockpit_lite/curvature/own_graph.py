@@ -1,4 +1,4 @@
-"""Hessian products on the graph that the user's own forward pass left behind: no second forward, the same bits."""
+"""Curvature on the graph that the user's own forward pass left behind: no second forward, the same bits."""
 
 from __future__ import annotations
 
@@ -7,26 +7,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cockpit_lite.curvature.front import prediction_front
+from cockpit_lite.curvature.loss_graph import LossGraph
 from cockpit_lite.curvature.obstacles import NoSecondDerivative, check_loss, check_nodes, trust_note
 from cockpit_lite.errors import NotMeasured
 
 
-class OwnGraph:
-    """The gradient of ``loss`` with a graph of its own, and the derivative of that gradient along vectors.
+class OwnGraph(LossGraph):
+    """The gradient of ``loss``, bit-equal to the user's, and its derivatives.
 
-    Attributes:
-        slopes: Gradient by parameter; None where the loss does not depend on it. Bit-equal to the user's gradient.
-        notes: What a reader of the values should know.
+    Args:
+        loss: The root of the graph.
+        parameters: What is differentiated by.
+        model: Searched for backward hooks.
+        outputs: What the model returned; None: its call was not seen, and there are no Gauss-Newton products.
 
     Raises:
         NotMeasured: if the loss cannot be differentiated beside the user's backward.
     """
 
-    def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], model: nn.Module | None):
+    def __init__(
+        self, loss: Tensor, parameters: Sequence[nn.Parameter], model: nn.Module | None, outputs: Sequence[Tensor] | None = None
+    ):
         check_loss(loss, model)
         custom_functions = check_nodes([loss])
-        self._parameters = parameters
-        self.slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        self.parameters = parameters
+        self.outputs, self.without_outputs = _predictions(loss, parameters, outputs)
+        if self.outputs:
+            # In two parts, so that the gradient can be differentiated by what the loss sends back, too.
+            self.seeds = torch.autograd.grad(loss, self.outputs, create_graph=True)
+            self.slopes = torch.autograd.grad(self.outputs, parameters, self.seeds, create_graph=True, allow_unused=True)
+        else:
+            self.slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         if any(slope is not None and slope.is_sparse for slope in self.slopes):
             raise NotMeasured("a parameter has a sparse gradient, of which PyTorch has no second derivative")
         if all(slope is None for slope in self.slopes):
@@ -37,23 +49,14 @@ class OwnGraph:
             )
         self.notes = trust_note(custom_functions)
 
-    def multiply(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the Hessian times ``vectors``, None for zero."""
-        return derivative_along(self.slopes, vectors, self._parameters)
 
-
-def derivative_along(
-    outputs: Sequence[Tensor | None], weights: Sequence[Tensor], inputs: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
-    """Return the derivative of ``sum(output * weight)`` by ``inputs``; None where it is zero.
-
-    An output without a graph is constant: its part is exactly zero, as for the gradient of a linear loss.
-    """
-    curved, used = [], []
-    for output, weight in zip(outputs, weights, strict=True):
-        if output is not None and output.requires_grad:
-            curved.append(output)
-            used.append(weight)
-    if not curved:
-        return [None] * len(inputs)
-    return torch.autograd.grad(curved, inputs, used, retain_graph=True, allow_unused=True)
+def _predictions(
+    loss: Tensor, parameters: Sequence[nn.Parameter], outputs: Sequence[Tensor] | None
+) -> tuple[Sequence[Tensor], str]:
+    """Return the outputs that the loss was made of; if there are none, also why."""
+    if outputs is None:
+        return (), "the call of the model was not seen, and without its outputs there is no Gauss-Newton matrix"
+    try:
+        return [outputs[index] for index in prediction_front(loss, outputs, parameters)], ""
+    except NotMeasured as reason:
+        return (), f"{reason}, so there is no Gauss-Newton matrix"

@@ -5,13 +5,9 @@ twice, or not rightly, but have a twin that can.
 Running the user's own forward with the twin would move their weights by rounding, so the model is called once more beside
 it, with the same random numbers, on copies of its buffers.
 
-Nothing needs to be known about the loss. Let y(theta) be what the model returned and L(y) what the user made of it. The part
-of the user's graph from y to the loss gives ``u = dL/dy`` and products with ``L''``; the second forward gives the Jacobian
-J = dy/dtheta. With both::
-
-    H v  =  d(J'u)/dtheta v  +  J' L'' J v
-
-where the first term and J v come from one differentiation of ``J'u`` along v, by theta and by u.
+Nothing needs to be known about the loss. The part of the user's graph from the model's outputs y to the loss L gives
+``u = dL/dy`` and products with ``L''``; the second forward gives the Jacobian. Both meet in one operation that returns u and
+whose derivative is L'': with it the gradient of the second forward is differentiated as if the loss had been made of it.
 """
 
 from __future__ import annotations
@@ -27,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
+from cockpit_lite.curvature.front import front, prediction_front
+from cockpit_lite.curvature.loss_graph import LossGraph, derivative_along
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
-from cockpit_lite.curvature.own_graph import derivative_along
 from cockpit_lite.curvature.quietly import forward_hooks, own_hooks_resting, package
 from cockpit_lite.errors import NotMeasured
 
@@ -73,6 +70,10 @@ class ForwardCall:
     def _input_versions(self) -> list[int]:
         return [tensor._version for tensor in self.inputs()]
 
+    def outputs(self) -> list[Tensor]:
+        """Return the tensors of ``output``, in order."""
+        return _tensors(self.output)
+
     def repeat(self, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Call the model again and return the tensors of its output, in the order of those of ``output``.
 
@@ -100,12 +101,8 @@ class ForwardCall:
             return _tensors(torch.func.functional_call(model, {**buffers, **(weights or {})}, self.args, self.kwargs))
 
 
-class SecondForward:
-    """The Hessian of a loss, through a second forward pass of the model.
-
-    Attributes:
-        slopes: Gradient by parameter; None where the loss does not depend on it. Equal to the user's up to rounding.
-        notes: What a reader of the values should know.
+class SecondForward(LossGraph):
+    """The derivatives of a loss, through a second forward pass of the model; its gradient equals the user's up to rounding.
 
     Raises:
         NotMeasured: if the loss depends on the parameters in another way than through this call, or the call cannot be
@@ -113,95 +110,59 @@ class SecondForward:
     """
 
     def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], forward: ForwardCall):
-        self._parameters = parameters
-        outputs = _tensors(forward.output)
-        used = _front(loss, outputs, parameters)
+        self.parameters = parameters
+        outputs = forward.outputs()
+        used, self.without_outputs = _used(loss, outputs, parameters)
         repeated = forward.repeat()
         if len(repeated) != len(outputs):
             raise NotMeasured("a second forward pass returned something else")
-        self._outputs = [outputs[index] for index in used]
-        self._repeated = [repeated[index] for index in used]
-        _compare(self._outputs, self._repeated, _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE)
-        custom_functions = check_nodes([loss], self._outputs) + check_nodes(self._repeated)
-        self._loss_slopes = torch.autograd.grad(loss, self._outputs, create_graph=True)
-        seeds = [slope.detach().to(output) for slope, output in zip(self._loss_slopes, self._repeated, strict=True)]
-        self._seeds = [seed.requires_grad_() for seed in seeds]
-        self.slopes = torch.autograd.grad(self._repeated, parameters, self._seeds, create_graph=True, allow_unused=True)
+        first, second = [outputs[index] for index in used], [repeated[index] for index in used]
+        _compare(first, second, _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE)
+        custom_functions = check_nodes([loss], first) + check_nodes(second)
+        slopes = torch.autograd.grad(loss, first, create_graph=True)
+
+        def bend(moves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            """Return L'' times what the outputs move by."""
+            moves = [move.to(output) for move, output in zip(moves, first, strict=True)]
+            pulls = derivative_along(slopes, moves, first)
+            return [None if pull is None else pull.to(output) for pull, output in zip(pulls, second, strict=True)]
+
+        self.seeds = _Seeds.apply(
+            bend, [slope.detach().to(output) for slope, output in zip(slopes, second, strict=True)], *second
+        )
+        self.slopes = torch.autograd.grad(second, parameters, self.seeds, create_graph=True, allow_unused=True)
+        self.outputs = () if self.without_outputs else second
         self.notes = [
             "by a second forward pass" + (" in full precision" if forward.autocast else ""),
             *trust_note(custom_functions),
         ]
 
-    def multiply(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the Hessian times ``vectors``, None for zero."""
-        both = derivative_along(self.slopes, vectors, [*self._seeds, *self._parameters])
-        moved, bent = both[: len(self._seeds)], both[len(self._seeds) :]
-        moves = [
-            torch.zeros_like(output) if move is None else move.to(output)
-            for move, output in zip(moved, self._outputs, strict=True)
-        ]
-        pulls = derivative_along(self._loss_slopes, moves, self._outputs)
-        kept = [(output, pull.to(output)) for output, pull in zip(self._repeated, pulls, strict=True) if pull is not None]
-        pulled: Sequence[Tensor | None] = [None] * len(self._parameters)
-        if kept:
-            pulled = derivative_along([output for output, _ in kept], [pull for _, pull in kept], self._parameters)
-        return [_add(first, second) for first, second in zip(bent, pulled, strict=True)]
+
+def _used(loss: Tensor, outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> tuple[list[int], str]:
+    """Return which outputs the loss was made of; if they are no predictions, also why there are none."""
+    try:
+        return prediction_front(loss, outputs, parameters), ""
+    except NotMeasured as reason:
+        without = f"{reason}, so there is no Gauss-Newton matrix"
+    try:
+        return front(loss, outputs, parameters), without
+    except NotMeasured as reason:
+        raise NotMeasured(f"{reason}, so a second forward pass does not give it") from None
 
 
-def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+class _Seeds(torch.autograd.Function):
+    """Returns dL/dy, which is known, as a function of the outputs y, whose derivative is L''."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, bend: Callable[[Sequence[Tensor]], Sequence[Tensor | None]], slopes: Sequence[Tensor], *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.bend = bend
+        return tuple(slopes)
 
-_Edge = tuple[Any, int]  # a node of the graph and which of its outputs
-
-
-def _edge(tensor: Tensor) -> _Edge:
-    return tensor.grad_fn, tensor.output_nr
-
-
-def _front(loss: Tensor, outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[int]:
-    """Return which outputs the loss was made of, not counting outputs that other outputs were made of.
-
-    Raises:
-        NotMeasured: if the loss depends on a parameter in another way than through the outputs, or on an output both
-            directly and through another one: what the loss makes of each output could not be told apart.
-    """
-    edges = {_edge(output): index for index, output in enumerate(outputs) if output.grad_fn is not None}
-    front, leaves = _search([_edge(loss)], edges)
-    if leaves & {id(parameter) for parameter in parameters}:
-        raise NotMeasured("the loss uses parameters beside the model's output, so a second forward pass does not give it")
-    if not front:
-        raise NotMeasured("the loss does not come from the model's last forward pass")
-    behind, _ = _search([edge for node, _ in front for edge in node.next_functions], {})
-    if front & behind:
-        raise NotMeasured("the loss uses outputs of the model of which one is made of another")
-    return sorted(edges[edge] for edge in front)
-
-
-def _search(start: Sequence[_Edge], stops: Mapping[_Edge, int]) -> tuple[set[_Edge], set[int]]:
-    """Walk the graph from ``start``, not beyond ``stops``.
-
-    Returns:
-        The stops that were met (every edge that was met, if there are no stops), and the ids of the leaves.
-    """
-    met: set[_Edge] = set()
-    leaves: set[int] = set()
-    pending = list(start)
-    seen = set(pending)
-    while pending:
-        edge = pending.pop()
-        if not stops or edge in stops:
-            met.add(edge)
-        if edge in stops or edge[0] is None:
-            continue
-        leaves.add(id(getattr(edge[0], "variable", None)))
-        for following in edge[0].next_functions:
-            if following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return met, leaves
+    @staticmethod
+    def backward(ctx: Any, *moves: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.bend(moves)
 
 
 def _compare(first: Sequence[Tensor], second: Sequence[Tensor], tolerance: float) -> None:

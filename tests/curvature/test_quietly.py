@@ -31,7 +31,7 @@ def test_training_stays_as_it_is_to_the_bit(name: str, second_forward: bool, mon
     plain = state_after_backward(forward(ZOO[name]))
     watched = forward(ZOO[name])
     if second_forward:
-        monkeypatch.setattr("cockpit_lite.curvature.hessian.OwnGraph", no_own_graph)
+        monkeypatch.setattr("cockpit_lite.curvature.source.OwnGraph", no_own_graph)
     curvature = watched.curvature(model=watched.model, forward=watched.call)
     measured = True
     try:

@@ -32,7 +32,7 @@ def no_own_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise NoSecondDerivative("the test wants a second forward")
 
-    monkeypatch.setattr("cockpit_lite.curvature.hessian.OwnGraph", refuse)
+    monkeypatch.setattr("cockpit_lite.curvature.source.OwnGraph", refuse)
 
 
 class Attention(nn.Module):

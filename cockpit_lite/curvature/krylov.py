@@ -1,0 +1,289 @@
+r"""Eigenvalues at both ends of a symmetric matrix's spectrum from few products with it, shared by all who ask.
+
+A growing orthonormal basis V with its products W = A V: the eigenvalues of V'W (Ritz values) lie within the spectrum, and
+``V s`` approximates an eigenvector of the outermost ones first. The basis grows by the residual ``W s - value V s`` of the
+Ritz vector that is wanted; begun with one vector this is the Lanczos method, and everything is orthogonalised twice, so no
+eigenvalue shows up as a copy of another. Begun with several it makes use of all that is known beforehand: the eigenvectors
+of the last measurement, which along a training change slowly, and the gradient, which lies mostly where the curvature is
+large. What one question has spent, the next one finds: the other end of the spectrum, further eigenvalues, a closer look.
+
+*Largest* is algebraic: a power iteration finds the largest magnitude instead, which for a Hessian may be a negative
+eigenvalue. With the residual r some eigenvalue lies within r of the Ritz value, and within r²/gap where ``gap`` separates it
+from the rest of the spectrum; the largest Ritz value is a lower bound of the largest eigenvalue (but for rounding).
+
+Memory: two vectors of the matrix's length for each of the basis. As many are kept as fit, at most :data:`MOST_VECTORS` and at
+least :data:`FEWEST_VECTORS`; a basis that is full is cut down to its wanted Ritz vectors, whose products are known, and
+grows again.
+
+References: B. Parlett, "The Symmetric Eigenvalue Problem" (1998), chapters 11 to 13; E. Davidson (1975); K. Wu and H. Simon,
+"Thick-restart Lanczos" (2000).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+#: The basis holds no more vectors than this, and no fewer than that whatever the memory.
+MOST_VECTORS, FEWEST_VECTORS = 12, 4
+
+#: Bytes that the basis and its products may take.
+MEMORY = 2**31
+
+# Below this share of its length what is left of a vector after orthogonalisation is rounding.
+_NEGLIGIBLE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+# How much noise goes into the first residual, in its length: a basis that starts in an invariant subspace would never leave it.
+_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class RitzPairs:
+    """Approximate eigenpairs, the wanted end of the spectrum first.
+
+    Attributes:
+        values: Ritz values. NaN if a product was not finite.
+        residuals: ‖A y - value y‖ of each.
+        errors: Estimated distance of each from the nearest eigenvalue: the residual, or its square over the gap.
+        vectors: Unit vectors y as rows.
+        converged: Whether all errors came below the tolerance.
+    """
+
+    values: tuple[float, ...]
+    residuals: tuple[float, ...]
+    errors: tuple[float, ...]
+    vectors: Tensor
+    converged: bool
+
+
+@dataclass(frozen=True)
+class _Ritz:
+    """Eigenpairs of the small problem V'W, in rising order, on the host in double precision."""
+
+    values: Tensor
+    weights: Tensor
+
+
+class Krylov:
+    """A subspace in which a symmetric matrix is known.
+
+    Nothing is computed before the first question. The host looks at the small coefficients, never at vectors; on an
+    accelerator, where every look waits for what was launched so far, only when a question may be answered.
+
+    Args:
+        product: Matrix times vector.
+        starts: Vectors to begin with, the most trusted first.
+        generator: For a little noise, on the device of the vectors.
+        first_product: The product of the first start, if it is known.
+        memory: Bytes that basis and products may take.
+
+    Attributes:
+        spent: How many products were spent here.
+        capacity: How many vectors the basis can hold.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        starts: Sequence[Tensor],
+        generator: torch.Generator,
+        *,
+        first_product: Tensor | None = None,
+        memory: int = MEMORY,
+    ):
+        self.spent = 0
+        self._product = product
+        self._starts = list(starts)
+        self._generator = generator
+        self._first_product = first_product
+        like = starts[0]
+        self.dimension = like.numel()
+        self.capacity = self._fitting(memory)
+        self._like = like
+        self._basis: Tensor | None = None
+        self._products = like.new_empty(0, 0)
+        self._small = like.new_empty(0, 0)  # V'W
+        self._count = 0
+        self._noisy = False
+        self._exhausted = False
+        self._ritz: _Ritz | None = None
+
+    def _fitting(self, memory: int) -> int:
+        like = self._starts[0]
+        fitting = memory // (2 * like.numel() * like.element_size())
+        return min(max(fitting, FEWEST_VECTORS), MOST_VECTORS, like.numel())
+
+    def limit(self, memory: int) -> None:
+        """Take no more memory than this from here on, as far as nothing has been allocated yet."""
+        if self._basis is None:
+            self.capacity = min(self.capacity, self._fitting(memory))
+
+    @property
+    def basis(self) -> Tensor:
+        """The orthonormal vectors so far, as rows."""
+        return self._like.new_empty(0, self.dimension) if self._basis is None else self._basis[: self._count]
+
+    @property
+    def basis_products(self) -> Tensor:
+        """The matrix times :attr:`basis`, as rows."""
+        return self._like.new_empty(0, self.dimension) if self._basis is None else self._products[: self._count]
+
+    @property
+    def ritz_values(self) -> tuple[float, ...]:
+        """All Ritz values so far, in rising order; only the outermost ones are near eigenvalues."""
+        return tuple(self._look().values.tolist()) if self._count else ()
+
+    def top(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = MOST_VECTORS) -> RitzPairs:
+        """Return the algebraically largest eigenvalues, the largest first.
+
+        Args:
+            count: How many; fewer are returned where the matrix has fewer rows.
+            tolerance: The basis grows until the estimated error of each is below this share of its value.
+            max_products: No more products than this are spent in all, whoever asked for them.
+        """
+        return self._find(count, tolerance, max_products, largest=True)
+
+    def bottom(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = MOST_VECTORS) -> RitzPairs:
+        """Return the algebraically smallest eigenvalues, the smallest first; arguments as of :meth:`top`.
+
+        The error is measured against the largest magnitude of the spectrum: the lower end of a Hessian is often near zero.
+        """
+        return self._find(count, tolerance, max_products, largest=False)
+
+    def _find(self, count: int, tolerance: float, max_products: int, *, largest: bool) -> RitzPairs:
+        count = min(count, self.capacity)
+        self._begin(max(1, max_products))
+        while True:
+            pairs = self._pairs(count, tolerance, largest)
+            if pairs.converged or not math.isfinite(pairs.values[0]) or self.spent >= max_products or self._exhausted:
+                return pairs
+            worst = max(range(len(pairs.errors)), key=lambda index: pairs.errors[index])
+            if len(pairs.values) < count:
+                worst = 0
+            if self._count == self.capacity:
+                self._cut(max(count, 2), largest)
+                pairs = self._pairs(count, tolerance, largest)
+            self._grow(self._residual(worst, largest))
+
+    # The basis
+
+    def _begin(self, most: int) -> None:
+        if self._basis is not None:
+            return
+        self._basis = self._like.new_empty(self.capacity, self.dimension)
+        self._products = torch.empty_like(self._basis)
+        self._small = self._like.new_zeros(self.capacity, self.capacity)
+        for start in self._starts:
+            if self._count < min(self.capacity, most):
+                known, self._first_product = self._first_product, None
+                self._add(start, known)
+        self._starts.clear()
+        while not self._count and self.spent < most:  # no start was of any use
+            self._add(self._random(), None)
+
+    def _random(self) -> Tensor:
+        like = self._like
+        return torch.randn(like.shape, generator=self._generator, device=like.device, dtype=like.dtype)
+
+    def _add(self, vector: Tensor, known_product: Tensor | None) -> bool:
+        """Take a vector into the basis; False if nothing of it is new."""
+        assert self._basis is not None
+        position, spanned = self._count, self._basis[: self._count]
+        length = torch.linalg.vector_norm(vector)
+        fresh = vector
+        for _ in range(2):  # the first pass leaves rounding along the basis, the second removes it
+            fresh = torch.addmv(fresh, spanned.T, spanned @ fresh, alpha=-1)
+        left = torch.linalg.vector_norm(fresh)
+        # Written so that a vector that is not finite counts as nothing new.
+        if not bool(left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length):
+            return False
+        torch.div(fresh, left, out=self._basis[position])
+        if known_product is not None and not position:
+            torch.div(known_product, left, out=self._products[position])
+        else:
+            self._products[position] = self._product(self._basis[position])
+            self.spent += 1
+        self._count += 1
+        row = self._basis[: self._count] @ self._products[position]
+        self._small[position, : self._count] = row
+        self._small[: self._count, position] = row
+        self._ritz = None
+        return True
+
+    def _grow(self, residual: Tensor) -> None:
+        if not self._noisy:
+            self._noisy = True
+            noise = self._random()
+            residual = residual + _NOISE * torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(noise) * noise
+        # Noise, too, has nothing new once the basis spans the whole space.
+        self._exhausted = not (self._add(residual, None) or (self._count < self.dimension and self._add(self._random(), None)))
+
+    def _cut(self, keep: int, largest: bool) -> None:
+        """Keep the Ritz vectors at the wanted end and one at the other; their products are known."""
+        assert self._basis is not None
+        ritz = self._look()
+        keep = min(keep, self.capacity - 2)
+        order = list(range(self._count))
+        chosen = [*order[:1], *order[-keep:]] if largest else [*order[:keep], *order[-1:]]
+        weights = ritz.weights[:, chosen].to(self._basis)
+        count = len(chosen)
+        self._basis[:count] = weights.T @ self._basis[: self._count]
+        self._products[:count] = weights.T @ self._products[: self._count]
+        self._small.zero_()
+        self._small[:count, :count] = self._basis[:count] @ self._products[:count].T
+        self._count, self._ritz = count, None
+
+    # The small problem
+
+    def _look(self) -> _Ritz:
+        if self._ritz is None:
+            small = self._small[: self._count, : self._count].cpu().double()
+            if bool(torch.isfinite(small).all()):
+                self._ritz = _Ritz(*torch.linalg.eigh(small))
+            else:
+                self._ritz = _Ritz(torch.full((self._count,), math.nan, dtype=torch.float64), torch.eye(self._count).double())
+        return self._ritz
+
+    def _pairs(self, count: int, tolerance: float, largest: bool) -> RitzPairs:
+        ritz = self._look()
+        positions = list(range(self._count)[::-1][:count] if largest else range(self._count)[:count])
+        values = ritz.values.tolist()
+        size = max(abs(value) for value in values)
+        weights = ritz.weights[:, positions].to(self._like)
+        vectors = weights.T @ self.basis
+        found = ritz.values[positions].to(self._like)
+        remainders = torch.addcmul(weights.T @ self.basis_products, vectors, found[:, None], value=-1)
+        residuals = torch.linalg.vector_norm(remainders, dim=1).tolist()
+        errors = [_error(values, *pair, inwards=-1 if largest else 1) for pair in zip(positions, residuals, strict=True)]
+        scales = [abs(values[position]) if largest else size for position in positions]
+        rounding = _NEGLIGIBLE.get(self._like.dtype, 1e-5) * size
+        close = all(error <= max(tolerance * scale, rounding) for error, scale in zip(errors, scales, strict=True))
+        # A single vector, near the top, has a small residual, too: the bottom is not the same pair again.
+        enough = (len(positions) == count and (largest or self._count > 1)) or self._exhausted
+        pairs = tuple(values[position] for position in positions), tuple(residuals), tuple(errors)
+        return RitzPairs(*pairs, vectors, (enough and close) or self._count == self.dimension)
+
+    def _residual(self, index: int, largest: bool) -> Tensor:
+        """Return the residual vector of the Ritz pair that is ``index`` places from the wanted end."""
+        ritz = self._look()
+        position = self._count - 1 - index if largest else index
+        weights = ritz.weights[:, position].to(self._like)
+        return self.basis_products.T @ weights - float(ritz.values[position]) * (self.basis.T @ weights)
+
+
+def _error(values: Sequence[float], position: int, residual: float, inwards: int) -> float:
+    """Estimate how far a Ritz value is from the nearest eigenvalue.
+
+    The gap to the rest of the spectrum is taken for the one to the next Ritz value, but for no more than the value itself:
+    much of a network's spectrum lies near zero, where a small basis has not seen it yet.
+    """
+    neighbour = position + inwards
+    gap = abs(values[position] - values[neighbour]) if 0 <= neighbour < len(values) else 0.0
+    gap = min(gap, abs(values[position]))
+    return min(residual, residual**2 / gap) if gap else residual

@@ -1,0 +1,134 @@
+"""Where products come from: the user's graph if it can be differentiated twice, else that of a second forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cockpit_lite.curvature.loss_graph import LossGraph, Slopes
+from cockpit_lite.curvature.obstacles import NoSecondDerivative, explain
+from cockpit_lite.curvature.own_graph import OwnGraph
+from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
+from cockpit_lite.errors import NotMeasured
+
+_Result = TypeVar("_Result")
+
+
+class Source:
+    """The graph of one loss, opened on first use; a failure is final and costs nothing again.
+
+    Args:
+        loss: With its graph.
+        parameters: What is differentiated by.
+        model: Where backward hooks are looked for and buffers are kept safe.
+        scale: What the loss was multiplied with; divided out of everything.
+        forward: The call of the model, for the outputs and for a second forward.
+
+    Attributes:
+        hessian_products: How many products were spent with the Hessian.
+        gauss_newton_products: And with the Gauss-Newton matrix.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor,
+        parameters: Sequence[nn.Parameter],
+        model: nn.Module | None,
+        scale: float | Tensor | None,
+        forward: ForwardCall | None,
+    ):
+        self.parameters = parameters
+        self.hessian_products = self.gauss_newton_products = 0
+        self._loss: Tensor | None = loss
+        self._model = model
+        self._scale = scale
+        self._forward = forward
+        self._graph: LossGraph | None = None
+        self._failure: str | None = None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of the values should know."""
+        return self._graph.notes if self._graph is not None else ()
+
+    def gradient(self, positions: Sequence[int]) -> list[Tensor]:
+        """Return the gradient by these parameters."""
+        slopes = self._try(lambda graph: graph.slopes)
+        return self._complete([slopes[position] for position in positions], positions)
+
+    def hessian_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
+        """Return the block of the Hessian that belongs to these parameters, times ``vectors``."""
+        products = self._try(lambda graph: graph.multiply(vectors, positions))
+        self.hessian_products += 1
+        return self._complete(products, positions)
+
+    def gauss_newton_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
+        """Return the block of the Gauss-Newton matrix that belongs to these parameters, times ``vectors``."""
+
+        def multiply(graph: LossGraph) -> tuple[str, Slopes]:
+            # That there are no outputs is no obstacle for the Hessian, so it is no failure of the graph.
+            return ("", graph.multiply_gauss_newton(vectors, positions)) if graph.outputs else (graph.without_outputs, ())
+
+        obstacle, products = self._try(multiply)
+        if obstacle:
+            raise NotMeasured(obstacle)
+        self.gauss_newton_products += 1
+        return self._complete(products, positions)
+
+    def release(self) -> None:
+        """Let go of the graph."""
+        self._loss = self._graph = self._forward = None
+        self._failure = "the graph of the loss is no longer there"
+
+    def _try(self, use: Callable[[LossGraph], _Result]) -> _Result:
+        if self._failure is not None:
+            raise NotMeasured(self._failure)
+        try:
+            try:
+                return self._use(use)
+            except NoSecondDerivative:
+                if self._forward is None or isinstance(self._graph, SecondForward):
+                    raise
+                forward, self._forward = self._forward, None
+                assert self._loss is not None
+                loss = self._loss
+                self._graph = self._quietly(lambda: SecondForward(loss, self.parameters, forward))
+                return self._use(use)
+        except NotMeasured as obstacle:
+            self._failure = str(obstacle)
+            raise
+
+    def _use(self, use: Callable[[LossGraph], _Result]) -> _Result:
+        if self._graph is None:
+            self._graph = self._quietly(self._open)
+        graph = self._graph
+        return self._quietly(lambda: use(graph))
+
+    def _open(self) -> OwnGraph:
+        assert self._loss is not None
+        if not self.parameters:
+            raise NotMeasured("no parameter requires a gradient")
+        if any(parameter.is_complex() for parameter in self.parameters):
+            raise NotMeasured("the model has complex parameters")
+        outputs = None if self._forward is None else self._forward.outputs()
+        return OwnGraph(self._loss, self.parameters, self._model, outputs)
+
+    def _quietly(self, work: Callable[[], _Result]) -> _Result:
+        buffers = self._model.buffers() if self._model is not None else ()
+        try:
+            with quietly(self.parameters, buffers):
+                return work()
+        except RuntimeError as error:
+            raise NoSecondDerivative(explain(error)) from error
+
+    def _complete(self, values: Slopes, positions: Sequence[int]) -> list[Tensor]:
+        """Write zeros out and divide by the scale of the loss."""
+        complete = []
+        for position, value in zip(positions, values, strict=True):
+            tensor = torch.zeros_like(self.parameters[position], requires_grad=False) if value is None else value.detach()
+            complete.append(tensor if self._scale is None else tensor / self._scale)
+        return complete

@@ -1,0 +1,262 @@
+r"""The second-order view of one mini-batch loss: products with its Hessian and Gauss-Newton matrix, and what is shared of them.
+
+Under ReLU and other piecewise linear activations the Hessian is the one of the linear piece the weights are in: the kinks
+carry curvature that no derivative sees. Where the network is piecewise linear in each layer, what is left beside the
+Gauss-Newton matrix are only the products between different layers. Differences of gradients, which jump there, are useless.
+
+What several instruments can use is computed once a step: the product with the gradient, one search for eigenvalues that the
+next question finds where the last one left it, and random products.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cockpit_lite.curvature.krylov import Krylov, RitzPairs
+from cockpit_lite.curvature.matrix import Matrix, flatten
+from cockpit_lite.curvature.memory import CurvatureMemory
+from cockpit_lite.curvature.second_forward import ForwardCall
+from cockpit_lite.curvature.source import Source
+from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate, exact_trace, random_signs, trace_from
+from cockpit_lite.errors import NotMeasured
+
+
+class Curvature:
+    """Second-order view of one mini-batch loss, alive until the user's backward frees the graph.
+
+    Nothing is computed before the first use. The user's gradients, buffers, hooks on parameters and random numbers stay
+    as they are, to the bit.
+
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> curvature = Curvature((weight**3).sum(), {"weight": weight}, torch.Generator())
+        >>> curvature.hessian_vector_product([torch.tensor([1.0, 1.0])])
+        [tensor([ 6., 12.])]
+
+    Attributes:
+        parameters: The parameters that require a gradient, by name, each once.
+        generator: Generator for random vectors, on the parameters' device; never the global one.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        scale: float | Tensor | None = None,
+        forward: ForwardCall | None = None,
+        memory: CurvatureMemory | None = None,
+    ):
+        """Look at ``loss`` just before its backward.
+
+        Args:
+            loss: The mini-batch loss with its graph.
+            parameters: By name. Those the loss does not depend on count as zero, those that are frozen are left out.
+            generator: For random vectors.
+            model: Where backward hooks are looked for and buffers are kept safe.
+            scale: What a gradient scaler multiplied the loss with, if any; divided out of gradient and products.
+            forward: The call of the model that the loss comes from. With it there are Gauss-Newton products, and operations
+                without a second derivative that have a twin with one (fused attention) are run a second time, see
+                :class:`SecondForward`.
+            memory: Eigenvectors of the last step, to begin with; takes those of this one.
+        """
+        self.generator = generator
+        self.parameters: dict[str, nn.Parameter] = {}
+        known: set[int] = set()
+        for name, parameter in parameters.items():
+            if parameter.requires_grad and id(parameter) not in known:
+                known.add(id(parameter))
+                self.parameters[name] = parameter
+        self._source = Source(loss, list(self.parameters.values()), model, scale, forward)
+        self._matrix = Matrix(self._source, tuple(range(len(self.parameters))))
+        self._memory = CurvatureMemory() if memory is None else memory
+        self._part = ""  # names of the parameters, of a restriction
+        self._forget_results()
+
+    def _forget_results(self) -> None:
+        self._gradient: dict[str, Tensor] | None = None
+        self._gradient_product: Tensor | None = None
+        self._krylov: Krylov | None = None
+        self._random: list[tuple[Tensor, Tensor]] = []
+        self._previous: dict[str, Tensor | None] = {}
+
+    @property
+    def products(self) -> int:
+        """How many Hessian-vector products were spent so far, those of restrictions included."""
+        return self._source.hessian_products
+
+    @property
+    def gauss_newton_products(self) -> int:
+        """How many Gauss-Newton-vector products were spent so far."""
+        return self._source.gauss_newton_products
+
+    @property
+    def dimension(self) -> int:
+        """Number of elements of all parameters."""
+        return self._matrix.dimension
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of the values should know, or None."""
+        return "; ".join(self._source.notes) or None
+
+    @property
+    def gradient(self) -> dict[str, Tensor]:
+        """Gradient of the loss by parameter name, detached; zeros for unused parameters.
+
+        Raises:
+            NotMeasured: if it cannot be taken beside the user's own backward.
+        """
+        if self._gradient is None:
+            self._gradient = dict(zip(self.parameters, self._source.gradient(self._matrix.positions), strict=True))
+        return self._gradient
+
+    # Products
+
+    def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the Hessian times ``vectors``, one tensor a parameter, in the order of :attr:`parameters`.
+
+        Raises:
+            NotMeasured: if an operation of the user's has no second derivative; the message names it.
+        """
+        return self._matrix.multiply(vectors)
+
+    def gauss_newton_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the Gauss-Newton matrix J'L''J times ``vectors``, of whatever loss; arguments as for the Hessian.
+
+        It is positive semi-definite where the loss is convex in the model's outputs, which is not asked for here.
+
+        Raises:
+            NotMeasured: if it cannot be told which outputs of the model the loss was made of, or as for the Hessian.
+        """
+        return self._gauss_newton.multiply(vectors)
+
+    @property
+    def _gauss_newton(self) -> Matrix:
+        return Matrix(self._source, self._matrix.positions, "gauss_newton")
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return one vector of at least single precision, on the device of the first parameter."""
+        return flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> list[Tensor]:
+        """Undo :meth:`flatten`: cut a vector into tensors like the parameters."""
+        return self._matrix.unflatten(vector)
+
+    def product(self, vector: Tensor) -> Tensor:
+        """Return the Hessian times one long vector (see :meth:`flatten`)."""
+        return self._matrix(vector)
+
+    def gauss_newton_product(self, vector: Tensor) -> Tensor:
+        """Return the Gauss-Newton matrix times one long vector."""
+        return self._gauss_newton(vector)
+
+    def flat_gradient(self) -> Tensor:
+        """Return :attr:`gradient` as one long vector."""
+        return flatten(list(self.gradient.values()))
+
+    def restricted(self, names: Iterable[str]) -> Curvature:
+        """Return the view of some parameters only: the diagonal block of the matrices that belongs to them.
+
+        It costs nothing by itself: the graph is that of the whole, and a product goes no further down than it must.
+
+        Raises:
+            NotMeasured: if none of the names is one of :attr:`parameters`.
+        """
+        wanted = set(names)
+        if not wanted & self.parameters.keys():
+            raise NotMeasured("none of these parameters is trained")
+        part = copy.copy(self)
+        part.parameters = {name: parameter for name, parameter in self.parameters.items() if name in wanted}
+        positions = zip(self.parameters, self._matrix.positions, strict=True)
+        part._matrix = Matrix(self._source, tuple(position for name, position in positions if name in wanted))
+        part._part = "+".join(part.parameters)
+        part._forget_results()
+        return part
+
+    # What is shared
+
+    @property
+    def gradient_product(self) -> Tensor:
+        """The Hessian times the gradient, as one long vector; one product, whoever asks."""
+        if self._gradient_product is None:
+            self._gradient_product = self.product(self.flat_gradient())
+        return self._gradient_product
+
+    @property
+    def krylov(self) -> Krylov:
+        """The search for eigenvalues of the Hessian, shared by all who ask on this step.
+
+        It begins with the gradient, whose product :attr:`gradient_product` has in common with it, and the eigenvectors of the
+        last measurement.
+        """
+        if self._krylov is None:
+            gradient = self.flat_gradient()
+            shapes = [parameter.shape for parameter in self.parameters.values()]
+            starts: list[Tensor] = []
+            for end in ("top", "bottom"):
+                known = self._memory.recall(self._part, end, shapes, gradient)
+                self._previous[end] = known
+                starts.extend([] if known is None else known.unbind())
+            self._krylov = Krylov(self._matrix, [gradient, *starts], self.generator, first_product=self.gradient_product)
+        return self._krylov
+
+    def top_eigenpairs(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = 12) -> RitzPairs:
+        """Return the algebraically largest eigenvalues of the Hessian and remember their vectors for the next step.
+
+        Arguments as of :meth:`Krylov.top`; the product with the gradient counts as one.
+        """
+        return self._remembered("top", self.krylov.top(count, tolerance=tolerance, max_products=max_products - 1))
+
+    def bottom_eigenpairs(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = 12) -> RitzPairs:
+        """Return the algebraically smallest eigenvalues, as :meth:`top_eigenpairs` does the largest."""
+        return self._remembered("bottom", self.krylov.bottom(count, tolerance=tolerance, max_products=max_products - 1))
+
+    def _remembered(self, end: str, pairs: RitzPairs) -> RitzPairs:
+        if not all(math.isfinite(value) for value in pairs.values):
+            self._memory.forget(self._part)
+        else:
+            shapes = [parameter.shape for parameter in self.parameters.values()]
+            known = self._memory.recall(self._part, end, shapes, pairs.vectors)
+            # Whoever asks for fewer must not make those forgotten that another one asked for on this step.
+            if known is None or known is self._previous.get(end) or len(known) <= len(pairs.vectors):
+                self._memory.remember(self._part, end, shapes, pairs.vectors)
+        return pairs
+
+    def previous_eigenvectors(self, end: str = "top") -> Tensor | None:
+        """Return the eigenvectors of the last measurement as rows, or None; ``end`` is "top" or "bottom"."""
+        _ = self.krylov
+        return self._previous[end]
+
+    def random_products(self, count: int) -> RandomProducts:
+        """Return ``count`` random sign vectors and their products with the Hessian, the same for all who ask on this step."""
+        like = self.flat_gradient()
+        while len(self._random) < count:
+            signs = random_signs(like, self.generator)
+            self._random.append((signs, self.product(signs)))
+        chosen = self._random[:count]
+        return RandomProducts(torch.stack([signs for signs, _ in chosen]), torch.stack([product for _, product in chosen]))
+
+    def trace(self, samples: int) -> TraceEstimate:
+        """Return the trace of the Hessian, from ``samples`` random products and what the search for eigenvalues has found.
+
+        It is exact where the model has no more elements than that.
+        """
+        like = self.flat_gradient()
+        if self.dimension <= samples:
+            return TraceEstimate(exact_trace(self.product, like), None)
+        nothing = like.new_empty(0, like.numel())
+        known = (nothing, nothing) if self._krylov is None else (self._krylov.basis, self._krylov.basis_products)
+        return trace_from(self.random_products(samples), *known)
+
+    def release(self) -> None:
+        """Let go of the graph; from here on nothing can be measured."""
+        self._source.release()
+        self._forget_results()
