@@ -241,11 +241,13 @@ class Survey:
                     del reasons[name]
                 elif failed[name] not in reasons[name]:
                     reasons[name] = f"{reasons[name]}; and {failed[name]}"
-            self.around.append((calls, [name for name in names if name not in failed]))
+            covered = [name for name in names if name not in failed]
+            if covered:
+                self.around.append((calls, covered))
             if not reasons:
                 break
         self.not_covered.update(reasons)
-        used = {id(calls[0].module) for calls, names in self.around if names}
+        used = {id(calls[0].module) for calls, _ in self.around}
         self.learned.learn(used, {(name, training): reasons[name] for name in tried if name in reasons})
 
     def _has_every_use(self, calls: Sequence[Call], name: str) -> bool:
