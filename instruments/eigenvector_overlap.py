@@ -68,7 +68,11 @@ class EigenvectorOverlap(Instrument):
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
         last = curvature.previous_eigenvectors()
-        pairs = curvature.top_eigenpairs(self.count, tolerance=self.tolerance, max_products=self.max_products)
+        # The search is for the largest one, as others ask for it; of the rest it knows the more, the more often it begins with them.
+        curvature.top_eigenpairs(tolerance=self.tolerance, max_products=self.max_products)
+        pairs = curvature.top_eigenpairs(
+            self.count, tolerance=self.tolerance, max_products=min(self.max_products, self.count + 1)
+        )
         note = "; ".join(filter(None, [curvature.note, None if pairs.converged else "not converged"])) or None
         worst = max(pairs.residuals)
         values = torch.tensor(pairs.values)
