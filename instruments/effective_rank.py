@@ -27,6 +27,9 @@ from cockpit_lite.probes.moments import stacked
 from cockpit_lite.probes.output_sample import MOST_ROWS
 from cockpit_lite.step import Step
 
+#: What several layers of sums leave of rounding, in units of the last digit.
+_ROUNDING = 10.0
+
 
 def effective_ranks(outputs: Tensor) -> Tensor:
     """Return the effective rank of each matrix of a stack, shape (..., rows, units), with the mean over its rows taken off.
@@ -37,7 +40,8 @@ def effective_ranks(outputs: Tensor) -> Tensor:
     values = outputs if outputs.device.type == "mps" else outputs.double()
     centred = values - values.mean(-2, keepdim=True)
     gram = centred.mT @ centred if values.shape[-2] >= values.shape[-1] else centred @ centred.mT
-    varies = gram.diagonal(dim1=-2, dim2=-1).sum(-1) > torch.finfo(outputs.dtype).eps ** 2 * values.square().sum((-2, -1))
+    rounding = _ROUNDING * torch.finfo(outputs.dtype).eps
+    varies = gram.diagonal(dim1=-2, dim2=-1).sum(-1) > rounding**2 * values.square().sum((-2, -1))
     # The decomposition refuses what is not finite; 0 times that is NaN, which marks it again in the end.
     squared = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0)).clamp_(min=0.0)
     ranks = exponential_entropy(squared.sqrt())

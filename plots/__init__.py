@@ -8,32 +8,62 @@ updates the picture::
     plots.grad_norm(load_run("runs/mine"), ax)
 """
 
+from cockpit_lite.plots.activation_mean import activation_mean
+from cockpit_lite.plots.activation_std import activation_std
+from cockpit_lite.plots.cabs import cabs
+from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
+from cockpit_lite.plots.dead_units import dead_units
+from cockpit_lite.plots.distance import distance
+from cockpit_lite.plots.early_stopping import early_stopping
+from cockpit_lite.plots.effective_rank import effective_rank
 from cockpit_lite.plots.grad_norm import grad_norm
+from cockpit_lite.plots.gradient_alignment import gradient_alignment
 from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
+from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
+from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hessian_trace import hessian_trace
-from cockpit_lite.plots.layout import OVERVIEW, Layout
+from cockpit_lite.plots.layout import GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
 from cockpit_lite.plots.page import Page, save_page
+from cockpit_lite.plots.reading import reading
+from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.step_time import step_time
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
 
 __all__ = [
+    "GRADIENTS",
+    "LAYERS",
     "OVERVIEW",
+    "PAGES",
     "Layout",
     "Page",
+    "activation_mean",
+    "activation_std",
+    "cabs",
+    "conflicting_samples",
     "curvature_along_gradient",
+    "dead_units",
+    "distance",
+    "early_stopping",
+    "effective_rank",
     "grad_norm",
+    "gradient_alignment",
     "gradient_noise_scale",
+    "gradient_scale",
     "gradient_tests",
+    "gsnr",
     "hessian_trace",
     "learning_rate",
     "loss",
     "max_eigenvalue",
+    "pages",
+    "reading",
+    "saturation",
     "save_page",
     "step_time",
     "update_ratio",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.transforms import ScaledTranslation
 
@@ -57,6 +58,18 @@ class Artists:
         if key in self._known:
             self._known.pop(key)[1].remove()
         self._keep(key, None, artist)
+
+    def image(self, key: Any, image: np.ndarray, extent: tuple[float, float, float, float], zorder: float) -> None:
+        """Draw a picture of red, green, blue and opacity in data coordinates, first row on top, or change the one of that key."""
+        if key in self._known:
+            picture: Any = self._known[key][1]
+        else:
+            picture = AxesImage(self.ax, interpolation="nearest", origin="upper", zorder=zorder)
+            picture.set_clip_path(self.ax.patch)
+            self.ax.add_image(picture)
+        picture.set_data(image)
+        picture.set_extent(extent)
+        self._keep(key, None, picture)
 
     def note(
         self, key: Any, text: str, at: tuple[float, float], transform: Any, offset: tuple[float, float], **options: Any

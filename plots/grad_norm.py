@@ -34,9 +34,9 @@ def grad_norm(run: Run, ax: Axes) -> None:
         p.read(verdict(run))
 
 
-def layer_range(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, least and greatest gradient norm over the layers, at the steps where all were measured."""
-    columns = [scalars(run, f"grad_norm/{layer}") for layer in run.layers("grad_norm")]
+def layer_range(run: Run, name: str = "grad_norm") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, least and greatest value over the layers, at the steps where all were measured."""
+    columns = [scalars(run, f"{name}/{layer}") for layer in run.layers(name)]
     columns = [column for column in columns if len(column[0])]
     if len(columns) < 2:
         return np.array([]), np.array([]), np.array([])

@@ -1,20 +1,35 @@
-"""Layouts: which gauges stand where on the cockpit page."""
+"""Layouts: which gauges stand where, on the cockpit page and on those behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from cockpit_lite.plots.activation_mean import activation_mean
+from cockpit_lite.plots.activation_std import activation_std
+from cockpit_lite.plots.cabs import cabs
+from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
+from cockpit_lite.plots.dead_units import dead_units
+from cockpit_lite.plots.distance import distance
+from cockpit_lite.plots.early_stopping import early_stopping
+from cockpit_lite.plots.effective_rank import effective_rank
+from cockpit_lite.plots.facts import scalars
 from cockpit_lite.plots.grad_norm import grad_norm
+from cockpit_lite.plots.gradient_alignment import gradient_alignment
 from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
+from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
+from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hessian_trace import hessian_trace
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
+from cockpit_lite.plots.reading import reading
+from cockpit_lite.plots.saturation import saturation
+from cockpit_lite.plots.step_time import step_time
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
 from cockpit_lite.run import Run
@@ -24,10 +39,21 @@ Gauge = Callable[[Run, Axes], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of gauges under a heading each, and one wide gauge below with the list of alerts beside it."""
+    """Columns of gauges under a heading each.
+
+    Attributes:
+        columns: Headings and gauges.
+        wide: One wide gauge below, with the list of alerts beside it.
+    """
 
     columns: tuple[tuple[str, tuple[Gauge, ...]], ...]
-    wide: Gauge
+    wide: Gauge | None = None
+
+    def gauges(self) -> Iterable[Gauge]:
+        """Return every gauge of it."""
+        yield from (gauge for _, gauges in self.columns for gauge in gauges)
+        if self.wide is not None:
+            yield self.wide
 
 
 OVERVIEW = Layout(
@@ -38,3 +64,73 @@ OVERVIEW = Layout(
     ),
     wide=loss,
 )
+
+GRADIENTS = Layout(
+    columns=(
+        ("DO THE SAMPLES AGREE", (gsnr, gradient_alignment, conflicting_samples)),
+        ("IS THE BATCH LARGE ENOUGH", (gradient_tests, gradient_noise_scale, cabs)),
+        ("IS THERE MORE TO LEARN", (early_stopping, distance, grad_norm)),
+    )
+)
+
+LAYERS = Layout(
+    columns=(
+        ("SIGNAL", (activation_std, activation_mean, effective_rank)),
+        ("UNITS", (dead_units, saturation, reading("gsnr", "Signal to noise", "by layer"))),
+        (
+            "GRADIENT AND STEP",
+            (
+                gradient_scale,
+                reading("grad_norm", "Gradient norm", "by layer"),
+                reading("update_ratio", "Update ratio", "by layer"),
+            ),
+        ),
+    )
+)
+
+#: The pages behind the overview, by name; gauges of readings that are on none of them are gathered by :func:`pages`.
+PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS}
+
+#: Gauge -> the readings it shows beside the one of its own name.
+SHOWN_BY: dict[str, tuple[str, ...]] = {
+    "gradient_tests": ("norm_test", "inner_product_test", "orthogonality_test"),
+    "gradient_noise_scale": ("batch_size",),
+    "gradient_scale": ("gradient_growth",),
+    "grad_norm": ("grad_norm_clipped",),
+    "curvature_along_gradient": ("taylor_gradient_term", "taylor_curvature_term"),
+    "step_time": ("overhead",),
+}
+
+#: Gauges a page of the rest holds.
+_COLUMNS, _ROWS = 4, 5
+
+
+def pages(run: Run) -> dict[str, Layout]:
+    """Return the pages behind the overview, by name, on which the run has something to show: together with it all readings."""
+    measured = {name.partition("/")[0] for name in run.names if len(scalars(run, name)[0])}
+    found = {name: layout for name, layout in PAGES.items() if measured & shown(layout)}
+    known = shown(OVERVIEW).union(*(shown(layout) for layout in PAGES.values()))
+    rest: list[Gauge] = [step_time] if "step_time" in measured else []
+    rest += [reading(name) for name in sorted(measured - known - shown_by(step_time)) if not _shown_with_the_loss(name)]
+    for number in range(0, len(rest), _COLUMNS * _ROWS):
+        part = rest[number : number + _COLUMNS * _ROWS]
+        columns = tuple(
+            (("MORE READINGS" if not start else ""), tuple(part[start::_COLUMNS])) for start in range(min(_COLUMNS, len(part)))
+        )
+        found["more" if not number else f"more {number // (_COLUMNS * _ROWS) + 1}"] = Layout(columns)
+    return found
+
+
+def shown(layout: Layout) -> set[str]:
+    """Return the readings that a layout shows."""
+    return set().union(*(shown_by(gauge) for gauge in layout.gauges()))
+
+
+def shown_by(gauge: Gauge) -> set[str]:
+    """Return the readings that a gauge shows."""
+    name = getattr(gauge, "__name__", "")
+    return {name, *SHOWN_BY.get(name, ())}
+
+
+def _shown_with_the_loss(name: str) -> bool:
+    return name.endswith(("loss", "accuracy"))

@@ -1,4 +1,4 @@
-"""The cockpit page: step size, gradients and curvature in columns, the loss below, alerts beside it, the run's state on top."""
+"""A page of gauges: in columns, under a header with the run's state; on the cockpit page the loss below, alerts beside it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class Page:
         for column, (_, gauges) in enumerate(self.layout.columns):
             for row, gauge in enumerate(gauges):
                 gauge(run, self._axes[column, row])
-        self.layout.wide(run, self._axes["wide"])
+        if self.layout.wide is not None:
+            self.layout.wide(run, self._axes["wide"])
         self._write_header(run, state)
         self._write_alerts(run)
 
@@ -124,7 +125,7 @@ class Page:
         self._size = (float(size[0]), float(size[1]))
         width, height = self._size
         count = len(self.layout.columns)
-        rows = max(len(gauges) for _, gauges in self.layout.columns) + 1
+        rows = max(len(gauges) for _, gauges in self.layout.columns) + (self.layout.wide is not None)
         card_width = (width - 2 * _MARGIN - (count - 1) * _GAP) / count
         card_height = (height - _HEADER - _HEADING - _MARGIN - (rows - 1) * _GAP) / rows
         for column, (heading, gauges) in enumerate(self.layout.columns):
@@ -142,11 +143,13 @@ class Page:
             for row in range(len(gauges)):
                 bottom = height - _HEADER - _HEADING - (row + 1) * card_height - row * _GAP
                 self._place_card((column, row), left, bottom, card_width, card_height)
+        self._alerts_shown = None
+        if self.layout.wide is None:
+            return
         alerts_width = _ALERTS_WIDTH * card_width
         self._place_card("wide", _MARGIN, _MARGIN, width - 2 * _MARGIN - _GAP - alerts_width, card_height)
         self._place_card("alerts", width - _MARGIN - alerts_width, _MARGIN, alerts_width, card_height, axes=False)
         self._alerts_box = (width - _MARGIN - alerts_width, _MARGIN, alerts_width, card_height)
-        self._alerts_shown = None
 
     def _place_card(self, key: Any, left: float, bottom: float, card_width: float, card_height: float, axes: bool = True) -> None:
         if key in self._cards:
@@ -254,6 +257,8 @@ class Page:
         )
 
     def _write_alerts(self, run: Run) -> None:
+        if self.layout.wide is None:
+            return
         shown = tuple((alert.code, alert.step) for alert in run.alerts)
         state = (shown, run.last_step is None)
         if state == self._alerts_shown:
@@ -292,9 +297,9 @@ class Page:
             self._write(("alert", "more"), left, place, text, size=style.VERDICT_SIZE, color=self._theme.muted, va="center")
 
 
-def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi: int = 150) -> None:
-    """Write the cockpit page of a run as a PNG picture."""
-    page = Page(theme)
+def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi: int = 150, layout: Layout = OVERVIEW) -> None:
+    """Write the cockpit page of a run, or another layout of gauges, as a PNG picture."""
+    page = Page(theme, layout)
     page.update(run)
     page.save(path, dpi)
 

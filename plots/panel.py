@@ -26,6 +26,8 @@ from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.plots import style
 from cockpit_lite.plots.artists import Artists, Word
 from cockpit_lite.plots.facts import elide, scalars, why_missing
+from cockpit_lite.plots.heat import HeatScale, picture
+from cockpit_lite.plots.layers import LayerTable, short_names
 from cockpit_lite.plots.limits import value_limits
 from cockpit_lite.plots.numbers import LogTicks, ShortLabels, StepLabels, StepTicks, ValueTicks, decimate, smooth
 from cockpit_lite.plots.verdict import Verdict
@@ -100,6 +102,8 @@ class Panel:
         self._below: list[np.ndarray] = []
         self._spans: list[tuple[float, float]] = []
         self._limit_labels: list[tuple[str, str, np.ndarray, np.ndarray, str]] = []
+        self._rows = 0  # of a heat map
+        self._gutter = 0.015  # beside it, for the names of its rows, as a share of the steps
         self.missing = bool(needs) and not any(len(scalars(run, name)[0]) for name in needs)
         words = [Word(title, self._theme.text, style.TITLE_SIZE, "bold")] + (
             [Word(unit, self._theme.muted, style.LEGEND_SIZE)] if unit else []
@@ -122,8 +126,8 @@ class Panel:
             ]
             self._artists.words("legend", "lower right", groups, up=5)
         self._artists.end()
-        for axis in (self.ax.xaxis, self.ax.yaxis):
-            axis.set_visible(not self.missing)
+        self.ax.xaxis.set_visible(not self.missing)
+        self.ax.yaxis.set_visible(not self.missing and not self._rows)
         self.ax.spines["bottom"].set_visible(not self.missing)
         if self._right is not None:
             self._right.set_visible(bool(self._extent["right"]))
@@ -232,11 +236,44 @@ class Panel:
             self._artists.line(("level", key), self.ax, ends, np.array([value, value]), look)
             self._limit_labels.append((key, label, ends, np.array([value, value]), self._theme.muted))
 
+    def heat(self, table: LayerTable, scale: HeatScale) -> None:
+        """Draw a layerwise reading as a heat map, layers by steps, in place of curves; the legend explains the colours."""
+        last = max(1, self._last_step)
+        image, starts = picture(table, scale, last, self._theme)
+        self._rows = len(starts)
+        self._artists.image("heat", image, (0.0, float(last), self._rows - 0.5, -0.5), zorder=1.0)
+        self._legend += [("■", label, colour) for label, colour in scale.swatches(self._theme)]
+        self._broken.append(table.steps[(table.known & ~np.isfinite(table.values)).any(axis=0)])
+        self._name_rows([table.names[start] for start in starts])
+
+    def _name_rows(self, names: list[str]) -> None:
+        """Write the names of as many rows as there is room for to the left of step 0."""
+        box = self.ax.get_window_extent()
+        dots = self.ax.figure.dpi
+        room = max(2, int(box.height / dots / 0.15))
+        labels = short_names(names)
+        letters = max(map(len, labels))
+        # A letter is about 0.055 inches wide; half an inch is there anyway, where other gauges have their numbers.
+        self._gutter = min(max(0.015, (0.055 * letters - 0.42) / max(box.width / dots, 0.5)), 0.3)
+        for row in range(0, len(labels), math.ceil(len(labels) / room)):
+            self._artists.note(
+                ("row", row),
+                labels[row],
+                (0.0, float(row)),
+                self.ax.transData,
+                (-4, 0),
+                color=self._theme.muted,
+                size=style.MARK_SIZE,
+                ha="right",
+                va="center",
+            )
+
     def read(self, verdict: Verdict | None) -> None:
         """Say in one line under the gauge what it shows."""
         if verdict is None or self.missing:
             return
-        words = [Word(elide(verdict.text, 68), self._theme.text, style.VERDICT_SIZE)]
+        letters = min(68, max(24, int(18 * self.ax.get_window_extent().width / self.ax.figure.dpi)))
+        words = [Word(elide(verdict.text, letters), self._theme.text, style.VERDICT_SIZE)]
         if style.SYMBOLS[verdict.health]:
             colour = style.health_colour(self._theme, verdict.health)
             words.insert(0, Word(style.SYMBOLS[verdict.health], colour, style.VERDICT_SIZE))
@@ -246,9 +283,13 @@ class Panel:
 
     def _settle_steps(self) -> None:
         last = max(1, self._last_step)
-        self._set_limits(self.ax, "x", (-0.015 * last, 1.015 * last))
+        self._set_limits(self.ax, "x", (-self._gutter * last, 1.015 * last))
 
     def _settle_values(self) -> None:
+        if self._rows:
+            self.ax.set_yscale("linear")
+            self._set_limits(self.ax, "y", (self._rows - 0.5, -0.5))
+            return
         log = self._is_log(self._extent["left"])
         if (self.ax.get_yscale() == "log") != log:
             self.ax.set_yscale("log" if log else "linear")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,28 @@ def readings_run(
     return load_run(folder)
 
 
+#: Layers of the net that :func:`training_run` pretends to train.
+LAYERS = ("0", "1", "3", "4", "7")
+
+
+def depth_readings(progress: float, noisy: Callable[[float, float], float]) -> dict[str, float]:
+    """Return layerwise readings, and the scalar of each."""
+    found: dict[str, float] = {}
+    for name, value, per_layer in (
+        ("activation_mean", 0.4, 0.1),
+        ("activation_std", 0.8, 0.05),
+        ("dead_units", 0.05 + 0.2 * progress, 0.02),
+        ("saturation", 0.3 * progress, 0.05),
+        ("effective_rank", 0.6 - 0.3 * progress, -0.04),
+        ("gradient_scale", 0.3 - 0.2 * progress, 0.02),
+        ("gsnr", 0.5 - 0.4 * progress, 0.02),
+    ):
+        layers = {f"{name}/{layer}": noisy(value + per_layer * index, 0.05) for index, layer in enumerate(LAYERS)}
+        found |= layers
+        found.setdefault(name, min(layers.values()) if name == "effective_rank" else max(layers.values()))
+    return found
+
+
 def training_run(
     folder: Path,
     steps: int = 300,
@@ -112,6 +134,13 @@ def training_run(
             scale = noisy(40 + 900 * progress, 0.5)
             values |= {
                 "batch_size": 64.0,
+                "gsnr": noisy(0.5 - 0.4 * progress, 0.2),
+                "cabs": noisy(10 + 90 * progress, 0.3),
+                "early_stopping": -3 * (1 - progress) + 0.3 * random.standard_normal(),
+                "gradient_alignment": noisy(0.3 - 0.25 * progress, 0.2),
+                "conflicting_samples": 0.2 + 0.15 * progress,
+                "gradient_scale": noisy(0.3 - 0.2 * progress, 0.1),
+                "gradient_growth": noisy(0.9, 0.05),
                 "norm_test": math.sqrt(scale / 64),
                 "inner_product_test": 0.45 * math.sqrt(scale / 64),
                 "orthogonality_test": 0.9 * math.sqrt(scale / 64),
@@ -120,6 +149,7 @@ def training_run(
                 "taylor_curvature_term": noisy(0.2 * rate**2 * norm**2 * eigenvalue, 0.2),
                 "curvature_along_gradient": 0.4 * eigenvalue,
             }
+            values |= depth_readings(progress, noisy)
             how["gradient_noise_scale"] = {"kind": "estimated", "standard_error": 0.3 * scale}
             if step % 10 == 0:
                 values |= {"max_eigenvalue": eigenvalue, "hessian_trace": noisy(6 * eigenvalue, 0.1)}

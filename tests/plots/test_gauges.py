@@ -14,7 +14,9 @@ from cockpit_lite.run import Run
 from tests.plots.synthetic import SGD, readings_run, training_run
 from tests.plots.test_panel import words
 
-GAUGES = [name for name in plots.__all__ if name.islower() and name != "save_page"]
+GAUGES = [name for name in plots.__all__ if name.islower() and name not in ("save_page", "pages", "reading")]
+NEW_LAYERWISE = ["activation_mean", "activation_std", "dead_units", "saturation", "effective_rank", "gradient_scale", "gsnr"]
+NEW_READINGS = [*NEW_LAYERWISE, "cabs", "early_stopping", "gradient_alignment", "conflicting_samples", "gradient_growth"]
 ADAM = {"class": "Adam", "lr": 0.001}
 
 
@@ -47,6 +49,7 @@ def cases(folder: Path) -> dict[str, Run]:
         "batch_size",
     ]
     every += ["hessian_trace", "max_eigenvalue", "curvature_along_gradient", "taylor_gradient_term", "taylor_curvature_term"]
+    every += [*NEW_READINGS, *(f"{name}/{layer}" for name in NEW_LAYERWISE for layer in ("a", "b", "c"))]
     return {
         "healthy": training_run(folder / "healthy"),
         "sparse": training_run(folder / "sparse", every=13),
@@ -82,7 +85,7 @@ def test_a_gauge_has_a_title_and_a_verdict(name: str, tmp_path: Path) -> None:
     verdict = module(name).verdict(run)
     assert verdict.text in words(ax)
     assert len(verdict.text) < 70
-    assert any(len(line.get_xdata()) > 5 for line in ax.lines)
+    assert ax.images or any(len(line.get_xdata()) > 5 for line in ax.lines)
 
 
 @pytest.mark.parametrize("name", GAUGES)
@@ -92,6 +95,11 @@ def test_nothing_measured_means_no_verdict(name: str, tmp_path: Path) -> None:
 
 def level(value: float) -> list[float]:
     return [value] * 40
+
+
+def layers(name: str, *values: float) -> dict[str, list[float]]:
+    """Return a layerwise reading that stays where it is, and as the scalar the largest of the layers."""
+    return {f"{name}/layer{index}": level(float(value)) for index, value in enumerate(values)} | {name: level(max(values))}
 
 
 @pytest.mark.parametrize(
@@ -162,6 +170,78 @@ def level(value: float) -> list[float]:
         ("gradient_noise_scale", {"gradient_noise_scale": level(-3.0), "batch_size": level(64.0)}, SGD, "watch", "too weak"),
         ("hessian_trace", {"hessian_trace": [*level(10.0), *level(40.0)]}, SGD, "neutral", "4 times sharper"),
         ("hessian_trace", {"hessian_trace": [*level(10.0), *level(-4.0)]}, SGD, "neutral", "downwards"),
+        ("gsnr", {"gsnr": level(0.5), "batch_size": level(64.0)}, SGD, "healthy", "32 times what noise gives"),
+        ("gsnr", {"gsnr": level(0.016), "batch_size": level(64.0)}, SGD, "neutral", "the samples cancel"),
+        ("gsnr", {"gsnr": level(0.5)}, SGD, "neutral", "0.5 in the mean"),
+        ("cabs", {"cabs": level(500.0), "batch_size": level(64.0)}, SGD, "watch", "500 would suit"),
+        ("cabs", {"cabs": level(50.0), "batch_size": level(64.0)}, SGD, "healthy", "suits the learning rate"),
+        ("cabs", {"cabs": level(0.1), "batch_size": level(64.0)}, SGD, "neutral", "1 would do"),
+        ("cabs", {"cabs": level(500.0), "batch_size": level(64.0)}, ADAM, "neutral", "not Adam"),
+        ("early_stopping", {"early_stopping": level(-2.0)}, SGD, "healthy", "signal left"),
+        ("early_stopping", {"early_stopping": level(0.5)}, SGD, "watch", "time to stop"),
+        ("early_stopping", {"early_stopping": [-1.0, 0.5, 0.5]}, SGD, "neutral", "noise alone"),
+        ("gradient_alignment", {"gradient_alignment": level(0.3)}, SGD, "healthy", "helps the others"),
+        ("gradient_alignment", {"gradient_alignment": level(0.001)}, SGD, "neutral", "does nothing"),
+        ("gradient_alignment", {"gradient_alignment": level(-0.1)}, SGD, "watch", "undo each other"),
+        ("conflicting_samples", {"conflicting_samples": level(0.2)}, SGD, "healthy", "20 %"),
+        ("conflicting_samples", {"conflicting_samples": level(0.45)}, SGD, "neutral", "noise 50 %"),
+        ("conflicting_samples", {"conflicting_samples": level(0.6)}, SGD, "watch", "noise dominates"),
+        ("distance", {"distance": list(np.sqrt(np.arange(100.0)))}, SGD, "neutral", "random walk"),
+        ("distance", {"distance": list(np.arange(100.0))}, SGD, "neutral", "one way"),
+        ("distance", {"distance": list(np.arange(100.0) ** 3)}, SGD, "watch", "running away"),
+        ("distance", {"distance": [0.0, *[5.0] * 99]}, SGD, "neutral", "settling"),
+        ("dead_units", layers("dead_units", 0.0, 0.1), SGD, "healthy", "10 % dead in layer1"),
+        ("dead_units", layers("dead_units", 0.0, 0.0), SGD, "healthy", "no unit is dead"),
+        ("dead_units", layers("dead_units", 0.7, 0.1), SGD, "watch", "70 % dead in layer0"),
+        ("dead_units", layers("dead_units", 0.7, 1.0), SGD, "trouble", "passes nothing on"),
+        ("saturation", layers("saturation", 0.1, 0.0), SGD, "healthy", "10 % flat in layer0"),
+        ("saturation", layers("saturation", 0.1, 0.6), SGD, "watch", "little gradient"),
+        ("saturation", layers("saturation", 0.1, 0.99), SGD, "trouble", "do not learn"),
+        ("effective_rank", layers("effective_rank", 0.6, 0.4), SGD, "healthy", "layer1 varies in 40 %"),
+        ("effective_rank", layers("effective_rank", 0.6, 0.02), SGD, "watch", "collapsed"),
+        ("effective_rank", layers("effective_rank", 0.0, 0.5), SGD, "trouble", "the same for every sample"),
+        ("activation_std", layers("activation_std", 0.6, 1.4), SGD, "healthy", "between 0.6 and 1.4"),
+        ("activation_std", layers("activation_std", 0.0, 1.4), SGD, "trouble", "layer0 puts out the same"),
+        ("activation_std", layers("activation_std", *3.0 ** np.arange(5)), SGD, "watch", "grows 3 times a layer"),
+        ("activation_std", layers("activation_std", *0.2 ** np.arange(6)), SGD, "trouble", "shrinks to 0.2 a layer"),
+        ("activation_std", {"activation_std": [1.0, math.nan]}, SGD, "trouble", "NaN since step 1"),
+        (
+            "activation_mean",
+            layers("activation_mean", -9.0, 1.0) | layers("activation_std", 1.0, 1.0),
+            SGD,
+            "watch",
+            "layer0: mean 9 times the scatter",
+        ),
+        (
+            "activation_mean",
+            layers("activation_mean", 0.1, -0.5) | layers("activation_std", 1.0, 1.0),
+            SGD,
+            "healthy",
+            "layer1: mean 0.5 times",
+        ),
+        ("activation_mean", {"activation_mean": level(0.5)}, SGD, "neutral", "0.5 in the mean"),
+        (
+            "gradient_scale",
+            layers("gradient_scale", *[0.1] * 10) | {"gradient_growth": level(0.4)},
+            SGD,
+            "trouble",
+            "falls to 0.4 from each layer to the one before: vanishing",
+        ),
+        (
+            "gradient_scale",
+            layers("gradient_scale", *[0.1] * 10) | {"gradient_growth": level(2.0)},
+            SGD,
+            "trouble",
+            "grows 2 times",
+        ),
+        (
+            "gradient_scale",
+            layers("gradient_scale", *[0.1] * 3) | {"gradient_growth": level(0.4)},
+            SGD,
+            "healthy",
+            "0.4 times",
+        ),
+        ("gradient_scale", layers("gradient_scale", 300.0, 1.0), SGD, "trouble", "out of proportion"),
         ("step_time", {"step_time": level(0.011), "overhead": level(0.04)}, SGD, "neutral", "11 ms a step, measuring costs 4 %"),
     ],
 )

@@ -10,8 +10,10 @@ import pytest
 from matplotlib.offsetbox import AnchoredOffsetbox
 from matplotlib.text import Text
 
-from cockpit_lite.plots import Page, save_page
+from cockpit_lite.instruments import INSTRUMENTS
+from cockpit_lite.plots import OVERVIEW, PAGES, Layout, Page, pages, save_page
 from cockpit_lite.plots import page as page_file
+from cockpit_lite.plots.layout import shown
 from tests.plots.synthetic import ALERTS, readings_run, training_run
 
 
@@ -191,3 +193,62 @@ def test_the_users_pyplot_and_settings_stay_untouched(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, run.folder, tmp_path / "page.png"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_reading_of_a_run_is_on_some_page(tmp_path: Path) -> None:
+    """Also those of instruments that nobody has thought of yet."""
+    own = {"my_reading": [1.0, 2.0], "my_layers/0": [1.0, 2.0], "my_layers/1": [0.0, -2.0], "validation_loss": [1.0, 1.0]}
+    run = readings_run(tmp_path, {**{name: [0.5, 0.5] for name in INSTRUMENTS}, **own})
+    layouts = [OVERVIEW, *pages(run).values()]
+    seen = set().union(*(shown(layout) for layout in layouts))
+    assert {name.partition("/")[0] for name in run.names} - {"validation_loss"} <= seen
+
+
+def test_first_order_instruments_have_gauges_of_their_own() -> None:
+    placed = set().union(*(shown(layout) for layout in (OVERVIEW, *PAGES.values())))
+    names = (
+        "cabs gsnr early_stopping gradient_alignment conflicting_samples activation_std activation_mean dead_units saturation "
+    )
+    names += (
+        "effective_rank gradient_scale distance grad_norm norm_test inner_product_test orthogonality_test gradient_noise_scale"
+    )
+    assert set(names.split()) <= placed
+
+
+def test_pages_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
+    assert pages(readings_run(tmp_path / "loss", {"loss": [1.0]})) == {}
+    assert list(pages(readings_run(tmp_path / "step", {"loss": [1.0], "step_time": [0.1]}))) == ["more"]
+    assert list(pages(readings_run(tmp_path / "gsnr", {"gsnr": [1.0]}))) == ["gradients", "layers"]
+    assert pages(training_run(tmp_path / "none", steps=0)) == {}
+
+
+def test_more_readings_than_a_page_holds_have_several(tmp_path: Path) -> None:
+    run = readings_run(tmp_path, {f"reading_{index:02}": [1.0] for index in range(45)})
+    found = pages(run)
+    assert list(found) == ["more", "more 2", "more 3"]
+    assert [sum(len(gauges) for _, gauges in layout.columns) for layout in found.values()] == [20, 20, 5]
+
+
+@pytest.mark.parametrize("name", [*PAGES, "more"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_words_lie_over_each_other_on_the_other_pages(name: str, theme: str, tmp_path: Path) -> None:
+    everything = ["exploding-gradients", "learning-rate-too-high", "ill-conditioning"]
+    page = None
+    for case, run in {
+        "full": training_run(tmp_path / "full", nan_from=200, alerts=everything),
+        "names": training_run(tmp_path / "names", steps=40, model="Long$Name_" * 30, layer_names=["y" * 300, "z" * 300]),
+        "one": training_run(tmp_path / "one", steps=1),
+    }.items():
+        layout = pages(run)[name]
+        page = Page(theme, layout) if page is None or name == "more" else page
+        page.update(run)
+        assert overlaps(page) == [], case
+
+
+def test_a_page_may_have_no_wide_gauge(tmp_path: Path) -> None:
+    run = training_run(tmp_path, steps=9, alerts=["ill-conditioning"])
+    page = Page(layout=Layout((("ONLY", tuple(PAGES["gradients"].columns[0][1][:1])),)))
+    page.update(run)
+    assert len(page.figure.axes) == 1
+    assert "1 warning" in texts(page)
+    assert "Alerts" not in texts(page)
