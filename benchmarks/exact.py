@@ -57,7 +57,12 @@ class Exact:
 
 
 def exact(
-    model: nn.Module, inputs: Tensor, targets: Tensor, direction: Tensor | None = None, bounds: Sequence[float] = ()
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    direction: Tensor | None = None,
+    bounds: Sequence[float] = (),
+    curvature: bool = True,
 ) -> Exact:
     """Return everything about one batch at the weights of ``model``, which is left alone; mean cross-entropy.
 
@@ -67,6 +72,7 @@ def exact(
         targets: Classes.
         direction: Shape (D,); left out: zero.
         bounds: Magnitudes, for ``small``.
+        curvature: Whether to look at it, too, which takes longest; else it is NaN.
     """
     clone = copy.deepcopy(model).double()
     parameters = {name: parameter.detach() for name, parameter in clone.named_parameters()}
@@ -86,10 +92,18 @@ def exact(
         squares += rows.square().sum(0) / len(inputs)
         counts = [count + int((rows.abs() < bound).sum()) for count, bound in zip(counts, bounds, strict=True)]
     return Exact(
-        float(losses.mean()), losses, weights, gradient, torch.cat(norms), torch.cat(products), squares, torch.cat(slopes),
-        _gauss_newton_diagonal(clone, parameters, inputs), [count / weights.numel() / len(inputs) for count in counts],
-        [parameter.numel() for parameter in parameters.values()],
-    )  # fmt: skip
+        loss=float(losses.mean()),
+        losses=losses,
+        weights=weights,
+        gradient=gradient,
+        squared_norms=torch.cat(norms),
+        products=torch.cat(products),
+        squares=squares,
+        slopes=torch.cat(slopes),
+        curvature=_gauss_newton_diagonal(clone, parameters, inputs) if curvature else torch.full_like(weights, torch.nan),
+        small=[count / weights.numel() / len(inputs) for count in counts],
+        sizes=[parameter.numel() for parameter in parameters.values()],
+    )
 
 
 def extreme_eigenvalues(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
