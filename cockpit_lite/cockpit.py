@@ -38,6 +38,7 @@ from cockpit_lite.schedule import Budget, Schedule
 
 if TYPE_CHECKING:
     from cockpit_lite.live import Viewer
+    from cockpit_lite.preflight import Preflight
 
 LIVE_MODES = (None, "window", "notebook", "terminal")
 
@@ -123,7 +124,7 @@ class Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
         writer = self._open_run()
-        self._recorder = Recorder(writer, RULES, self._on_alert, print_alert, self._ignored)
+        self._recorder = Recorder(writer, RULES, self._on_alert, self._announce, self._ignored)
         try:
             for instrument in self._instruments:
                 instrument.start(self._parameters)
@@ -217,6 +218,31 @@ class Cockpit:
                 if not self._folder_is_ours:
                     raise
                 self._folder = _new_folder(type(self._model).__name__)  # another run began in the same second
+
+    def preflight(self, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor] | None = None) -> Preflight:
+        """Check on one batch whether everything is ready to train; nothing of yours is changed.
+
+        A copy of model and optimizer is trained for three steps and tried out: what the rules say, whether samples stay apart,
+        whether backward agrees with differences of the loss, whether a few samples can be learnt by heart.
+
+        ::
+
+            cockpit.preflight((inputs, targets)).print()
+
+        Args:
+            batch: Inputs and targets; for anything else give ``loss``.
+            loss: Called with the model and the batch, instead of ``loss_fn``.
+
+        Raises:
+            SetupError: if there is neither ``loss`` nor ``loss_fn``, or the model cannot be called with the batch.
+        """
+        from cockpit_lite.preflight import preflight  # it makes a cockpit of its own
+
+        return preflight(self._model, self._optimizers, batch, self._loss_fn, loss)
+
+    @staticmethod
+    def _announce(alert: Alert) -> None:
+        print_alert(alert)
 
     def _write_results(self) -> None:
         report = load_run(self._folder).report()
