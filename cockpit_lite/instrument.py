@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cockpit_lite.errors import SetupError
+from cockpit_lite.errors import NotMeasured, SetupError
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -35,6 +35,7 @@ PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
 PER_SAMPLE_SQUARES = "per_sample_squares"
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"
+PROBE_BATCH = "probe_batch"
 SAMPLE_LOSSES = "sample_losses"
 ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
@@ -55,6 +56,7 @@ NEEDS: dict[str, str] = {
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",
     PER_SAMPLE_GRADIENTS: "step.per_sample_gradients: the contributions themselves, a layer at a time; gone after the update",
     SAMPLE_LOSSES: "step.sample_losses: what every sample contributes to the loss, where it is a loss that is known",
+    PROBE_BATCH: "step.probe_batch: some samples of the first measured step, and the tangent kernel on them",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
     ACTIVATION_SAMPLES: "step.activations.samples: some of the outputs of every layer with a weight matrix; beside 'activations'",
     DATA: "step.data: the batch, the model's output, and what the loss function was given",
@@ -74,6 +76,8 @@ class Reading:
         standard_error: Of an estimate, in the unit of the value.
         residual: Of an iterative method, in the unit of the value.
         note: Anything else a reader should know, in a few words.
+        exists: Whether there is a value at all: a scalar tensor, which is looked at only once the reading is on the host.
+        otherwise: The reason why there is none, where ``exists`` is false; it completes "not measured, because ...".
     """
 
     value: Tensor | float
@@ -81,9 +85,12 @@ class Reading:
     standard_error: Tensor | float | None = None
     residual: Tensor | float | None = None
     note: str | None = None
+    exists: Tensor | None = None
+    otherwise: str = ""
 
 
-Readings = Mapping[str, "Tensor | float | Reading"]
+#: What :meth:`Instrument.measure` returns; a reading that is missing while others are there is the NotMeasured that says why.
+Readings = Mapping[str, "Tensor | float | Reading | NotMeasured"]
 
 
 class Instrument:

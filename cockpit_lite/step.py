@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleGradients, PerSampleStatistics
     from cockpit_lite.probes.per_sample.probe import MicroBatch
+    from cockpit_lite.probes.probe_batch import ProbeBatch
     from cockpit_lite.probes.replay import Replay
     from cockpit_lite.probes.wiring import Wiring
 
@@ -67,6 +68,7 @@ class Step:
         per_sample: Per-sample statistics, see :class:`~cockpit_lite.probes.per_sample.PerSampleStatistics`.
         per_sample_gradients: The samples' contributions themselves, a layer at a time, until the weights change; see
             :class:`~cockpit_lite.probes.per_sample.PerSampleGradients`.
+        probe_batch: Some samples that are kept for the run, see :class:`~cockpit_lite.probes.probe_batch.ProbeBatch`.
         per_sample_slopes: ``d'c_n`` of every sample, shape (N,): its contribution to the slope of the loss along the step before.
         sample_losses: What every sample contributes to ``loss``, shape (N,), in the order of the per-sample statistics.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
@@ -89,6 +91,7 @@ class Step:
     update: Mapping[str, Tensor] = _Offer()  # type: ignore[assignment]
     per_sample: PerSampleStatistics = _Offer()  # type: ignore[assignment]
     per_sample_gradients: PerSampleGradients = _Offer()  # type: ignore[assignment]
+    probe_batch: ProbeBatch = _Offer()  # type: ignore[assignment]
     per_sample_slopes: Tensor = _Offer()  # type: ignore[assignment]
     sample_losses: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]

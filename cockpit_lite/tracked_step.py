@@ -33,6 +33,7 @@ from cockpit_lite.instrument import (
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
     PER_SAMPLE_SQUARES,
+    PROBE_BATCH,
     REPLAY,
     SAMPLE_LOSSES,
     UPDATE,
@@ -48,6 +49,7 @@ from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.probe_batch import ProbeBatch
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.wiring import WiringProbe
@@ -93,6 +95,7 @@ class Probes:
     forward: ForwardProbe = field(init=False)
     wiring: WiringProbe = field(init=False)
     data: DataProbe = field(init=False)
+    probe_batch: ProbeBatch = field(init=False)
     generator: torch.Generator = field(init=False)
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     last_step: LastStep | None = field(init=False, default=None)
@@ -101,6 +104,7 @@ class Probes:
         self.gradient = GradientProbe(self.parameters)
         trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.per_sample = PerSampleProbe(self.model, trainable)
+        self.probe_batch = ProbeBatch(self.model, trainable)
         self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
         self.data = DataProbe(self.model)
@@ -115,6 +119,7 @@ class Probes:
         self.forward.stop()
         self.wiring.stop()
         self.data.stop()
+        self.probe_batch.stop()
 
 
 class TrackedStep:
@@ -176,6 +181,8 @@ class TrackedStep:
             probes.forward.start()
         if WIRING in self._needs:
             probes.wiring.start()
+        if PROBE_BATCH in self._needs:
+            probes.probe_batch.start()
         if DATA in self._needs:
             probes.data.start()
 
@@ -263,6 +270,8 @@ class TrackedStep:
                 self._observe_samples(raw, scale)
             if ACTIVATIONS in self._needs:
                 self._observe_activations()
+            if PROBE_BATCH in self._needs:
+                self._step.observed["probe_batch"] = self._probes.probe_batch
             if DATA in self._needs:
                 self._step.observed["data"] = self._probes.data.data()
             if WIRING in self._needs:

@@ -18,8 +18,8 @@ from cockpit_lite.instruments.curvature_noise import CurvatureNoise
 from cockpit_lite.instruments.dead_units import DeadUnits
 from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
-from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap
 from cockpit_lite.instruments.effective_rank import EffectiveRank
+from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap
 from cockpit_lite.instruments.grad_hist_1d import GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GradHist2d
 from cockpit_lite.instruments.grad_norm import GradientNorm
@@ -45,6 +45,7 @@ from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.sharpness_limit import SharpnessLimit
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.symmetric_units import SymmetricUnits
+from cockpit_lite.instruments.tangent_kernel import TangentKernelDrift
 from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
@@ -71,8 +72,8 @@ __all__ = [
     "DeadUnits",
     "Distance",
     "EarlyStopping",
-    "EigenvectorOverlap",
     "EffectiveRank",
+    "EigenvectorOverlap",
     "GradHist1d",
     "GradHist2d",
     "GradientAlignment",
@@ -98,6 +99,7 @@ __all__ = [
     "SharpnessLimit",
     "StepTime",
     "SymmetricUnits",
+    "TangentKernelDrift",
     "TrustRatio",
     "UpdateRatio",
     "UpdateSize",

@@ -147,9 +147,9 @@ class PerSampleProbe:
         self._reset()
 
     @property
-    def sample_axis(self) -> int:
-        """The axis of the model's input and output that holds the samples, in the last forward; known once a backward begins."""
-        return self._forwards[-1].axis if self._forwards else 0
+    def batch(self) -> tuple[int | None, int]:
+        """Number of samples of the last forward, None if not known, and the axis of its input; known once a backward begins."""
+        return (self._forwards[-1].batch_size, self._forwards[-1].axis) if self._forwards else (None, 0)
 
     @_harmless
     def backward_begins(self) -> None:
