@@ -68,7 +68,7 @@ class EigenvectorOverlap(Instrument):
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
         last = curvature.previous_eigenvectors()
-        # The search is for the largest one, as others ask for it; of the rest it knows the more, the more often it begins with them.
+        # The search is for the largest, as others ask for it; the rest it knows better each time that it begins with them.
         curvature.top_eigenpairs(tolerance=self.tolerance, max_products=self.max_products)
         pairs = curvature.top_eigenpairs(
             self.count, tolerance=self.tolerance, max_products=min(self.max_products, self.count + 1)
