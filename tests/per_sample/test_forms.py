@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample import forms
-from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, add
+from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, add
+from cockpit_lite.probes.per_sample.forms import form as base
 from tests.per_sample.checker import watched
 
 SIZE = st.integers(1, 5)
@@ -44,17 +46,19 @@ def agree(form: Form) -> None:
     torch.testing.assert_close(form.products(direction), (gradients * direction).flatten(1).sum(1))
     torch.testing.assert_close(form.sum_of_squares(), gradients.square().sum(0))
     left, right = torch.randn(form.shape[0], dtype=torch.float64), torch.randn(form.shape[1:].numel(), dtype=torch.float64)
-    for squares in (False, True):
-        measured = form.measure_along(left, right, squares)
-        assert (measured.squares is not None) == squares
+    several = ([], [direction], [direction, -2 * direction])
+    for directions, along, squares in product(several, (None, (left, right)), (False, True)):
+        measured = form.measure(directions, along, squares)
         torch.testing.assert_close(measured.norms, gradients.flatten(1).square().sum(1))
-        torch.testing.assert_close(measured.products, gradients.reshape(-1, len(left), len(right)) @ right @ left)
-    for towards in (None, direction):
-        together = form.measure(towards, squares=True)
-        torch.testing.assert_close(together.norms, gradients.flatten(1).square().sum(1))
-        torch.testing.assert_close(together.squares, gradients.square().sum(0))
-        if towards is not None:
-            torch.testing.assert_close(together.products, (gradients * direction).flatten(1).sum(1))
+        assert len(measured.products) == len(directions)
+        for towards, found in zip(directions, measured.products, strict=True):
+            torch.testing.assert_close(found, (gradients * towards).flatten(1).sum(1))
+        assert (measured.along is not None) == (along is not None)
+        if along is not None:
+            torch.testing.assert_close(measured.along, gradients.reshape(-1, len(left), len(right)) @ right @ left)
+        assert (measured.squares is not None) == squares
+        if squares:
+            torch.testing.assert_close(measured.squares, gradients.square().sum(0))
 
 
 @settings(deadline=None, max_examples=60)
@@ -64,6 +68,11 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
     first = outer(generator, n, groups, positions, fan_in, fan_out)
     agree(first)
     agree(add([first, outer(generator, n, groups, 2, fan_in, fan_out)]))
+    side = Side(first.deltas)
+    bias = Sums(side)
+    agree(bias)
+    torch.testing.assert_close(bias.gradients(), first.deltas.sum(2).flatten(1))
+    agree(OuterProducts(first.inputs, side, first.shape))  # what the bias has asked for changes nothing
     flat = outer(generator, n, 1, positions, fan_in, fan_out)
     rows = table(generator, n, positions, (fan_out, fan_in))
     agree(rows)
@@ -81,7 +90,7 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
 
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(forms, "CHUNK", 7)
+    monkeypatch.setattr(base, "CHUNK", 7)
     agree(outer(generator, 5, 2, 3, 4, 4))
     agree(outer(generator, 5, 2, 30, 4, 4))
     agree(add([outer(generator, 5, 1, 3, 4, 6), table(generator, 5, 12, (6, 4))]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 
-from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.per_sample import PerSampleProbe, early
 from cockpit_lite.probes.per_sample import probe as probe_module
 from cockpit_lite.probes.per_sample.rules import RULES
 from tests.per_sample.checker import watched
@@ -435,7 +435,7 @@ def test_recomputed_batch_statistics_are_not_updated_once_more() -> None:
 
 
 def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_module, "KEPT", 0)
+    monkeypatch.setattr(early, "KEPT", 0)
     model, (inputs, targets) = net(), data(6)
     probe = PerSampleProbe(model, parameters_of(model))
     probe.start(products=False, squares=False)
@@ -460,7 +460,7 @@ def test_norms_alone_let_a_layer_go_when_its_gradient_has_arrived(monkeypatch: p
 
 @pytest.mark.parametrize("retain", [True, False])
 def test_norms_measured_too_early_are_measured_again(retain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_module, "KEPT", 0)
+    monkeypatch.setattr(early, "KEPT", 0)
     model, (inputs, _) = nn.Sequential(nn.Linear(5, 3)).double(), data(4)
     model[0].weight.requires_grad_(False)  # nothing is saved for its backward, so that a second one is possible
     probe = PerSampleProbe(model, parameters_of(model))

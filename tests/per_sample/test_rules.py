@@ -209,7 +209,7 @@ def test_dropout_in_attention(read: bool, need_weights: bool, monkeypatch: pytes
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolution_by_chunks_of_samples(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "CHUNK", 2 * 4 * 9 * 36 + 1)  # two samples fit
+    monkeypatch.setattr(forms.form, "CHUNK", 2 * 4 * 9 * 36 + 1)  # two samples fit
     made = []
     make = forms.Chunks.__init__
 

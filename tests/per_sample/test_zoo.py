@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cockpit_lite.probes.per_sample import PerSampleProbe
-from cockpit_lite.probes.per_sample import probe as probe_module
+from cockpit_lite.probes.per_sample import early as early_module
 from tests import reference
 from tests.per_sample.checker import relative_error, watched
 from tests.zoo import ZOO
@@ -51,7 +51,7 @@ def test_exact_or_named(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_norms_alone_are_checked_against_the_gradient_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_module, "KEPT", 0)
+    monkeypatch.setattr(early_module, "KEPT", 0)
     architecture = ZOO[name]
     model = architecture.build().eval()
     batch = architecture.batch(5, torch.Generator().manual_seed(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
-    from cockpit_lite.probes.per_sample.forms import Form
+    from cockpit_lite.probes.per_sample.forms import Condensed
+    from cockpit_lite.probes.per_sample.modules import Owner
     from cockpit_lite.probes.per_sample.owners import Layout
     from cockpit_lite.probes.per_sample.projections import Projection
 
@@ -22,12 +24,18 @@ def _cut(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-@dataclass(eq=False)
+@lru_cache(maxsize=1024)
+def _without_memory(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty((), dtype=dtype, device=device).expand(shape)
+
+
+@dataclass(eq=False, slots=True)
 class Call:
-    """One call of a module that owns trainable parameters.
+    """One call of a module that owns trainable parameters, or of the model.
 
     Attributes:
         module: The module.
+        owner: What is known of it from step to step; ``None`` if it uses no trainable parameter by itself.
         args: Positional arguments, detached.
         kwargs: Keyword arguments, detached.
         outputs: The tensors it returned, detached, in the order of ``tree_flatten``; once they are forgotten, tensors of the same
@@ -46,6 +54,7 @@ class Call:
     """
 
     module: nn.Module
+    owner: Owner | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: list[Tensor]
@@ -59,25 +68,39 @@ class Call:
     ended: int = 0
     outputs_forgotten: bool = False
     spent: bool = False
-    condensed: dict[str, Form] = field(default_factory=dict)
+    condensed: dict[str, Condensed] = field(default_factory=dict)
     noise: Tensor | float | None = None
     _versions: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: int) -> Call:
-        """Remember a call that has just returned."""
-        outputs = [value.detach() for value in tensors_in(output)]
-        plain = all(isinstance(value, Tensor) for value in args)
-        args = tuple(value.detach() for value in args) if plain else tree_map(_cut, args)
-        call = cls(module, args, tree_map(_cut, dict(kwargs)) if kwargs else {}, outputs, forward, [None] * len(outputs))
+    def of(
+        cls,
+        module: nn.Module,
+        owner: Owner | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any,
+        forward: int,
+        keep_outputs: bool = True,
+    ) -> Call:
+        """Remember a call that has just returned; without ``keep_outputs`` only the shapes of what it returned."""
+        outputs = tensors_in(output)
+        if keep_outputs:
+            outputs = [value.detach() for value in outputs]
+        else:
+            outputs = [_without_memory(value.shape, value.dtype, value.device) for value in outputs]
+        args = tuple([value.detach() if isinstance(value, Tensor) else tree_map(_cut, value) for value in args])
+        call = cls(module, owner, args, tree_map(_cut, dict(kwargs)) if kwargs else {}, outputs, forward, [None] * len(outputs))
         device = outputs[0].device.type if outputs else "cpu"
         call.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        call.outputs_forgotten = not keep_outputs
         call._versions = call._now()
         return call
 
     def _now(self) -> tuple[int, ...]:
         # detached aliases share the version counter with the user's tensors
-        return tuple(value._version for value in [*self.tensors(), *self.outputs])
+        kept = [] if self.outputs_forgotten else self.outputs
+        return tuple([value._version for value in [*self.tensors(), *kept]])
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments."""
@@ -86,12 +109,13 @@ class Call:
     @property
     def overwritten(self) -> bool:
         """Whether an argument was changed in place after the call."""
-        count = len(self.tensors())
-        return self._versions[:count] != self._now()[:count]
+        return any(value._version != before for value, before in zip(self.tensors(), self._versions, strict=False))
 
     @property
     def outputs_overwritten(self) -> bool:
-        """Whether an output was changed in place after the call, as activations with ``inplace=True`` do."""
+        """Whether an output was changed in place after the call, as activations with ``inplace=True`` do; or was not kept."""
+        if self.outputs_forgotten:
+            return True
         count = len(self.tensors())
         return self._versions[count:] != self._now()[count:]
 
@@ -102,11 +126,10 @@ class Call:
 
     def forget_outputs(self) -> None:
         """Let the outputs go, which the user's graph may not need: only their shapes are kept."""
-        self.outputs = [output.new_empty(()).expand(output.shape) for output in self.outputs]
+        self.outputs = [_without_memory(output.shape, output.dtype, output.device) for output in self.outputs]
         self.outputs_forgotten = True
-        self._versions = self._now()
 
-    def condense(self, forms: dict[str, Form]) -> None:
+    def condense(self, forms: dict[str, Condensed]) -> None:
         """Keep the condensed forms, and let go of what they were made of."""
         self.condensed, self.noise = forms, self.magnitude()
         self.args, self.kwargs, self.spent = (), {}, True

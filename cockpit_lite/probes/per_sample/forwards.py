@@ -57,7 +57,7 @@ class Forward:
 
     def structure(self) -> tuple[object, ...]:
         """Return what two forwards have in common that share out their rows alike."""
-        calls = tuple((id(call.module), *(tensor.shape for tensor in [*call.tensors(), *call.outputs])) for call in self.calls)
+        calls = tuple([(id(call.module), *[tensor.shape for tensor in (*call.tensors(), *call.outputs)]) for call in self.calls])
         return (self.data, self.batch_statistics, self.recomputes, tuple(output.shape for output in self.outputs), calls)
 
     def release(self) -> None:

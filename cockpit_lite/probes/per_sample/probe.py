@@ -7,39 +7,35 @@ remembered of a call dies with the call's graph unless a backward pass reaches i
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import wraps
+from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.around import Learned
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
+from cockpit_lite.probes.per_sample.early import EarlyMeasurement
 from cockpit_lite.probes.per_sample.forwards import Answer, Forward
 from cockpit_lite.probes.per_sample.layers import PerSampleGradients
+from cockpit_lite.probes.per_sample.modules import ModuleTable
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
 from cockpit_lite.probes.per_sample.projections import watch_projections
-from cockpit_lite.probes.per_sample.rules import RULES
 from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
-from cockpit_lite.probes.per_sample.survey import Survey, condense, connected
-from cockpit_lite.probes.tensor_hooks import register_hook_unseen
+from cockpit_lite.probes.per_sample.survey import Survey, connected
 
 #: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
 MOST_WAITING = 4
-
-#: Elements of output gradients (8 MB in float32) up to which a step keeps them all: letting them go early takes time, too.
-KEPT = 2_000_000
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -51,11 +47,14 @@ def _harmless(method: Method) -> Method:
     def guarded(self: PerSampleProbe, *args: Any) -> Any:
         if torch.compiler.is_compiling():  # a hook that is traced into compiled code must not be there
             return None
+        start = time.perf_counter()
         try:
             return method(self, *args)
         except Exception as error:
             self._failed(error)
             return None
+        finally:
+            self.seconds += time.perf_counter() - start
 
     return guarded  # type: ignore[return-value]  # the same signature
 
@@ -83,12 +82,15 @@ class PerSampleProbe:
     Args:
         model: The model; its submodules may also be called on their own.
         parameters: The trainable parameters by name, tied ones once.
+
+    Attributes:
+        seconds: Time that the hooks of the step took inside the user's forward and backward passes.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self.model = model
         self.parameters = dict(parameters)
-        self._trainable = {id(parameter) for parameter in self.parameters.values()}
+        self._table = ModuleTable(model, self.parameters)
         self._handles: list[RemovableHandle] = []
         self._step = 0  # counts the steps that were watched
         # what holds from step to step: structures of calls, and parameters that were tried in vain
@@ -96,14 +98,16 @@ class PerSampleProbe:
         self._learned = Learned()
         self._used_again: set[str] = set()  # names of parameters that were measured too early
         self._products = self._squares = self._gradients = True  # what may be asked for
+        self._one_backward = False
+        self._directions: Mapping[str, Mapping[str, Tensor]] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._step += 1
-        self._modules: dict[int, nn.Module] = {}
-        self._owners: set[int] = set()
-        self._open: list[tuple[int, int]] = []  # ids of the modules that are being called, outermost first, and when they began
-        self._begun = 0  # counts the calls
+        self.seconds = 0.0
+        #: Ids of the modules that are being called and matter, the outermost first, and when they began.
+        self._open: list[tuple[int, int]] = []
+        self._begun = 0  # counts these calls
         self._forwards: list[Forward] = []
         self._in_backward = False
         self._paused = False
@@ -111,27 +115,33 @@ class PerSampleProbe:
         self._random_states: dict[int, tuple[Tensor, ...]] = {}  # of the modules that are being called
         self._reached: list[set[int]] = []  # forwards that each backward reached
         self._calls: dict[int, Call] = {}  # calls that a backward reached, by id
-        self._alone: set[int] = set()  # ids of the calls that no other call shares a parameter with
+        self._early: EarlyMeasurement | None = None
         self._survey: Survey | None = None  # that the last statistics came from
 
-    def start(self, products: bool = True, squares: bool = True, gradients: bool = False) -> None:
-        """Begin to watch a step.
+    def start(
+        self,
+        products: bool = True,
+        squares: bool = True,
+        gradients: bool = False,
+        directions: Mapping[str, Mapping[str, Tensor]] | None = None,
+        one_backward: bool = False,
+    ) -> None:
+        """Begin to watch a step. What a layer's statistics need is let go in the backward pass, where all of this allows it.
 
         Args:
-            products: Whether inner products may be asked for. If not, what a layer's statistics need is let go as soon as its
-                gradient has arrived, where the rule and the graph allow it, and the step takes less memory.
+            products: Whether inner products may be asked for.
             squares: Whether sums of squares may be asked for.
             gradients: Whether the gradients themselves may be asked for: nothing is let go then.
+            directions: Further directions of inner products by a name of the caller's; each is parameter name -> tensor. They
+                come with the statistics.
+            one_backward: Whether the step is expected to have one backward pass, and the direction of the products to be the
+                gradient that it leaves. If that turns out wrong, layers that were let go are not covered in this step.
         """
         self.stop()
         self._products, self._squares, self._gradients = products, squares, gradients
+        self._directions, self._one_backward = directions or {}, one_backward
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
-        self._modules = {id(module): module for module in self.model.modules()}
-        self._owners = {
-            key
-            for key, module in self._modules.items()
-            if any(id(parameter) in self._trainable for parameter in module._parameters.values()) or is_parametrized(module)
-        }
+        self._table.refresh()
         self._handles = [
             register_module_forward_pre_hook(self._before_call),
             register_module_forward_hook(self._after_call, with_kwargs=True),
@@ -160,32 +170,21 @@ class PerSampleProbe:
                 if not forward.surveyed:
                     forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
                     forward.release()
-        if not (self._products or self._gradients):
-            self._alone = self._find_alone()
+        if self._early is not None:
+            self._early.withdraw()
+        if not self._gradients and (self._one_backward or not self._products):
+            self._early = EarlyMeasurement(
+                self._forwards, self.parameters, self._used_again, self._squares, self._products, self._directions
+            )
         self._reached.append(set())
         self._in_backward = True
 
-    def _find_alone(self) -> set[int]:
-        """Return the ids of the calls that may be measured as soon as their gradient has arrived."""
-        calls = [call for forward in self._forwards for call in forward.calls if not call.spent]
-        uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
-        later = {id(self.parameters[name]) for name in self._used_again}
-        alone = [
-            call
-            for call in calls
-            if call.outputs_forgotten
-            and call.layout is not None
-            and not call.layout.reason
-            and call is not self._forwards[call.forward].whole
-            and all(p is None or (uses[id(p)] == 1 and id(p) not in later) for p in call.module._parameters.values())
-        ]
-        if sum(call.outputs[0].numel() for call in alone) <= KEPT:
-            return set()
-        return {id(call) for call in alone}
-
+    @_harmless
     def backward_ends(self) -> None:
         """From here on they do not: tensor hooks fire again in Hessian-vector products."""
         self._in_backward = False
+        if self._early is not None:
+            self._early.end()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -225,6 +224,7 @@ class PerSampleProbe:
             call.forget_deltas()
         self._reached = []
         self._calls = {}
+        self._early = None
 
     def statistics(
         self,
@@ -247,7 +247,8 @@ class PerSampleProbe:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
         survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._learned, self._gradients)
         with torch.no_grad(), self.paused():
-            found = survey.statistics(products, direction, direction if gradient is None else gradient, squares)
+            directions = {"": direction, **self._directions} if products and direction is not None else self._directions
+            found = survey.statistics(directions, direction if gradient is None else gradient, squares)
         self._used_again |= survey.used_again
         self._survey = survey
         return found
@@ -274,12 +275,15 @@ class PerSampleProbe:
 
     def _ignores(self, module: nn.Module) -> bool:
         # a call under vmap or jvp is not the user's step, and its tensors take no hooks
-        return self._paused or id(module) not in self._modules or torch._C._functorch.peek_interpreter_stack() is not None
+        return self._paused or id(module) not in self._table.modules or torch._C._functorch.peek_interpreter_stack() is not None
 
     # hooks ------------------------------------------------------------------------------------------------------------
 
     @_harmless
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        key = id(module)
+        if self._open and not self._matters(module):
+            return
         if self._ignores(module):
             return
         if module is self.model:
@@ -288,17 +292,24 @@ class PerSampleProbe:
             if module is self.model:
                 self._abandon_the_oldest()
             self._forwards.append(Forward(len(self._forwards)))
-        self._open.append((id(module), self._begun))
+        self._open.append((key, self._begun))
         self._begun += 1
         if module.training and torch.is_grad_enabled() and self._may_repeat(module):
-            self._random_states[id(module)] = random_state(next(module.parameters()).device)
+            self._random_states[key] = random_state(next(module.parameters()).device)
+
+    def _matters(self, module: nn.Module) -> bool:
+        key = id(module)
+        outermost = bool(self._open) and self._open[0][0] == key
+        return outermost or key in self._table.remarkable or self._learned.wants(module)
 
     def _may_repeat(self, module: nn.Module) -> bool:
         """Whether the call may have to be repeated with the random numbers that it draws now."""
         if isinstance(module, nn.MultiheadAttention):
             return bool(module.dropout)
-        watched = id(module) in self._owners or self._learned.wants(module) or len(self._open) == 1
-        return watched and type(module) not in RULES and next(module.parameters(), None) is not None
+        owner = self._table.owners.get(id(module))
+        if owner is None:
+            return self._learned.wants(module) and next(module.parameters(), None) is not None
+        return owner.rule is None or self._learned.wants(module)
 
     def _abandon_the_oldest(self) -> None:
         waiting = [forward for forward in self._forwards if not forward.surveyed]
@@ -307,26 +318,28 @@ class PerSampleProbe:
 
     @_harmless
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        key, table = id(module), self._table
+        if not self._matters(module):
+            return
         if self._ignores(module):
             return
         began = -1
         while self._open and began < 0:
-            key, number = self._open.pop()
-            began = number if key == id(module) else -1
+            opened, number = self._open.pop()
+            began = number if opened == key else -1
         if not self._forwards:
             return
-        forward = self._forwards[-1]
+        forward, outermost = self._forwards[-1], not self._open and not self._in_backward
         if torch.is_grad_enabled():
-            if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None and has_buffers(self.model):
+            if table.has_buffers and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
                 forward.recomputes = True
-            forward.batch_statistics |= normalises_over_batch(module)
-            outermost = not self._open and not self._in_backward
-            if id(module) in self._owners or outermost or self._learned.wants(module):
+            forward.batch_statistics = forward.batch_statistics or normalises_over_batch(module)
+            if key in table.owners or outermost or self._learned.wants(module):
                 call = self._watch(module, args, kwargs, output, forward)
                 if call is not None:
                     call.began, call.ended = began, self._begun
                 forward.whole = call if outermost else None
-        if not self._open and not self._in_backward:
+        if outermost:
             data = first_tensor(args, kwargs)
             forward.data = None if data is None else data.shape
             forward.outputs = [tensor for tensor in tensors_in(output) if _in_graph(tensor) and tensor.is_floating_point()]
@@ -337,70 +350,58 @@ class PerSampleProbe:
         tensors = tensors_in(output)
         if not any(map(_in_graph, tensors)):
             return None
-        call = Call.of(module, args, kwargs, output, forward.number)
-        call.random_state = self._random_states.pop(id(module), None)
+        owner = self._table.owners.get(id(module))
+        if owner is None and not self._learned.wants(module):  # the outermost call, of which earlier steps had no need
+            call = Call.of(module, None, (), {}, output, forward.number, keep_outputs=False)
+        else:
+            keep_outputs = not self._open or owner is None or owner.repeats or len(tensors) > 1
+            call = Call.of(module, owner, args, kwargs, output, forward.number, keep_outputs)
+        call.random_state = self._random_states.pop(id(module), None) if self._random_states else None
         if isinstance(module, nn.MultiheadAttention):
             call.projections = watch_projections(module, tensors[0], self._listening())
+            if call.projections and self._open:  # they are all that is needed
+                call.forget_outputs()
+        step = self._step
         for position, tensor in enumerate(tensors):
-            if _in_graph(tensor):
-                register_hook_unseen(tensor, self._recorder(call, position))
-        if len(tensors) == 1 and self._open and needs_no_output(module):
-            call.forget_outputs()
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(partial(self._arrived, call, position, tensor.output_nr, step))
         # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
-        if not self._in_backward and (id(module) in self._owners or self._learned.wants(module)):
+        if not self._in_backward and (owner is not None or self._learned.wants(module)):
             forward.calls.append(call)
-            forward.edges.append([get_gradient_edge(tensor) if _in_graph(tensor) else None for tensor in tensors])
+            forward.edges.append([_edge(tensor) for tensor in tensors])
         return call
-
-    @_harmless
-    def _record(self, call: Call, position: int, delta: Tensor) -> None:
-        call.condensed = {}  # a second gradient makes what was measured of the first worthless
-        call.add(position, delta)
-        self._calls[id(call)] = call
-        self._reached[-1].add(call.forward)
-        if id(call) in self._alone and not call.spent and not _graph_is_kept():
-            self._condense(call)
-
-    def _condense(self, call: Call) -> None:
-        batch_size = self._forwards[call.forward].batch_size
-        if batch_size is None:
-            return
-        with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False), suppress(Exception):
-            condense(call, self._trainable, batch_size, self._squares)  # where it fails, the survey fails again and says why
 
     def _listening(self) -> Callable[[], bool]:
         step = self._step  # a graph that the user keeps may be gone through again in a later step
         return lambda: self._in_backward and not self._paused and step == self._step
 
-    def _recorder(self, call: Call, position: int) -> Callable[[Tensor], None]:
-        listening = self._listening()
-
-        def record(delta: Tensor) -> None:
-            if listening():
+    def _arrived(self, call: Call, position: int, number: int, step: int, deltas: tuple[Tensor | None, ...]) -> None:
+        """Gradients arrive at the node that made an output."""
+        if self._in_backward and not self._paused and step == self._step:
+            delta = deltas[number]
+            if delta is not None:
                 self._record(call, position, delta)
 
-        return record
+    @_harmless
+    def _record(self, call: Call, position: int, delta: Tensor) -> None:
+        if call.owner is not None or not call.outputs_forgotten:
+            call.condensed = {}  # a second gradient makes what was measured of the first worthless
+            call.add(position, delta)
+        self._calls[id(call)] = call
+        self._reached[-1].add(call.forward)
+        if self._early is not None:
+            self._early.arrived(call)
 
 
-def _graph_is_kept() -> bool:
-    """Whether the backward pass that is under way may be followed by another one over the same graph."""
-    known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return known is None or known()
-
-
-def needs_no_output(module: nn.Module) -> bool:
-    """Whether the module's rule covers all its parameters without repeating the call."""
-    rule = RULES.get(type(module))
-    if rule is None or rule.repeats or is_parametrized(module):
-        return False
-    return all(parameter is None or name in rule.names(module) for name, parameter in module._parameters.items())
+def _edge(tensor: Tensor) -> GradientEdge | None:
+    """Return where the gradient of a result arrives."""
+    node = tensor.grad_fn
+    if node is None:
+        return None
+    # the edge of a function written in Python needs more to keep its graph alive
+    return get_gradient_edge(tensor) if isinstance(node, torch._C._FunctionBase) else GradientEdge(node, tensor.output_nr)
 
 
 def _in_graph(tensor: Tensor) -> bool:
     """Whether the tensor is a result. A hook on a leaf would stay: on a parameter that a module returns, for instance."""
     return tensor.grad_fn is not None
-
-
-def has_buffers(model: nn.Module) -> bool:
-    """Whether recomputing a part of the model might change its state, as batch normalisation's running statistics."""
-    return next(iter(model.buffers()), None) is not None

@@ -19,6 +19,7 @@ class PerSampleStatistics:
         batch_size: Number of samples N.
         squared_norms: Parameter name -> squared norms of c_1 ... c_N, shape (N,).
         products: Parameter name -> inner products with the direction, shape (N,). Empty if none was asked for.
+        along: Name of a further direction -> parameter name -> inner products with it, shape (N,).
         sum_of_squares: Parameter name -> sum over n of c_n squared element by element, shape of the parameter, not divided by
             anything. Empty if it was not asked for.
         not_covered: Parameter name -> reason. A parameter is either here or above, never in both.
@@ -28,6 +29,7 @@ class PerSampleStatistics:
     batch_size: int = 0
     squared_norms: dict[str, Tensor] = field(default_factory=dict)
     products: dict[str, Tensor] = field(default_factory=dict)
+    along: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     sum_of_squares: dict[str, Tensor] = field(default_factory=dict)
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
@@ -43,13 +45,15 @@ class PerSampleStatistics:
         return _sum(self.products)
 
     def unscale(self, scale: Tensor) -> None:
-        """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too."""
+        """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too, further ones were not."""
         for values in (self.squared_norms, self.products, self.sum_of_squares):
             values.update({name: value / scale**2 for name, value in values.items()})
+        for values in self.along.values():
+            values.update({name: value / scale for name, value in values.items()})
 
     def drop(self, name: str) -> None:
         """Forget what was measured of a parameter."""
-        for values in (self.squared_norms, self.products, self.sum_of_squares):
+        for values in (self.squared_norms, self.products, self.sum_of_squares, *self.along.values()):
             values.pop(name, None)
 
 

@@ -8,24 +8,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, add
+from cockpit_lite.probes.per_sample.forms.form import RankOne
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
+from cockpit_lite.probes.per_sample.modules import Owner
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
-from cockpit_lite.probes.per_sample.rules import RULES, NoRule, Rule
+from cockpit_lite.probes.per_sample.rules import NoRule, Rule
 from cockpit_lite.probes.per_sample.shadow import with_call
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 
@@ -77,7 +78,6 @@ class Survey:
         keep: bool = False,
     ) -> None:
         self.parameters = parameters
-        self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
         self.micro_batches = connected(reached)
@@ -90,40 +90,44 @@ class Survey:
         self.around: list[tuple[list[Call], list[str]]] = []  # calls around parameters, and names that these covered
         self.unused: set[str] = set()  # names that no sample uses
         self.sizes: list[int] = []  # of the micro-batches
-        self._owned: dict[int, dict[str, str]] = {}
         self._kept: FormsByName = {}
         self._room = KEPT if keep else 0
 
     def statistics(
-        self,
-        products: bool,
-        direction: Mapping[str, Tensor] | None,
-        gradient: Mapping[str, Tensor] | None,
-        squares: bool = False,
+        self, directions: Mapping[str, Mapping[str, Tensor]], gradient: Mapping[str, Tensor] | None, squares: bool = False
     ) -> PerSampleStatistics:
-        """Return the statistics; see :meth:`PerSampleProbe.statistics`."""
+        """Return the statistics.
+
+        Args:
+            directions: Name -> direction of inner products, which is parameter name -> tensor. That of the name "" is what is
+                called the direction everywhere else.
+            gradient: The gradient that the contributions are checked against.
+            squares: Whether to return sums of squares.
+        """
         sizes = self.sizes = self._micro_batch_sizes()
         result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
-        wanted = partial(self._measure, result, sizes=sizes, direction=direction if products else None, squares=squares)
         missing: dict[str, str] = {}
         checks: dict[str, Check] = {}
         unused = dict(self.parameters)
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
             forms = self._forms(calls, sizes, missing)
-            checks.update(wanted(forms, gradient=gradient))
-            self._keep_small(forms)
+            checks.update(self._measure(result, forms, directions, squares, gradient))
+            if self._room:
+                self._keep_small(forms)
             for name in forms:
                 unused.pop(name, None)
         for name, parameter in unused.items():
             if name not in missing and _arrived(parameter, name, gradient):
                 missing[name] = "the parameter is used outside of any module's call"
         missing.update(self._failures(checks, gradient, result))
-        self._cover_by_calls_around(missing, partial(wanted, gradient=gradient), gradient, result)
+        self._cover_by_calls_around(
+            missing, lambda forms: self._measure(result, forms, directions, squares, gradient), gradient, result
+        )
         self.unused = unused.keys() - missing.keys()
         for name in self.unused:
-            wanted({name: {}}, gradient=None)
+            self._measure(result, {name: {}}, directions, squares, None)
         for name in self.not_covered:
             result.drop(name)
         result.conditional.update({name: note for name, note in self.notes.items() if name in result.squared_norms})
@@ -159,13 +163,14 @@ class Survey:
         groups: list[tuple[set[str], list[Call]]] = []
         by_name: dict[str, tuple[set[str], list[Call]]] = {}
         for call in self.calls:
-            names = set(self._own(call.module).values())
-            if not names:
+            if call.owner is None:
                 continue
+            names = set(call.owner.names.values())
             joined: tuple[set[str], list[Call]] = (names, [call])
-            for group in {id(by_name[name]): by_name[name] for name in names if name in by_name}.values():
-                joined = (joined[0] | group[0], group[1] + joined[1])
-                groups.remove(group)
+            if not names.isdisjoint(by_name):
+                for group in {id(by_name[name]): by_name[name] for name in names if name in by_name}.values():
+                    joined = (joined[0] | group[0], group[1] + joined[1])
+                    groups.remove(group)
             groups.append(joined)
             by_name.update(dict.fromkeys(joined[0], joined))
         return [calls for _, calls in groups]
@@ -174,8 +179,7 @@ class Survey:
         self,
         result: PerSampleStatistics,
         forms: FormsByName,
-        sizes: Sequence[int],
-        direction: Mapping[str, Tensor] | None,
+        directions: Mapping[str, Mapping[str, Tensor]],
         squares: bool,
         gradient: Mapping[str, Tensor] | None,
     ) -> dict[str, Check]:
@@ -183,32 +187,29 @@ class Survey:
         checks = {}
         for name, parts in forms.items():
             parameter = self.parameters[name]
-            towards = None if direction is None else direction.get(name)
+            towards = {key: values[name].detach() for key, values in directions.items() if values.get(name) is not None}
             total = None if gradient is None else gradient.get(name)
-            sides = check_direction(parameter)
-            measured = []
-            for number, size in enumerate(sizes):
-                if number not in parts:  # a parameter that a micro-batch does not use contributes nothing there
-                    nothing = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
-                    empty = torch.zeros_like(parameter, dtype=nothing.dtype) if squares else None
-                    measured.append(Measured(nothing, nothing, empty))
-                elif towards is None and total is not None:
-                    measured.append(parts[number].measure_along(*sides, squares))
-                else:
-                    measured.append(parts[number].measure(None if towards is None else towards.detach(), squares))
+            by_gradient = "" in towards and directions[""] is gradient
+            along = None if total is None or by_gradient else check_direction(parameter)
+            measured = [
+                _measured(parts[number], towards, along, squares)
+                if number in parts
+                else _nothing(parameter, size, towards, squares)
+                for number, size in enumerate(self.sizes)
+            ]
             result.squared_norms[name] = _joined([part.norms for part in measured])
-            found = [part.products for part in measured if part.products is not None]
-            if towards is not None:
-                result.products[name] = _joined(found)
+            for position, key in enumerate(towards):
+                kept = result.along.setdefault(key, {}) if key else result.products
+                kept[name] = _joined([part.products[position] for part in measured])
             if squares:
                 parts_of_sum = [part.squares for part in measured if part.squares is not None]
                 result.sum_of_squares[name] = sum(parts_of_sum[1:], start=parts_of_sum[0])
-            if total is not None and direction is gradient and found:
-                checks[name] = Check(result.products[name], None)
-            elif total is not None:
-                if towards is not None:
-                    found = [form.measure_along(*sides).products for form in parts.values()]  # type: ignore[misc]
-                checks[name] = Check(_joined(found), _along(total.detach(), *sides))
+            if total is not None and parts:
+                if along is None:
+                    checks[name] = Check(result.products[name], None)
+                else:
+                    found = [part.along for part in measured if part.along is not None]
+                    checks[name] = Check(_joined(found), _along(total, *along))
         return checks
 
     def _cover_by_calls_around(
@@ -224,6 +225,7 @@ class Survey:
         self.not_covered.update({name: reason for name, reason in hopeless.items() if reason})
         reasons = {name: reason for name, reason in missing.items() if not hopeless[name]}
         if not reasons:
+            self.learned.learn(set(), {})
             return
         tried = set(reasons)
         for calls in calls_around(self.calls):
@@ -252,9 +254,9 @@ class Survey:
 
     def _has_every_use(self, calls: Sequence[Call], name: str) -> bool:
         """Whether every call of a module that owns the parameter is within one of these, and none of them is such a call."""
-        if self._owns(calls[0].module, name) and calls[0].layout is not None and not calls[0].layout.reason:
+        if _owns(calls[0], name) and calls[0].layout is not None and not calls[0].layout.reason:
             return any(call is self.forwards[call.forward].whole for call in calls)
-        own = [call for call in self.calls if self._owns(call.module, name)]
+        own = [call for call in self.calls if _owns(call, name)]
         return all(any(contains(around, call) for around in calls) for call in own)
 
     def _repeated(self, calls: Sequence[Call], names: Sequence[str]) -> FormsByName:
@@ -325,12 +327,12 @@ class Survey:
         found: dict[str, dict[int, list[Form]]] = {}
         for call in calls:
             number = self._micro_batch[call.forward]
-            own = self._own(call.module)
-            if set(own.values()) <= set(missing):
+            assert call.owner is not None
+            own = call.owner.names
+            if missing and set(own.values()) <= set(missing):
                 continue
             try:
-                parameters = {local: self.parameters[name] for local, name in own.items()}
-                forms = forms_of_call(call, parameters, sizes[number], self._samples_stay_apart(call))
+                forms = forms_of_call(call, call.owner, sizes[number], self._samples_stay_apart)
             except NoRule as reason:
                 missing.update(dict.fromkeys(own.values(), str(reason)))
                 if call.spent:
@@ -349,26 +351,6 @@ class Survey:
         return {
             name: {number: add(parts) for number, parts in uses.items()} for name, uses in found.items() if name not in missing
         }
-
-    def _own(self, module: nn.Module) -> dict[str, str]:
-        """Return name in the module -> name, of the parameters that a call of the module uses by itself.
-
-        A parametrised weight belongs to the module it is the weight of: the parametrisation never sees the samples.
-        """
-        known = self._owned.get(id(module))
-        if known is None:
-            known = self._owned[id(module)] = self._find_own(module)
-        return known
-
-    def _find_own(self, module: nn.Module) -> dict[str, str]:
-        if isinstance(module, ParametrizationList):
-            return {}
-        named = dict(module._parameters)
-        if is_parametrized(module):
-            named.update({f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()})  # type: ignore[union-attr]
-        if isinstance(module, nn.MultiheadAttention):  # it never calls its output projection, it takes the weights
-            named.update({f"out_proj.{name}": p for name, p in module.out_proj._parameters.items()})
-        return {local: self.names[id(parameter)] for local, parameter in named.items() if id(parameter) in self.names}
 
     def _failures(
         self, checks: Mapping[str, Check], gradient: Mapping[str, Tensor] | None, result: PerSampleStatistics
@@ -391,63 +373,64 @@ class Survey:
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
-        bound = sum(float(call.magnitude()) for call in self.calls if self._owns(call.module, name))
+        bound = sum(float(call.magnitude()) for call in self.calls if _owns(call, name))
         return float(gradient.detach().abs().max()) <= 8 * torch.finfo(gradient.dtype).eps * bound
 
     def _reason(self, name: str) -> str:
-        owners = sorted({type(call.module).__name__ for call in self.calls if self._owns(call.module, name)})
+        owners = sorted({type(call.module).__name__ for call in self.calls if _owns(call, name)})
         return f"contributions do not sum to the gradient: the parameter is also used outside of {' and '.join(owners)}'s call"
 
-    def _owns(self, module: nn.Module, name: str) -> bool:
-        return name in self._own(module).values()
 
-
-def forms_of_call(call: Call, parameters: Mapping[str, nn.Parameter], batch_size: int, apart: bool = False) -> dict[str, Form]:
+def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Call], bool]) -> Mapping[str, Form]:
     """Return parameter name in the module -> form of its per-sample gradients in this call.
 
     Args:
         call: The call, with its output gradients.
-        parameters: Name in the module -> parameter.
+        owner: What is known of its module.
         batch_size: Number of samples.
-        apart: Whether the samples are known not to meet in the call.
+        apart: Whether the samples are known not to meet in a call.
 
     Raises:
         NoRule: if there is none; the message is the reason.
     """
     module, layout = call.module, call.layout
     if call.condensed:
-        return {local: call.condensed[local] for local in parameters}
+        return call.condensed
     if layout is None:  # recomputed in the backward pass
         layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
     if layout.reason:
         raise NoRule(f"{type(module).__name__}: {layout.reason}")
-    rule = RULES.get(type(module))
-    if rule is not None and set(parameters) <= set(rule.names(module)):
+    if owner.rule is not None:
         try:
-            return ruled_forms(call, rule, parameters, layout, batch_size)
+            return ruled_forms(call, owner.rule, owner.names, layout, batch_size)
         except NoRule:
             if layout.axis == FLAT:
                 raise
-    repeated, _ = generic_forms(call, parameters, layout, batch_size, apart)
-    return dict(repeated)
+    repeated, _ = generic_forms(call, owner.parameters, layout, batch_size, apart(call))
+    return repeated
 
 
-def condense(call: Call, trainable: Set[int], batch_size: int, squares: bool) -> None:
+def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Measure a call whose gradient has arrived, and let go of everything else.
 
     Args:
-        call: Of a module whose rule needs nothing else.
-        trainable: Ids of the parameters that count.
+        call: Of a module that has a rule.
         batch_size: Number of samples.
         squares: Whether to measure sums of squares, too.
+        directions: Name -> direction of inner products, which is parameter name -> tensor.
 
     Raises:
         NoRule: if there is none; the call is then as it was.
     """
-    own = {local: p for local, p in call.module._parameters.items() if p is not None and id(p) in trainable}
-    assert call.layout is not None
-    forms = ruled_forms(call, RULES[type(call.module)], own, call.layout, batch_size)
-    call.condense({local: Condensed(form, *check_direction(own[local]), squares) for local, form in forms.items()})
+    owner = call.owner
+    assert call.layout is not None and owner is not None and owner.rule is not None
+    forms = ruled_forms(call, owner.rule, owner.names, call.layout, batch_size)
+    condensed = {}
+    for local, form in forms.items():
+        name = owner.names[local]
+        towards = {key: values[name] for key, values in directions.items() if values.get(name) is not None}
+        condensed[local] = Condensed(form, *check_direction(owner.parameters[local]), squares, towards)
+    call.condense(condensed)
 
 
 def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
@@ -458,6 +441,8 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
         raise NoRule(f"a second gradient arrived at {kind} after the first was measured")
     if call.overwritten:
         raise NoRule(f"the input of {kind} was changed in place after its call")
+    if rule.repeats and call.outputs_forgotten and any(projection.delta is None for projection in call.projections.values()):
+        raise NoRule(f"what {kind} returned was not kept")
     inputs, delta = call.bound(), call.deltas[0]
     if (delta is None and not _any_axis(module)) or not inputs or not isinstance(inputs[0], Tensor):
         raise NoRule(f"{kind} was called without input")
@@ -487,36 +472,55 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
 _FORMS = Forms()
 
 
+def _owns(call: Call, name: str) -> bool:
+    return call.owner is not None and name in call.owner.names.values()
+
+
 def _any_axis(module: nn.Module) -> bool:
     """Whether a gradient may arrive at another output than the first: the final states of recurrent layers."""
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention)
 
 
+def _measured(form: Form, towards: Mapping[str, Tensor], along: RankOne | None, squares: bool) -> Measured:
+    if isinstance(form, Condensed):
+        return form.recalled(list(towards), squares)
+    return form.measure(list(towards.values()), along, squares)
+
+
+def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], squares: bool) -> Measured:
+    """What a micro-batch contributes to a parameter that it does not use."""
+    zeros = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
+    return Measured(zeros, (zeros,) * len(towards), zeros, torch.zeros_like(parameter, dtype=zeros.dtype) if squares else None)
+
+
 def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> list[list[float]]:
     """Return sum over n of c_n'D, G'D and sum over n of |c_n'D| for every check, by one transfer from the device."""
-    along = torch.stack([check.along.double() for check in checks.values()])
+    along = torch.stack([check.along for check in checks.values()]).double()
     with_itself = [name for name, check in checks.items() if check.expected is None]
     total = [gradient[name].detach().to(_accurate(gradient[name].dtype)) for name in with_itself]
     norms = torch._foreach_norm([value.to_dense() if value.is_sparse else value for value in total]) if total else []
     squares = dict(zip(with_itself, norms, strict=True))
-    expected = [squares[name].double().square() if c.expected is None else c.expected.double() for name, c in checks.items()]
-    return torch.stack([along.sum(1), torch.stack(expected), along.abs().sum(1)], 1).tolist()
+    expected = torch.stack([squares[name].double().square() if c.expected is None else c.expected for name, c in checks.items()])
+    return torch.stack([along.sum(1), expected.double(), along.abs().sum(1)], 1).tolist()
 
 
-def check_direction(parameter: Tensor) -> tuple[Tensor, Tensor]:
+def check_direction(parameter: Tensor) -> RankOne:
     """Return the two sides of the direction ``left right'`` that contributions and gradient are compared along.
 
     It does not depend on the gradient, so the contributions may be measured along it before that is known.
     """
-    first = parameter.shape[0] if parameter.dim() else 1
-    last = parameter.shape[1:].numel() if parameter.dim() else 1
-    kind = (parameter.device, _accurate(parameter.dtype))
-    return _random(first, 0, *kind), _random(last, 1, *kind)
+    return _random_sides(parameter.shape, parameter.device, _accurate(parameter.dtype))
+
+
+@lru_cache(maxsize=1024)
+def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> RankOne:
+    # by length, so that the parameters of a layer share what their deltas are along it
+    return _random(shape[0] if shape else 1, 0, device, dtype), _random(shape[1:].numel(), 1, device, dtype)
 
 
 def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return gradient.to(left.dtype).reshape(len(left), len(right)) @ right @ left
+    gradient = (gradient.to_dense() if gradient.is_sparse else gradient).to(left.dtype)
+    return (gradient if gradient.dim() == 2 else gradient.reshape(left.numel(), right.numel())) @ right @ left
 
 
 @lru_cache(maxsize=128)

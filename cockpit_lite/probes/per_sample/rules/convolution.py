@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from cockpit_lite.probes.per_sample import forms
-from cockpit_lite.probes.per_sample.forms import OuterProducts, accurate
+from cockpit_lite.probes.per_sample.forms import Chunks, OuterProducts, accurate
+from cockpit_lite.probes.per_sample.forms import form as base
 from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums
 
 
@@ -59,9 +59,9 @@ class PerSampleConvolution(Rule):
 
         batch_size = g_out[0].shape[0]
         positions = g_out[0].shape[2:].numel()
-        fitting = forms.CHUNK // max(1, module.in_channels * module.weight.shape[2:].numel() * positions)
+        fitting = base.CHUNK // max(1, module.in_channels * module.weight.shape[2:].numel() * positions)
         chunked = fitting < batch_size
-        form = forms.Chunks(some, batch_size, fitting, module.weight.shape) if chunked else some(slice(None))
+        form = Chunks(some, batch_size, fitting, module.weight.shape) if chunked else some(slice(None))
         return ext.measure(form, module.weight)
 
     def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:

@@ -42,4 +42,4 @@ class PerSampleLinear(Rule):
 
 
 def _side(values: Tensor, features: int) -> Side:
-    return Side(values.reshape(values.shape[0], 1, -1, features))
+    return Side(values if values.dim() == 2 else values.reshape(values.shape[0], 1, -1, features))

@@ -1,0 +1,132 @@
+"""Measuring a layer while the backward pass is under way, so that nothing of it has to be kept until the end of the step.
+
+Inner products with the gradient need the gradient. It is there sooner than at the end of the pass: autograd adds what has arrived
+at a parameter to its gradient before it goes on to the layer below. So a layer whose output gradient has arrived waits until its
+parameters' gradients have changed, which is seen when the next one arrives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.forwards import Forward
+from cockpit_lite.probes.per_sample.survey import condense
+
+#: Elements of output gradients (8 MB in float32) up to which a step keeps them all: letting them go early takes time, too.
+KEPT = 2_000_000
+
+
+class EarlyMeasurement:
+    """What is measured in one backward pass.
+
+    Args:
+        forwards: The forwards of the step.
+        parameters: The trainable parameters by name.
+        later: Names of parameters that were measured too early in a step before.
+        squares: Whether sums of squares are wanted.
+        gradient: Whether inner products with the gradient are wanted: the gradient that is in ``parameter.grad`` after the pass.
+        directions: Name -> further direction of inner products, which is parameter name -> tensor.
+    """
+
+    def __init__(
+        self,
+        forwards: Sequence[Forward],
+        parameters: Mapping[str, nn.Parameter],
+        later: set[str],
+        squares: bool,
+        gradient: bool,
+        directions: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        self._forwards, self._squares, self._gradient, self._directions = forwards, squares, gradient, directions
+        self._alone = _alone(forwards, {id(parameters[name]) for name in later})
+        self._before: dict[int, tuple[int, int] | None] = {}
+        if gradient and self._alone:
+            self._before = {id(parameter): _state(parameter) for parameter in parameters.values()}
+        self._waiting: list[Call] = []
+        self._measured: list[tuple[Call, list[tuple[nn.Parameter, tuple[int, int] | None]]]] = []
+
+    def arrived(self, call: Call) -> None:
+        """An output gradient of the call has arrived."""
+        if not self._alone:
+            return
+        if id(call) in self._alone and not call.spent and not _graph_is_kept():
+            self._waiting.append(call)
+        self._measure()
+
+    def end(self) -> None:
+        """The pass is over. What was measured with a gradient that has changed since is worthless."""
+        self._measure()
+        self._waiting = []
+        for call, states in self._measured:
+            if any(_state(parameter) != before for parameter, before in states):
+                call.condensed = {}
+
+    def withdraw(self) -> None:
+        """Another pass begins: the gradient was not complete."""
+        if self._gradient:
+            for call, _ in self._measured:
+                call.condensed = {}
+
+    def _measure(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            if not self._ready(call):
+                self._waiting.append(call)
+                continue
+            batch_size = self._forwards[call.forward].batch_size
+            assert batch_size is not None and call.owner is not None
+            directions, parameters = self._directions, call.owner.parameters
+            if self._gradient:
+                gradient = {call.owner.names[local]: parameter.grad for local, parameter in parameters.items()}
+                directions = {"": {name: value for name, value in gradient.items() if value is not None}, **directions}
+                self._measured.append((call, [(parameter, _state(parameter)) for parameter in parameters.values()]))
+            device = call.outputs[0].device.type
+            with torch.no_grad(), torch.autocast(device, enabled=False), suppress(Exception):
+                # where it fails, the survey fails again and says why
+                condense(call, batch_size, self._squares, directions)
+
+    def _ready(self, call: Call) -> bool:
+        if any(projection.delta is None for projection in call.projections.values()):
+            return False
+        if not self._gradient:
+            return True
+        assert call.owner is not None
+        return all(
+            parameter.grad is not None and _state(parameter) != self._before[id(parameter)]
+            for parameter in call.owner.parameters.values()
+        )
+
+
+def _alone(forwards: Sequence[Forward], later: set[int]) -> set[int]:
+    """Return the ids of the calls that may be measured as soon as their gradient has arrived."""
+    calls = [call for forward in forwards for call in forward.calls if not call.spent]
+    if sum(call.outputs[0].numel() for call in calls) <= KEPT:
+        return set()
+    uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
+    return {
+        id(call)
+        for call in calls
+        if call.outputs_forgotten
+        and call.layout is not None
+        and not call.layout.reason
+        and forwards[call.forward].batch_size is not None
+        and call is not forwards[call.forward].whole
+        and all(p is None or (uses[id(p)] == 1 and id(p) not in later) for p in call.module._parameters.values())
+    }
+
+
+def _state(parameter: nn.Parameter) -> tuple[int, int] | None:
+    """Return what changes when something is added to the gradient."""
+    return None if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that is under way may be followed by another one over the same graph."""
+    known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return known is None or known()

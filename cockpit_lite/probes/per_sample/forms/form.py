@@ -1,0 +1,86 @@
+"""What every form can say about its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Elements that a chunk of materialised per-sample gradients may hold: 4 MB in float32, which caches hold, too.
+CHUNK = 1_000_000
+
+#: Two sides of a direction ``left right'``: as long as the parameter's first axis, and as all its other axes together.
+RankOne = tuple[Tensor, Tensor]
+
+
+def accurate(tensor: Tensor) -> Tensor:
+    """Return the tensor in a precision that sums of squares survive: float32, or float64 if it is that already."""
+    tensor = tensor.detach()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+
+
+def squares_of(tensor: Tensor) -> Tensor:
+    """Return the sums of squares along the last axis, in one pass over the memory."""
+    return torch.linalg.vector_norm(tensor, dim=-1).square_()
+
+
+class Measured(NamedTuple):
+    """What one form says about its samples.
+
+    Attributes:
+        norms: Squared norms, shape (N,).
+        products: Inner products with the directions that were asked for, each of shape (N,).
+        along: Inner products with ``left right'``, shape (N,); ``None`` if it was not asked for.
+        squares: Sum over the samples of the squared gradients, element by element, shape of the parameter; or ``None``.
+    """
+
+    norms: Tensor
+    products: tuple[Tensor, ...] = ()
+    along: Tensor | None = None
+    squares: Tensor | None = None
+
+
+class Form:
+    """Per-sample gradients c_1 ... c_N of one parameter.
+
+    Attributes:
+        batch_size: Number of samples N.
+        shape: Shape of the parameter.
+    """
+
+    batch_size: int
+    shape: torch.Size
+
+    def measure(self, directions: Sequence[Tensor] = (), along: RankOne | None = None, squares: bool = False) -> Measured:
+        """Return squared norms and what else is wanted: cheaper than one after the other.
+
+        Args:
+            directions: Of the inner products, each of the parameter's shape.
+            along: A direction ``left right'``, which is cheaper than any other.
+            squares: Whether the sum of squares is wanted.
+        """
+        raise NotImplementedError
+
+    def gradients(self) -> Tensor:
+        """Return the per-sample gradients themselves, shape (N, *shape). Large: prefer anything else."""
+        raise NotImplementedError
+
+    def fold(self, owners: Tensor, batch_size: int) -> Form:
+        """Return the form in which row r belongs to sample ``owners[r]``: the gradients of a sample's rows add up."""
+        raise NotImplementedError
+
+    def squared_norms(self) -> Tensor:
+        """Return the squared norm of every sample's gradient, shape (N,)."""
+        return self.measure().norms
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Return the inner product of every sample's gradient with ``direction``, shape (N,)."""
+        return self.measure([direction]).products[0]
+
+    def sum_of_squares(self) -> Tensor:
+        """Return the sum over n of c_n squared element by element, shape of the parameter, without building all c_n at once."""
+        squares = self.measure(squares=True).squares
+        assert squares is not None
+        return squares

@@ -1,0 +1,95 @@
+"""What holds from step to step: which modules use trainable parameters by themselves, under which names, and by which rule.
+
+Looking this up takes longer than measuring a small layer, so it is done once and checked at every step: a module or a parameter
+that was replaced shows by its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from cockpit_lite.probes.per_sample.rules import RULES, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """A module that uses trainable parameters by itself, not through a child that is called.
+
+    Attributes:
+        module: The module.
+        names: Name in the module -> name of the parameter.
+        parameters: Name in the module -> the parameter.
+        rule: The rule that covers all of them, if there is one.
+        repeats: Whether covering them takes a repetition of the call, which is compared with what the user's returned.
+    """
+
+    module: nn.Module
+    names: Mapping[str, str]
+    parameters: Mapping[str, nn.Parameter]
+    rule: Rule | None
+    repeats: bool
+
+
+class ModuleTable:
+    """The modules of a model.
+
+    Args:
+        model: The model.
+        parameters: The trainable parameters by name.
+
+    Attributes:
+        modules: All of them by id.
+        owners: Those that use trainable parameters by themselves, by id.
+        remarkable: Ids of the owners and of all others whose call says something about the step: those with state of their own.
+        has_buffers: Whether recomputing a part of the model might change its state, as batch normalisation's running statistics.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._model = model
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._seen: list[int] = []
+        self.modules: dict[int, nn.Module] = {}
+        self.owners: dict[int, Owner] = {}
+        self.remarkable: set[int] = set()
+        self.has_buffers = False
+
+    def refresh(self) -> None:
+        """Look at the model again, if anything in it was replaced."""
+        modules = {id(self._model): self._model}
+        waiting = [self._model]
+        for module in waiting:
+            for child in module._modules.values():
+                if child is not None and id(child) not in modules:
+                    modules[id(child)] = child
+                    waiting.append(child)
+        seen = [*modules, *(id(parameter) for module in waiting for parameter in module._parameters.values())]
+        if seen == self._seen:
+            return
+        self._seen, self.modules = seen, modules
+        owners = {key: self._owner(module) for key, module in modules.items()}
+        self.owners = {key: owner for key, owner in owners.items() if owner is not None}
+        with_buffers = {key for key, module in modules.items() if any(buffer is not None for buffer in module._buffers.values())}
+        norms = {key for key, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        self.remarkable = self.owners.keys() | with_buffers | norms
+        self.has_buffers = bool(with_buffers)
+
+    def _owner(self, module: nn.Module) -> Owner | None:
+        if isinstance(module, ParametrizationList):  # the parametrisation never sees the samples
+            return None
+        used = dict(module._parameters)
+        if is_parametrized(module):  # a parametrised weight belongs to the module it is the weight of
+            used.update({f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()})  # type: ignore[union-attr]
+        if isinstance(module, nn.MultiheadAttention):  # it never calls its output projection, it takes the weights
+            used.update({f"out_proj.{name}": p for name, p in module.out_proj._parameters.items()})
+        own = {local: p for local, p in used.items() if p is not None and id(p) in self._names}
+        if not own:
+            return None
+        rule = RULES.get(type(module))
+        if rule is not None and not own.keys() <= set(rule.names(module)):
+            rule = None
+        names = {local: self._names[id(parameter)] for local, parameter in own.items()}
+        return Owner(module, names, own, rule, rule is None or rule.repeats)
