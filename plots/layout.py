@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -49,11 +49,10 @@ class Layout:
     columns: tuple[tuple[str, tuple[Gauge, ...]], ...]
     wide: Gauge | None = None
 
-    def gauges(self) -> Iterable[Gauge]:
+    def gauges(self) -> tuple[Gauge, ...]:
         """Return every gauge of it."""
-        yield from (gauge for _, gauges in self.columns for gauge in gauges)
-        if self.wide is not None:
-            yield self.wide
+        found = tuple(gauge for _, gauges in self.columns for gauge in gauges)
+        return found if self.wide is None else (*found, self.wide)
 
 
 OVERVIEW = Layout(
@@ -101,24 +100,44 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "step_time": ("overhead",),
 }
 
-#: Gauges a page of the rest holds.
-_COLUMNS, _ROWS = 4, 5
+#: The loss has these beside it, whatever they are called.
+_WITH_THE_LOSS = ("loss", "accuracy")
+
+#: Gauges a page of the rest holds, and how many another page must have.
+_COLUMNS, _ROWS, _FEWEST = 4, 5, 3
 
 
 def pages(run: Run) -> dict[str, Layout]:
-    """Return the pages behind the overview, by name, on which the run has something to show: together with it all readings."""
+    """Return the pages behind the overview, by name: together with it they show all readings of the run.
+
+    They hold the gauges of what was measured, or was to be and could not; instruments that were not switched on leave no gap.
+    """
     measured = {name.partition("/")[0] for name in run.names if len(scalars(run, name)[0])}
-    found = {name: layout for name, layout in PAGES.items() if measured & shown(layout)}
-    known = shown(OVERVIEW).union(*(shown(layout) for layout in PAGES.values()))
-    rest: list[Gauge] = [step_time] if "step_time" in measured else []
-    rest += [reading(name) for name in sorted(measured - known - shown_by(step_time)) if not _shown_with_the_loss(name)]
+    found: dict[str, Layout] = {}
+    rest: list[Gauge] = [step_time]
+    for name, layout in PAGES.items():
+        columns = tuple((heading, _wanted(gauges, measured | run.not_measured.keys())) for heading, gauges in layout.columns)
+        page = Layout(tuple(column for column in columns if column[1]))
+        if len(page.gauges()) >= _FEWEST and any(shown_by(gauge) & measured for gauge in page.gauges()):
+            found[name] = page
+        else:
+            rest += page.gauges()
+    placed = shown(OVERVIEW).union(*(shown(layout) for layout in PAGES.values()), shown_by(step_time))
+    rest += [reading(name) for name in sorted(measured - placed) if not name.endswith(_WITH_THE_LOSS)]
+    new = measured.difference(shown(OVERVIEW), *(shown(layout) for layout in found.values()))
+    rest = list({gauge.__name__: gauge for gauge in reversed(_wanted(rest, new))}.values())[::-1]
     for number in range(0, len(rest), _COLUMNS * _ROWS):
         part = rest[number : number + _COLUMNS * _ROWS]
         columns = tuple(
-            (("MORE READINGS" if not start else ""), tuple(part[start::_COLUMNS])) for start in range(min(_COLUMNS, len(part)))
+            ("" if start else "MORE READINGS", tuple(part[start::_COLUMNS])) for start in range(min(_COLUMNS, len(part)))
         )
         found["more" if not number else f"more {number // (_COLUMNS * _ROWS) + 1}"] = Layout(columns)
     return found
+
+
+def _wanted(gauges: Iterable[Gauge], readings: Set[str]) -> tuple[Gauge, ...]:
+    """Return the gauges that show at least one of the readings."""
+    return tuple(gauge for gauge in gauges if shown_by(gauge) & readings)
 
 
 def shown(layout: Layout) -> set[str]:
@@ -130,7 +149,3 @@ def shown_by(gauge: Gauge) -> set[str]:
     """Return the readings that a gauge shows."""
     name = getattr(gauge, "__name__", "")
     return {name, *SHOWN_BY.get(name, ())}
-
-
-def _shown_with_the_loss(name: str) -> bool:
-    return name.endswith(("loss", "accuracy"))

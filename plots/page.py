@@ -35,6 +35,7 @@ _HEADING = 0.24
 _LEFT, _RIGHT, _ABOVE, _BELOW = 0.56, 0.20, 0.34, 0.46  # room inside a card for labels, title, and verdict
 _RIGHT_AXIS = 0.28  # more room in the wide card, whose gauge may have a second axis
 _ALERTS_WIDTH = 1.0  # in columns
+_FEWEST_CARDS = 3  # in a row, and in a column, as far as their size goes
 _LINE = 0.165  # of the alerts' text
 _LETTERS_AN_INCH = 15.5  # of the same, on average
 
@@ -124,8 +125,9 @@ class Page:
             return
         self._size = (float(size[0]), float(size[1]))
         width, height = self._size
-        count = len(self.layout.columns)
-        rows = max(len(gauges) for _, gauges in self.layout.columns) + (self.layout.wide is not None)
+        columns, rows = len(self.layout.columns), max(len(gauges) for _, gauges in self.layout.columns)
+        # A page of few gauges does not blow them up.
+        count, rows = max(columns, _FEWEST_CARDS), max(rows + (self.layout.wide is not None), _FEWEST_CARDS)
         card_width = (width - 2 * _MARGIN - (count - 1) * _GAP) / count
         card_height = (height - _HEADER - _HEADING - _MARGIN - (rows - 1) * _GAP) / rows
         for column, (heading, gauges) in enumerate(self.layout.columns):

@@ -218,8 +218,21 @@ def test_first_order_instruments_have_gauges_of_their_own() -> None:
 def test_pages_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     assert pages(readings_run(tmp_path / "loss", {"loss": [1.0]})) == {}
     assert list(pages(readings_run(tmp_path / "step", {"loss": [1.0], "step_time": [0.1]}))) == ["more"]
-    assert list(pages(readings_run(tmp_path / "gsnr", {"gsnr": [1.0]}))) == ["gradients", "layers"]
+    few = pages(readings_run(tmp_path / "few", {"gsnr": [1.0], "distance": [1.0]}))
+    assert [gauge.__name__ for layout in few.values() for gauge in layout.gauges()] == ["distance", "gsnr"]
+    assert list(few) == ["more"]
     assert pages(training_run(tmp_path / "none", steps=0)) == {}
+
+
+def test_a_page_leaves_no_gap_for_what_was_switched_off_and_says_why_for_what_could_not_be(tmp_path: Path) -> None:
+    readings = {name: [1.0] for name in ("dead_units", "activation_mean", "activation_std")}
+    run = readings_run(tmp_path, readings, not_measured={"saturation": "no sigmoid was called"})
+    (layout,) = pages(run).values()
+    assert [gauge.__name__ for gauge in layout.gauges()] == ["activation_std", "activation_mean", "dead_units", "saturation"]
+    page = Page(layout=layout)
+    page.update(run)
+    assert any("no sigmoid was called" in text for text in texts(page))
+    assert all(ax.get_position().width < 0.4 for ax in page.figure.axes)
 
 
 def test_more_readings_than_a_page_holds_have_several(tmp_path: Path) -> None:
