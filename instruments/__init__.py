@@ -12,6 +12,7 @@ from cockpit_lite.instruments.activation_std import ActivationStd
 from cockpit_lite.instruments.alpha import Alpha
 from cockpit_lite.instruments.cabs import Cabs
 from cockpit_lite.instruments.clip_ratio import Clipping
+from cockpit_lite.instruments.condition import Condition
 from cockpit_lite.instruments.conflicting_samples import ConflictingSamples
 from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGradient
 from cockpit_lite.instruments.curvature_noise import CurvatureNoise
@@ -43,6 +44,7 @@ from cockpit_lite.instruments.overhead import Overhead
 from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.sharpness_limit import SharpnessLimit
+from cockpit_lite.instruments.spectral_density import SpectralDensity
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.symmetric_units import SymmetricUnits
 from cockpit_lite.instruments.tangent_kernel import TangentKernelDrift
@@ -66,6 +68,7 @@ __all__ = [
     "Alpha",
     "Cabs",
     "Clipping",
+    "Condition",
     "ConflictingSamples",
     "CurvatureAlongGradient",
     "CurvatureNoise",
@@ -97,6 +100,7 @@ __all__ = [
     "Saturation",
     "SecondMomentRatio",
     "SharpnessLimit",
+    "SpectralDensity",
     "StepTime",
     "SymmetricUnits",
     "TangentKernelDrift",
