@@ -16,7 +16,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -60,15 +60,8 @@ def panel(
         scale: Of the value axis; ``"auto"`` is logarithmic for positive values that span more than a factor of twenty.
         needs: Reading or readings of which at least one must be there; else the panel says why the first is missing.
     """
-    board: Panel | None = getattr(ax, _ATTRIBUTE, None)
-    if board is None:
-        board = Panel(ax)
-        setattr(ax, _ATTRIBUTE, board)
-    # Runs that blow up are what people look at gauges for: the largest numbers there are must not raise in turn.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        board.begin(run, title, unit, scale, [needs] if isinstance(needs, str) else list(needs))
+    with opened(Panel, run, ax, title, unit=unit, scale=scale, needs=needs) as board:
         yield board
-        board.end()
 
 
 class Panel:
@@ -104,7 +97,7 @@ class Panel:
         self._limit_labels: list[tuple[str, str, np.ndarray, np.ndarray, str]] = []
         self._rows = 0  # of a heat map
         self._gutter = 0.015  # beside it, for the names of its rows, as a share of the steps
-        self.missing = bool(needs) and not any(len(scalars(run, name)[0]) for name in needs)
+        self.missing = bool(needs) and not any(self._is_there(run, name) for name in needs)
         words = [Word(title, self._theme.text, style.TITLE_SIZE, "bold")] + (
             [Word(unit, self._theme.muted, style.LEGEND_SIZE)] if unit else []
         )
@@ -279,6 +272,10 @@ class Panel:
             words.insert(0, Word(style.SYMBOLS[verdict.health], colour, style.VERDICT_SIZE))
         self._artists.words("verdict", "upper left", [words], up=-21)
 
+    def _is_there(self, run: Run, name: str) -> bool:
+        """Return whether the run has a reading that can be drawn."""
+        return bool(len(scalars(run, name)[0]))
+
     # Settling a round -----------------------------------------------------------------------------------------------
 
     def _settle_steps(self) -> None:
@@ -448,6 +445,27 @@ class Panel:
         if ours is None or np.allclose(get(), ours, rtol=1e-9, atol=0):
             put(*wanted)
             self._limits[ax, direction] = get()
+
+
+Kind = TypeVar("Kind", bound=Panel)
+
+
+@contextmanager
+def opened(
+    kind: type[Kind], run: Run, ax: Axes, title: str, *, unit: str = "", scale: Scale = "linear", needs: str | Sequence[str] = ()
+) -> Iterator[Kind]:
+    """Open a panel as :func:`panel` does, of a kind that draws other pictures than curves over the steps."""
+    board = getattr(ax, _ATTRIBUTE, None)
+    if type(board) is not kind:
+        if board is not None:
+            ax.clear()
+        board = kind(ax)
+        setattr(ax, _ATTRIBUTE, board)
+    # Runs that blow up are what people look at gauges for: the largest numbers there are must not raise in turn.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        board.begin(run, title, unit, scale, [needs] if isinstance(needs, str) else list(needs))
+        yield board
+        board.end()
 
 
 def _marks(alerts: Sequence[Alert]) -> list[tuple[int, list[Alert]]]:
