@@ -13,10 +13,12 @@ from cockpit_lite.plots.activation_std import activation_std
 from cockpit_lite.plots.cabs import cabs
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
+from cockpit_lite.plots.curvature_noise import curvature_noise
 from cockpit_lite.plots.dead_units import dead_units
 from cockpit_lite.plots.distance import distance
 from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
+from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
 from cockpit_lite.plots.grad_norm import grad_norm
 from cockpit_lite.plots.gradient_alignment import gradient_alignment
 from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
@@ -24,18 +26,23 @@ from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hessian_trace import hessian_trace
-from cockpit_lite.plots.layout import GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
+from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
+from cockpit_lite.plots.layout import CURVATURE, GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
+from cockpit_lite.plots.min_eigenvalue import min_eigenvalue
 from cockpit_lite.plots.page import Page, save_page
 from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
+from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.step_time import step_time
+from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
 
 __all__ = [
+    "CURVATURE",
     "GRADIENTS",
     "LAYERS",
     "OVERVIEW",
@@ -47,10 +54,12 @@ __all__ = [
     "cabs",
     "conflicting_samples",
     "curvature_along_gradient",
+    "curvature_noise",
     "dead_units",
     "distance",
     "early_stopping",
     "effective_rank",
+    "eigenvector_overlap",
     "grad_norm",
     "gradient_alignment",
     "gradient_noise_scale",
@@ -58,14 +67,18 @@ __all__ = [
     "gradient_tests",
     "gsnr",
     "hessian_trace",
+    "layerwise_curvature",
     "learning_rate",
     "loss",
     "max_eigenvalue",
+    "min_eigenvalue",
     "pages",
     "reading",
     "saturation",
     "save_page",
+    "sharpness_limit",
     "step_time",
+    "trust_ratio",
     "update_ratio",
     "update_size",
 ]

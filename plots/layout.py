@@ -12,10 +12,12 @@ from cockpit_lite.plots.activation_std import activation_std
 from cockpit_lite.plots.cabs import cabs
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
+from cockpit_lite.plots.curvature_noise import curvature_noise
 from cockpit_lite.plots.dead_units import dead_units
 from cockpit_lite.plots.distance import distance
 from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
+from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
 from cockpit_lite.plots.facts import scalars
 from cockpit_lite.plots.grad_norm import grad_norm
 from cockpit_lite.plots.gradient_alignment import gradient_alignment
@@ -24,12 +26,16 @@ from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hessian_trace import hessian_trace
+from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
+from cockpit_lite.plots.min_eigenvalue import min_eigenvalue
 from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
+from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.step_time import step_time
+from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
 from cockpit_lite.run import Run
@@ -87,8 +93,16 @@ LAYERS = Layout(
     )
 )
 
+CURVATURE = Layout(
+    columns=(
+        ("HOW SHARP", (max_eigenvalue, sharpness_limit, hessian_trace)),
+        ("WHICH DIRECTIONS", (min_eigenvalue, eigenvector_overlap, layerwise_curvature)),
+        ("WHAT IT COSTS", (curvature_along_gradient, trust_ratio, curvature_noise)),
+    )
+)
+
 #: The pages behind the overview, by name; gauges of readings that are on none of them are gathered by :func:`pages`.
-PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS}
+PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS, "curvature": CURVATURE}
 
 #: Gauge -> the readings it shows beside the one of its own name.
 SHOWN_BY: dict[str, tuple[str, ...]] = {
@@ -97,6 +111,9 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "gradient_scale": ("gradient_growth",),
     "grad_norm": ("grad_norm_clipped",),
     "curvature_along_gradient": ("taylor_gradient_term", "taylor_curvature_term"),
+    "min_eigenvalue": ("max_magnitude_eigenvalue",),
+    "sharpness_limit": ("sharpness_ratio", "max_learning_rate"),
+    "eigenvector_overlap": ("gradient_in_top_subspace",),
     "step_time": ("overhead",),
 }
 

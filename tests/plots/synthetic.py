@@ -153,6 +153,19 @@ def training_run(
             how["gradient_noise_scale"] = {"kind": "estimated", "standard_error": 0.3 * scale}
             if step % 10 == 0:
                 values |= {"max_eigenvalue": eigenvalue, "hessian_trace": noisy(6 * eigenvalue, 0.1)}
+                values |= {
+                    "min_eigenvalue": -0.1 * eigenvalue,
+                    "max_magnitude_eigenvalue": eigenvalue,
+                    "sharpness_ratio": eigenvalue * rate / 2,
+                    "max_learning_rate": 2 / eigenvalue,
+                    "eigenvector_overlap": 0.8,
+                    "gradient_in_top_subspace": 0.4,
+                    "curvature_noise": 0.2,
+                    "trust_ratio": noisy(0.95, 0.05),
+                    "actual_decrease": rate * norm**2,
+                    "predicted_decrease": rate * norm**2,
+                    **{f"layerwise_curvature/{name}": noisy(eigenvalue, 0.2) for name in layer_names},
+                }
                 how["hessian_trace"] = {"kind": "estimated", "standard_error": 0.4 * eigenvalue}
             if step % 50 == 0:
                 values["validation_loss"] = 2.25 * math.exp(-3.4 * progress) + 0.12
