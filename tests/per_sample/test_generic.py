@@ -81,6 +81,35 @@ def test_random_numbers_of_another_library_are_named() -> None:
     assert state == random.getstate()
 
 
+@pytest.mark.parametrize("around", [False, True])
+def test_a_batch_normalisation_of_another_class_is_that_of_torch(around: bool) -> None:
+    class Activated(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).tanh()
+
+    class Scaled(nn.Module):
+        def __init__(self, scale: Tensor) -> None:
+            super().__init__()
+            self.scale, self.norm = nn.Parameter(scale), nn.BatchNorm1d(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x * self.scale)
+
+    inputs, scale = torch.randn(8, 5, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    model = (Scaled(scale) if around else Activated(5)).double()
+    plain = nn.Sequential(nn.BatchNorm1d(5), nn.Identity() if around else nn.Tanh()).double()
+    statistics, gradient = watched(model, lambda: model(inputs).sin().sum())
+    expected, _ = watched(plain, lambda: plain(inputs * scale if around else inputs).sin().sum())
+    assert not statistics.not_covered
+    assert all("batch statistics" in note for note in statistics.conditional.values())
+    for name in ("weight", "bias"):
+        found = statistics.squared_norms[f"norm.{name}" if around else name]
+        torch.testing.assert_close(found, expected.squared_norms[f"0.{name}"])
+    for name, along in statistics.products.items():
+        torch.testing.assert_close(along.sum(), gradient[name].square().sum())
+    assert int((model.norm if around else model).num_batches_tracked) == 1
+
+
 class TiedHead(nn.Module):
     """The embedding is the output layer, through ``F.linear`` or through a module of its own."""
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cockpit_lite.probes.per_sample.calls import Call, tensors_in
 from cockpit_lite.probes.per_sample.forms import CHUNK, Dense
-from cockpit_lite.probes.per_sample.owners import Layout
+from cockpit_lite.probes.per_sample.owners import Layout, normalises_over_batch
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, random_state, set_random_state
 from cockpit_lite.probes.per_sample.shadow import shadow_tree
 
@@ -150,8 +150,10 @@ def _one_backward_a_sample(
 ) -> dict[str, Dense]:
     """Repeat the call as it was, and go back through it with the output gradients of one sample after the other.
 
+    Batch normalisation may let the samples meet, which is said of everything that such a model measures.
+
     Raises:
-        NoRule: if it cannot be repeated, with ``reason``; or if the samples meet in it.
+        NoRule: if it cannot be repeated, with ``reason``; or if the samples meet in it otherwise.
     """
     kind, device = type(call.module).__name__, call.outputs[0].device
     owners = torch.arange(batch_size, device=device) if layout.owners is None else layout.owners.to(device)
@@ -159,7 +161,7 @@ def _one_backward_a_sample(
     arguments, structure = tree_flatten((call.args, dict(call.kwargs)))
     inputs: list[tuple[Tensor, int]] = []  # that carry the samples and can be differentiated
     for position, argument in enumerate(arguments):
-        if isinstance(argument, Tensor) and argument.is_floating_point():
+        if isinstance(argument, Tensor) and argument.is_floating_point() and not any(map(normalises_over_batch, copy.modules())):
             at = _axis(argument, max(layout.axis, 0), len(owners))
             if at is not None:
                 arguments[position] = argument.detach().requires_grad_()

@@ -281,7 +281,7 @@ class Survey:
 
     def _samples_stay_apart(self, around: Call) -> bool:
         """Whether no layer within the call shows that samples meet."""
-        return not self.batch_statistics and not any(contains(around, call) for call in self._meetings)
+        return not any(contains(around, call) for call in self._meetings)
 
     @cached_property
     def _meetings(self) -> list[Call]:
