@@ -66,11 +66,18 @@ def _text(value: Any) -> str:
     >>> _text({"loss": 0.1234567890123, "grad_norm": math.nan, "batch_size": 32})
     '{"loss":0.123456789,"grad_norm":"NaN","batch_size":32}'
     """
-    if type(value) is float:
-        return f"{value:.9g}" if math.isfinite(value) else json.dumps(encode(value))
-    if type(value) is list and not set(map(type, value)) <= {int}:  # the steps of a block are in faster hands below
-        return f"[{','.join([_text(item) for item in value])}]"
-    if type(value) is dict or isinstance(value, Mapping):  # the second question takes longer than all others together
+    kind = type(value)  # exact types first: a measured step has hundreds of values, and is written inside the user's step
+    if kind is float and math.isfinite(value):
+        return f"{value:.9g}"
+    if kind is str:
+        return _quoted(value)
+    if kind is list:
+        kinds = set(map(type, value))
+        if kinds == {float} and all(map(math.isfinite, value)):
+            return f"[{','.join([f'{item:.9g}' if item else '0' for item in value])}]"
+        if not kinds <= {int}:  # the steps of a block are in faster hands below
+            return f"[{','.join([_text(item) for item in value])}]"
+    if kind is dict or isinstance(value, Mapping):
         return "{" + ",".join([f"{_quoted(str(key))}:{_text(item)}" for key, item in value.items()]) + "}"
     return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
 
