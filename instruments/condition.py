@@ -14,8 +14,8 @@ same random products as the trace, with what the search has found taken out, and
 Gradient descent needs about ``condition`` steps to move along a typical direction while it stays stable along the sharpest. From
 10^2 to 10^5 is common for networks; momentum makes a root of it, an adaptive optimizer or normalisation layers lower what counts.
 A condition that grows while the gradient stays and the loss does not fall is ill-conditioning: normalise inputs and activations,
-warm up, or precondition. ``outliers_over_bulk`` of a trained classifier is far above 10: few directions, about as many as classes,
-carry the curvature.
+warm up, or precondition. ``outliers_over_bulk`` of a trained classifier is far above 10: few directions, about as many as
+classes, carry the curvature.
 
 Source: L. Sagun et al., Empirical Analysis of the Hessian of Over-Parametrized Neural Networks, 2017; I. Goodfellow, Y. Bengio,
 A. Courville, Deep Learning, 2016, section 8.2.1.

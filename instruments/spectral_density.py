@@ -10,9 +10,9 @@ picture of the whole, not of single eigenvalues. Estimated; m is in the note, an
 are its cost, as the first one is shared with the trace.
 
 A trained classifier looks like this: a bulk that holds nearly all of the weight near zero, with few outliers far above it, about
-as many as classes. Outliers that move out over time: training sharpens, compare with the stability limit. Weight on large negative
-nodes: the loss is not near a minimum. A bulk that widens with training while the loss does not fall: noise is being fitted. Batch
-normalisation pulls outliers in. Compare runs of the same model.
+as many as classes. Outliers that move out over time: training sharpens, compare with the stability limit. Weight on large
+negative nodes: the loss is not near a minimum. A bulk that widens with training while the loss does not fall: noise is being
+fitted. Batch normalisation pulls outliers in. Compare runs of the same model.
 
 Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights are in.
 

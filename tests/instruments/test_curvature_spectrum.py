@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.curvature.trace import RandomProducts
