@@ -1,0 +1,64 @@
+"""The benchmark of instruments: what it counts as first-order, and that its blocks leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.instruments import TOGETHER, Timer, first_order, judged, kept, selections, shares, target
+from benchmarks.nets import nets
+from cockpit_lite.instruments import INSTRUMENTS
+
+
+def test_first_order_is_what_needs_no_pass_of_its_own() -> None:
+    names = first_order()
+    assert {"gsnr", "alpha", "activation_std", "update_size", "loss"} <= set(names)
+    assert not {"max_eigenvalue", "hessian_trace", "trust_ratio"} & set(names)
+    chosen = selections()
+    assert set(chosen["light"]) < set(chosen["standard without curvature"])
+    assert set(chosen[TOGETHER]) < set(chosen["and those of data and wiring"])
+
+
+def test_a_share_leaves_out_one_instrument_and_none_that_is_always_there() -> None:
+    left_out = shares(["loss", "gsnr", "alpha"])
+    assert left_out == {"gsnr": ["loss", "alpha"], "alpha": ["loss", "gsnr"]}
+
+
+def test_blocks_are_timed_and_leave_nothing_behind(tmp_path: Path) -> None:
+    before = torch.autograd.backward
+    timer = Timer(nets()[0], tmp_path, block_seconds=0.001)
+    weights = [parameter.detach().clone() for parameter in timer.model.parameters()]
+    assert timer.watched(["grad_norm"]) > 0
+    assert all(map(torch.equal, weights, timer.model.parameters())), "the watched steps are taken on a copy"
+    found, plain = timer.ratios({"light": ["grad_norm"]}, seconds=0.0, rounds=2)
+    assert found["light"] > 0.5 and plain > 0
+    assert torch.autograd.backward is before
+
+
+def test_memory_counts_what_the_cockpit_keeps(tmp_path: Path) -> None:
+    timer = Timer(nets()[0], tmp_path, block_seconds=0.001)
+    size = sum(parameter.nbytes for parameter in timer.model.parameters())
+    assert kept(["distance", "alpha"], timer.model) == 2 * size
+    assert kept(["grad_norm"], timer.model) == 0
+    plain = timer.memory(None)
+    assert plain > 2 * size  # weights and gradients
+    assert timer.memory(["distance"]) >= plain + size
+
+
+def test_an_instrument_that_was_switched_off_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, step: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(INSTRUMENTS["grad_norm"], "measure", fail)
+    timer = Timer(nets()[0], tmp_path, block_seconds=0.001)
+    with pytest.warns(Warning, match="grad_norm"), pytest.raises(AssertionError, match="switched off"):
+        timer.watched(["grad_norm", "update_size"])
+
+
+def test_the_short_net_has_a_target_of_its_own() -> None:
+    assert target("MLP 784-256-128-10, batch 128") == 4.0
+    assert target("3C3D, batch 64") == 2.5
+    assert judged(2.5, 2.5) == "**2.50** (met)"
+    assert judged(2.51, 2.5) == "**2.51** (missed: 2.5)"
