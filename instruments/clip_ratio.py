@@ -13,8 +13,9 @@ precision training, 2018.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, Instrument, Readings
 from cockpit_lite.norms import parameter_norms, total_norm
 from cockpit_lite.step import Step
@@ -29,9 +30,9 @@ class Clipping(Instrument):
     preset = "light"
 
     def measure(self, step: Step) -> Readings:
-        readings: dict[str, Tensor | float] = {}
-        if step.loss_scale is not None:
-            readings["loss_scale"] = step.loss_scale
+        readings: dict[str, Any] = {
+            "loss_scale": NotMeasured("there is no gradient scaler") if step.loss_scale is None else step.loss_scale
+        }
         if not step.gradient_was_changed:
             readings["clip_ratio"] = 1.0
         else:

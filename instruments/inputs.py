@@ -16,6 +16,8 @@ Source: LeCun, Bottou, Orr, Mueller, Efficient BackProp, 1998, section 4.3.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ class Inputs(Instrument):
         inputs = step.data.inputs
         if inputs is None or not inputs.numel() or inputs.is_complex():
             raise NotMeasured("no call of the model with a tensor was seen on this step")
-        readings: dict[str, Tensor | float] = {}
+        readings: dict[str, Any] = {}
         mark, last = fingerprint(inputs), self._last
         self._last = (inputs.shape, mark)
         if last is not None:
@@ -74,7 +76,9 @@ class Inputs(Instrument):
             readings["batch_repeated"] = (last[1] == mark).all().double() if same else 0.0
         self._measured += 1
         scales = self._measured <= 5 or self._measured % 50 == 0
-        if scales and inputs.is_floating_point() and inputs.dim() > 1:
+        if not inputs.is_floating_point() or inputs.dim() < 2:
+            readings["input_scale"] = NotMeasured("the inputs are no features but tokens or single numbers")
+        elif scales:
             rows = by_feature(inputs)
             readings["input_scale"] = rows.double().square().mean().sqrt()
             if len(rows) > 7:

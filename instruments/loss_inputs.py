@@ -15,6 +15,8 @@ Source: what the documentation of torch.nn.functional asks of the inputs of its 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from cockpit_lite.step import Step
 
 #: Activations that a value cannot get out of, and how far a target is beyond their range.
 _RANGES = {"Relu": (0.0, torch.inf), "Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0), "Softplus": (0.0, torch.inf)}
+_NOT_OF_THIS_LOSS = "the loss function, or what the model is given, is of another kind"
 _TWICE = {("cross_entropy", "Softmax"), ("binary_cross_entropy_with_logits", "Sigmoid")}
 
 
@@ -76,7 +79,8 @@ class LossInputsCheck(Instrument):
         found = data.loss_inputs
         if found is None:
             raise NotMeasured("the loss does not end in a loss function of torch that keeps its prediction and target")
-        readings: dict[str, Tensor | float] = {"softmax_twice": float((found.kind, found.made_by) in _TWICE)}
+        readings: dict[str, Any] = {name: NotMeasured(_NOT_OF_THIS_LOSS) for name in self.readings}
+        readings["softmax_twice"] = float((found.kind, found.made_by) in _TWICE)
         if found.kind in ("cross_entropy", "nll"):
             self._classification(readings, step.loss, found, data)
         elif found.kind in ("mse", "smooth_l1", "huber"):
@@ -88,7 +92,7 @@ class LossInputsCheck(Instrument):
         return readings
 
     @staticmethod
-    def _classification(readings: dict[str, Tensor | float], loss: Tensor, found: LossInputs, data: Data) -> None:
+    def _classification(readings: dict[str, Any], loss: Tensor, found: LossInputs, data: Data) -> None:
         rows, targets = rows_and_classes(found)
         if found.kind == "nll":
             readings["nll_log_sum"] = log_sum(rows)

@@ -18,9 +18,9 @@ Source: what the documentation of torch.nn and torch.optim asks of a training lo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-import torch
-
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, WIRING, Instrument, Readings, layerwise
 from cockpit_lite.norms import parameter_norms, total_norm
 from cockpit_lite.step import Step
@@ -66,9 +66,12 @@ class WiringCheck(Instrument):
         if wiring.values_per_channel:
             found["batch_norm_values"] = float(min(wiring.values_per_channel.values()))
             found.update(layerwise("batch_norm_values", {k: float(v) for k, v in wiring.values_per_channel.items()}))
+        readings: dict[str, Any] = {}
+        if not wiring.values_per_channel:
+            readings["batch_norm_values"] = NotMeasured("no batch normalisation was called in train mode")
         news = {name: value for name, value in found.items() if "/" not in name or self._written.get(name) != value}
         self._written.update({name: value for name, value in found.items() if "/" in name})
-        readings: dict[str, float | torch.Tensor] = dict(news)
+        readings.update(news)
         if "applied_gradient" in step.observed:
             used = total_norm(parameter_norms(step.applied_gradient))
             readings["gradient_left_over"] = total_norm(wiring.left_over).to(used) / used
