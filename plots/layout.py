@@ -135,7 +135,7 @@ def pages(run: Run) -> dict[str, Layout]:
     for name, layout in PAGES.items():
         columns = tuple((heading, _wanted(gauges, measured | run.not_measured.keys())) for heading, gauges in layout.columns)
         page = Layout(tuple(column for column in columns if column[1]))
-        if len(page.gauges()) >= _FEWEST and any(shown_by(gauge) & measured for gauge in page.gauges()):
+        if len(page.gauges()) >= _FEWEST and shown(page) & measured - shown(OVERVIEW):
             found[name] = page
         else:
             rest += page.gauges()

@@ -20,7 +20,7 @@ def min_eigenvalue(run: Run, ax: Axes) -> None:
         if p.missing:
             return
         p.line("min_eigenvalue", label="smallest")
-        p.line("max_magnitude_eigenvalue", label="largest magnitude", colour=1, dashed=True, right=True)
+        p.line("max_magnitude_eigenvalue", label="largest →", colour=1, dashed=True, right=True)
         p.level("zero", 0.0, "0", trouble=False)
         p.read(verdict(run))
 

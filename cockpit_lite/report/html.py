@@ -19,18 +19,28 @@ from cockpit_lite.report.explain import blocks, code_spans
 from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
 
 if TYPE_CHECKING:
+    from cockpit_lite.plots.layout import Layout
     from cockpit_lite.report.model import Report
 
 _FOLDER = Path(__file__).parent
 _DOTS_PER_INCH = 150  # sharp on a screen with more than 96 of them, and well below 1 MB
+_DOTS_PER_INCH_FOLDED = 100  # the user waits for them, and may never open them
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The cockpit page as PNG files, or the reason why there is none."""
+    """The cockpit page as PNG files, or the reason why there is none.
+
+    Attributes:
+        light: On white.
+        dark: On black.
+        folded: Names and pictures of the pages behind it, on white; the style sheet turns them round.
+        problem: Why there is no picture.
+    """
 
     light: bytes = b""
     dark: bytes = b""
+    folded: tuple[tuple[str, bytes], ...] = ()
     problem: str = ""
 
 
@@ -79,16 +89,19 @@ def draw_picture(report: Report) -> Picture:
     if not report.steps:
         return Picture(problem="there is nothing to draw")
     try:
+        from cockpit_lite.plots.layout import OVERVIEW, pages
         from cockpit_lite.plots.page import Page
 
-        drawn = []
-        for theme in ("light", "dark"):
-            page = Page(theme)
+        def draw(theme: str, layout: Layout, dots: int) -> bytes:
+            page = Page(theme, layout)
             page.update(report.run)
-            drawn.append(page.png(_DOTS_PER_INCH))
+            return page.png(dots)
+
+        light, dark = (draw(theme, OVERVIEW, _DOTS_PER_INCH) for theme in ("light", "dark"))
+        folded = tuple((name, draw("light", layout, _DOTS_PER_INCH_FOLDED)) for name, layout in pages(report.run).items())
     except Exception as error:  # a report without its picture is still a report
         return Picture(problem=shorten(f"drawing it failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
-    return Picture(light=drawn[0], dark=drawn[1])
+    return Picture(light, dark, folded)
 
 
 def _png_uri(png: bytes) -> Markup:

@@ -9,6 +9,8 @@ import pytest
 
 from cockpit_lite.plots.page import Page as PlotsPage
 from cockpit_lite.report import build_report
+from cockpit_lite.run import Run
+from cockpit_lite.run_log import RunWriter
 from tests.report.cases import RULES, alert, record
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7777 * 7777 }}\x1b[2J\ud800"
@@ -152,6 +154,20 @@ def test_the_cockpit_is_shown_light_and_dark(make_run, pictures):
     assert light.startswith(b"\x89PNG")
     assert dark.startswith(b"\x89PNG")
     assert light != dark
+
+
+def test_readings_that_are_not_on_the_cockpit_are_folded_below_it(make_run, pictures):
+    run = make_run(layers=("0.weight",))
+    writer = RunWriter(run.folder.with_name("more"), run.info)
+    for step in range(5):
+        writer.step(step, {"loss": 1.0, "gsnr": 0.5, "early_stopping": -1.0, "cabs": 8.0, "a_reading_of_mine": 3.0})
+    writer.close()
+    page = Page(build_report(Run(writer.folder), RULES).to_html())
+    cockpit, *folded = page.all("img")
+    assert len(folded) == 2
+    assert {"Gradients", "More"} <= set(page.text)
+    assert all(base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG") for image in folded)
+    assert all(image["alt"] and image["src"] != cockpit["src"] for image in folded)
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_picture_only(make_run, pictures, monkeypatch):
