@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cockpit_lite.diagnosis import data, loss_inputs, optimizer, precision, units, wiring
 from cockpit_lite.diagnosis.loss_and_output import NonFinite
+from cockpit_lite.diagnosis.recurrence import ExplodingRecurrence
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.diagnosis.signal_propagation import ExplodingGradients, VanishingGradients
 from cockpit_lite.diagnosis.step_size import IllConditioning, LearningRateTooHigh, LearningRateTooLow
@@ -17,6 +18,7 @@ RULES: tuple[Rule, ...] = tuple(
             NonFinite(),
             VanishingGradients(),
             ExplodingGradients(),
+            ExplodingRecurrence(),
             *units.RULES,
             LearningRateTooHigh(),
             LearningRateTooLow(),

@@ -116,6 +116,18 @@ def columns_apart(images: Tensor) -> Tensor:
     return images * torch.logspace(-2, 2, 64)
 
 
+class Rows(nn.Module):
+    """A plain recurrent net over the eight rows of an image, several times over."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.layer, self.head = nn.RNN(8, 48, nonlinearity="relu", batch_first=True), nn.Linear(48, 10)
+        nn.init.orthogonal_(self.layer.weight_hh_l0, gain)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(images.reshape(-1, 8, 8).repeat(1, 3, 1))[0][:, -1])
+
+
 #: Fault -> trainings that show it.
 BROKEN: dict[str, list[Training]] = {
     "softmax-twice": [
@@ -149,6 +161,7 @@ BROKEN: dict[str, list[Training]] = {
         Training(model=lambda: scaled(mlp(depth=8), 0.35), steps=2),
         Training(model=lambda: scaled(mlp(nn.ReLU, depth=8), 6.0), steps=2),
     ],
+    "exploding-recurrence": [Training(model=lambda: Rows(3.0), optimizer=lambda model: sgd(model, 0.01), steps=8)],
     "saturated-units": [Training(model=lambda: scaled(mlp(nn.Tanh), 40.0), steps=5)],
     "weight-decay-too-strong": [
         Training(optimizer=lambda model: SGD(model.parameters(), lr=0.05, weight_decay=1.0), steps=80),
@@ -196,5 +209,6 @@ HEALTHY: dict[str, Training] = {
     "warm-up": Training(scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, 40), steps=100),
     "pixels between 0 and 1": Training(inputs=lambda images: (images - images.min()) / (images.max() - images.min())),
     "deep tanh": Training(model=lambda: mlp(nn.Tanh, depth=4), steps=80),
+    "a recurrent net": Training(model=lambda: Rows(0.9), optimizer=lambda model: sgd(model, 0.01), clip=1.0, steps=80),
     "all the data": Training(order=lambda step, labels: torch.arange(len(labels)), steps=30),
 }

@@ -31,3 +31,10 @@ def test_the_fault_is_found(fault: str, training: Training, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", HEALTHY)
 def test_silent_on_healthy_trainings(name: str, tmp_path: Path) -> None:
     assert [str(alert) for alert in HEALTHY[name].findings(tmp_path / "run") if alert.severity != "note"] == []
+
+
+def test_the_first_cause_comes_first(tmp_path: Path) -> None:
+    """Consequences stand behind their cause, however early they are noticed."""
+    for number, fault in enumerate(("exploding-recurrence", "softmax-twice", "inputs-not-normalised", "symmetric-init")):
+        findings = BROKEN[fault][0].findings(tmp_path / f"{number}")
+        assert findings[0].name == fault, [alert.name for alert in findings]
