@@ -40,6 +40,7 @@ SAMPLE_LOSSES = "sample_losses"
 ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
+SAMPLED_CURVATURE = "sampled_curvature"
 REPLAY = "replay"
 WIRING = "wiring"
 DATA = "data"
@@ -62,6 +63,7 @@ NEEDS: dict[str, str] = {
     DATA: "step.data: the batch, the model's output, and what the loss function was given",
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
+    SAMPLED_CURVATURE: "with CURVATURE: step.curvature.gauss_newton_trace() and .gauss_newton_diagonal(), from sampled labels",
     REPLAY: "step.replay: the loss of the same batch at other weights, and its slope and curvature along a direction; with 'update'",
 }
 
@@ -162,7 +164,7 @@ class Instrument:
 
 def needs_preparation(instrument: Instrument) -> bool:
     """Return whether the instrument measures when the curvature it needs is no longer there."""
-    return CURVATURE in instrument.needs and not set(instrument.needs) <= {CURVATURE, LOSS}
+    return CURVATURE in instrument.needs and not set(instrument.needs) <= {CURVATURE, SAMPLED_CURVATURE, LOSS}
 
 
 def layerwise(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, is_compiled
+from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, GaussNewtonSample, is_compiled
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
@@ -36,6 +36,7 @@ from cockpit_lite.instrument import (
     PROBE_BATCH,
     REPLAY,
     SAMPLE_LOSSES,
+    SAMPLED_CURVATURE,
     UPDATE,
     WIRING,
     Instrument,
@@ -52,6 +53,7 @@ from cockpit_lite.probes.per_sample import PerSampleProbe
 from cockpit_lite.probes.probe_batch import ProbeBatch
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
+from cockpit_lite.probes.sampled_curvature import SampledCurvature
 from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
@@ -96,6 +98,7 @@ class Probes:
     wiring: WiringProbe = field(init=False)
     data: DataProbe = field(init=False)
     probe_batch: ProbeBatch = field(init=False)
+    sampled_curvature: SampledCurvature = field(init=False)
     generator: torch.Generator = field(init=False)
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     last_step: LastStep | None = field(init=False, default=None)
@@ -105,6 +108,7 @@ class Probes:
         trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.per_sample = PerSampleProbe(self.model, trainable)
         self.probe_batch = ProbeBatch(self.model, trainable)
+        self.sampled_curvature = SampledCurvature(self.model, trainable)
         self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
         self.data = DataProbe(self.model)
@@ -115,6 +119,7 @@ class Probes:
     def stop(self) -> None:
         """Take all hooks away; idempotent."""
         self.per_sample.stop()
+        self.sampled_curvature.stop()
         self.activations.stop()
         self.forward.stop()
         self.wiring.stop()
@@ -179,6 +184,8 @@ class TrackedStep:
             self._watch_activations()
         if {CURVATURE, REPLAY} & self._needs:
             probes.forward.start()
+        if SAMPLED_CURVATURE in self._needs:
+            probes.sampled_curvature.start()
         if WIRING in self._needs:
             probes.wiring.start()
         if PROBE_BATCH in self._needs:
@@ -380,12 +387,21 @@ class TrackedStep:
                 forward=probes.forward.call,
                 scale=scale,
                 memory=probes.curvature_memory,
+                sampler=self._sampler(loss, scale),
             )
             self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
             for instrument in filter(needs_preparation, due):
                 self._attempt(instrument, self._prepare)
         del self._step.observed["curvature"]  # it must not keep the graph alive
+        probes.sampled_curvature.stop()
         probes.forward.stop()
+
+    def _sampler(self, loss: Tensor, scale: Tensor | None) -> Callable[[], GaussNewtonSample] | None:
+        probes = self._probes
+        call = probes.forward.call
+        if SAMPLED_CURVATURE not in self._needs or call is None:
+            return None
+        return lambda: probes.sampled_curvature.draw(loss, call, probes.generator, scale)
 
     def _remember_call(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         """Remember how the loss came about, for what is measured once the step is known."""

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from cockpit_lite.curvature.density import Spectrum
 from cockpit_lite.curvature.forward_probe import ForwardProbe, is_compiled
 from cockpit_lite.curvature.krylov import MEMORY, Krylov, RitzPairs
 from cockpit_lite.curvature.memory import CurvatureMemory
+from cockpit_lite.curvature.sample import GaussNewtonSample
 from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate
 from cockpit_lite.curvature.view import Curvature
 
@@ -17,9 +19,11 @@ __all__ = [
     "Curvature",
     "CurvatureMemory",
     "ForwardProbe",
+    "GaussNewtonSample",
     "Krylov",
     "RandomProducts",
     "RitzPairs",
+    "Spectrum",
     "TraceEstimate",
     "is_compiled",
 ]

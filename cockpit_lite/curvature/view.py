@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from cockpit_lite.curvature.density import Spectrum, spectral_density
 from cockpit_lite.curvature.krylov import Krylov, RitzPairs
-from cockpit_lite.curvature.matrix import Matrix, flatten
+from cockpit_lite.curvature.matrix import Kind, Matrix, flatten
 from cockpit_lite.curvature.memory import CurvatureMemory
+from cockpit_lite.curvature.sample import GaussNewtonSample
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.curvature.source import Source
 from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate, exact_trace, random_signs, trace_from
@@ -53,6 +55,7 @@ class Curvature:
         scale: float | Tensor | None = None,
         forward: ForwardCall | None = None,
         memory: CurvatureMemory | None = None,
+        sampler: Callable[[], GaussNewtonSample] | None = None,
     ):
         """Look at ``loss`` just before its backward.
 
@@ -66,6 +69,7 @@ class Curvature:
                 without a second derivative that have a twin with one (fused attention) are run a second time, see
                 :class:`SecondForward`.
             memory: Eigenvectors of the last step, to begin with; takes those of this one.
+            sampler: Draws a sample of the Gauss-Newton matrix; called at most once.
         """
         self.generator = generator
         self.parameters: dict[str, nn.Parameter] = {}
@@ -77,6 +81,7 @@ class Curvature:
         self._source = Source(loss, list(self.parameters.values()), model, scale, forward)
         self._matrix = Matrix(self._source, tuple(range(len(self.parameters))))
         self._memory = CurvatureMemory() if memory is None else memory
+        self._sampler = _Once(sampler)
         self._part = ""  # names of the parameters, of a restriction
         self._forget_results()
 
@@ -256,7 +261,72 @@ class Curvature:
         known = (nothing, nothing) if self._krylov is None else (self._krylov.basis, self._krylov.basis_products)
         return trace_from(self.random_products(samples), *known)
 
+    def spectral_density(self, steps: int = 10, probes: int = 1, kind: Kind = "hessian") -> Spectrum:
+        """Return how the eigenvalues are spread, by stochastic Lanczos quadrature.
+
+        The random vectors are those of :meth:`random_products`, so of the Hessian each costs one product less than ``steps``.
+
+        Args:
+            steps: Nodes, and products, for each random vector.
+            probes: Random vectors.
+            kind: "hessian" or "gauss_newton".
+        """
+        if kind == "hessian":
+            random = self.random_products(probes)
+            return spectral_density(self._matrix, random.signs, steps, random.products)
+        like = self.flat_gradient()
+        signs = torch.stack([random_signs(like, self.generator) for _ in range(probes)])
+        return spectral_density(self._gauss_newton, signs, steps)
+
+    def gauss_newton_trace(self) -> TraceEstimate:
+        """Return the trace of the Gauss-Newton matrix from one random gradient, shared by all who ask on this step.
+
+        It costs about half a Hessian-vector product and needs no second derivative.
+
+        Raises:
+            NotMeasured: if the loss is not known as a function of the model's outputs, or nobody asked for it in time.
+        """
+        return self._sampler().trace(self.parameters)
+
+    def gauss_newton_diagonal(self) -> dict[str, Tensor]:
+        """Return an unbiased estimate of the diagonal of the Gauss-Newton matrix by parameter, from the same random gradient.
+
+        Raises:
+            NotMeasured: as :meth:`gauss_newton_trace`.
+        """
+        sample = self._sampler()
+        return {name: sample.diagonal(name) for name in self.parameters}
+
     def release(self) -> None:
         """Let go of the graph; from here on nothing can be measured."""
         self._source.release()
+        self._sampler.forget()
         self._forget_results()
+
+
+class _Once:
+    """Draws a sample at the first call and returns it ever after; a view of some parameters shares it with the whole."""
+
+    def __init__(self, draw: Callable[[], GaussNewtonSample] | None):
+        self._draw = draw
+        self._drawn: GaussNewtonSample | None = None
+        self._obstacle = "" if draw is not None else "no instrument asked for sampled labels before the forward pass"
+
+    def __call__(self) -> GaussNewtonSample:
+        if self._obstacle:
+            raise NotMeasured(self._obstacle)
+        if self._drawn is None:
+            assert self._draw is not None
+            try:
+                self._drawn = self._draw()
+            except NotMeasured as reason:
+                self._obstacle = str(reason)
+                raise
+            finally:
+                self._draw = None
+        return self._drawn
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._draw = self._drawn = None
+        self._obstacle = "the graph of the loss is no longer there"

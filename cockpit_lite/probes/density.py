@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cockpit_lite.curvature.density import SpectralDensity
+from cockpit_lite.curvature.density import Spectrum
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 NODES = 5
 
 
-def spectral_density(step: Step) -> SpectralDensity:
+def spectral_density(step: Step) -> Spectrum:
     """Return the density of the Hessian's eigenvalues; use it by ``step.once``."""
     return step.curvature.spectral_density(steps=NODES, probes=1)

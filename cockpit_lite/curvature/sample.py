@@ -1,0 +1,62 @@
+r"""Trace and diagonal of the Gauss-Newton matrix from one random gradient.
+
+Let u be random numbers at the model's outputs y with mean 0 and covariance L'', the Hessian of the loss by the outputs. Then
+``E (J'u)(J'u)' = J'L''J = G``. Samples have independent parts u_n of u, so ``E sum_n (J_n'u_n)(J_n'u_n)'`` is G, too, and its
+trace and diagonal are spread far less than those of the square of the sum: the products between samples, which are zero on
+average, are never formed. One backward pass gives all J_n'u_n to the rules for per-sample gradients.
+
+References: F. Kunstner, L. Balles and P. Hennig, "Limitations of the empirical Fisher approximation" (NeurIPS 2019), for
+what tells this from the squares of the training's own gradients; F. Dangel et al., "BackPACK" (ICLR 2020), DiagGGNMC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cockpit_lite.curvature.trace import TraceEstimate
+
+
+@dataclass(frozen=True)
+class GaussNewtonSample:
+    """What one draw says.
+
+    Attributes:
+        gradient: ``J'u`` by parameter name; zero for unused parameters.
+        squared_norms: ``‖J_n'u_n‖²`` by parameter name, shape (N,). Parameters are missing where the samples cannot be told
+            apart; there the square of the sum stands in.
+        sum_of_squares: ``sum_n (J_n'u_n)²`` element by element; the same parameters are missing.
+    """
+
+    gradient: Mapping[str, Tensor]
+    squared_norms: Mapping[str, Tensor]
+    sum_of_squares: Mapping[str, Tensor]
+
+    def trace(self, names: Iterable[str]) -> TraceEstimate:
+        """Return the trace of the block of these parameters.
+
+        The standard error is that of a sum of independent parts, estimated from their spread, in which the differences between
+        samples count, too: it is rather too large than too small.
+        """
+        names = list(names)
+        together = [self.gradient[name].square().sum() for name in names if name not in self.squared_norms]
+        apart = [self.squared_norms[name].to(self.gradient[names[0]].device) for name in names if name in self.squared_norms]
+        parts = torch.stack([value.to(self.gradient[names[0]].device) for value in together]) if together else None
+        value = error = self.gradient[names[0]].new_zeros(())
+        if parts is not None:  # ‖x‖² of one normal vector x has at most the deviation sqrt(2) times its mean
+            value = value + parts.sum()
+            error = error + 2 * parts.sum().square()
+        if apart:
+            samples = torch.stack(apart).sum(0)
+            value = value + samples.sum()
+            count = samples.numel()
+            error = error + (count * samples.var() if count > 1 else 2 * samples.sum().square())
+        return TraceEstimate(value, error.sqrt())
+
+    def diagonal(self, name: str) -> Tensor:
+        """Return an unbiased estimate of the diagonal that belongs to a parameter, in its shape."""
+        squares = self.sum_of_squares.get(name)
+        return self.gradient[name].square() if squares is None else squares
