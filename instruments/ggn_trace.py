@@ -1,0 +1,48 @@
+"""Trace of the Gauss-Newton matrix: the curvature of the loss as if the model were linear around its weights.
+
+    ggn_trace = trace J'L''J = sum_n E ||J_n'u_n||^2
+
+J the Jacobian of the model's outputs, L'' the second derivative of the loss by them. u_n is the gradient that labels drawn from
+the model's own predictive distribution would send back (cross entropy: a class; squared error: a normal deviate; binary cross
+entropy: a coin), with covariance L_n''. One backward pass gives all samples' J_n'u_n to the rules for per-sample gradients,
+whose squared norms are the estimate: unbiased, and for half a Hessian-vector product within some per cent on a usual batch. The
+standard error is from the spread over the samples.
+
+For these losses it is also the trace of the Fisher information matrix, and never negative. It equals the trace of the Hessian
+where the model is piecewise linear in all weights together (one layer under any of these losses), and for ReLU networks too, in
+trace: what the Hessian has beside it are products between different layers, off the diagonal. With tanh, sigmoid, attention or
+normalisation the two differ by what bends in the model, most at the start of training.
+
+A bad value: compare it with its own past, as the Hessian's. Growth by orders of magnitude: ever sharper surroundings, a
+shrinking range of learning rates that work. Near zero while the loss is high: the outputs are saturated (confidently wrong), or
+the gradient does not reach the weights.
+
+References: J. Martens, New Insights and Perspectives on the Natural Gradient Method, 2020; F. Kunstner, L. Balles, P. Hennig,
+Limitations of the Empirical Fisher Approximation, 2019.
+"""
+
+from __future__ import annotations
+
+from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Reading, Readings, layerwise
+from cockpit_lite.step import Step
+
+
+class GaussNewtonTrace(Instrument):
+    """Writes ``ggn_trace`` and ``ggn_trace/<parameter>``, of the Gauss-Newton matrix and its diagonal blocks."""
+
+    name = "ggn_trace"
+    needs = (CURVATURE, SAMPLED_CURVATURE)
+    preset = "full"
+
+    def measure(self, step: Step) -> Readings:
+        curvature = step.curvature
+        whole = curvature.gauss_newton_trace()
+        note = "from sampled labels"
+        by_parameter = {}
+        for name in curvature.parameters:
+            block = curvature.restricted([name]).gauss_newton_trace()
+            by_parameter[name] = Reading(block.value, "gauss-newton", standard_error=block.standard_error, note=note)
+        return {
+            "ggn_trace": Reading(whole.value, "gauss-newton", standard_error=whole.standard_error, note=note),
+            **layerwise("ggn_trace", by_parameter),
+        }
