@@ -23,6 +23,8 @@ from cockpit_lite.instruments.effective_rank import EffectiveRank
 from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap
 from cockpit_lite.instruments.grad_hist_1d import GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GradHist2d
+from cockpit_lite.instruments.ggn_diagonal import GaussNewtonDiagonal
+from cockpit_lite.instruments.ggn_trace import GaussNewtonTrace
 from cockpit_lite.instruments.grad_norm import GradientNorm
 from cockpit_lite.instruments.gradient_alignment import GradientAlignment
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
@@ -48,6 +50,8 @@ from cockpit_lite.instruments.spectral_density import SpectralDensity
 from cockpit_lite.instruments.step_time import StepTime
 from cockpit_lite.instruments.symmetric_units import SymmetricUnits
 from cockpit_lite.instruments.tangent_kernel import TangentKernelDrift
+from cockpit_lite.instruments.tic_diag import TakeuchiDiagonal
+from cockpit_lite.instruments.tic_trace import TakeuchiTrace
 from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
@@ -79,6 +83,8 @@ __all__ = [
     "EigenvectorOverlap",
     "GradHist1d",
     "GradHist2d",
+    "GaussNewtonDiagonal",
+    "GaussNewtonTrace",
     "GradientAlignment",
     "GradientNoiseScale",
     "GradientNorm",
@@ -104,6 +110,8 @@ __all__ = [
     "StepTime",
     "SymmetricUnits",
     "TangentKernelDrift",
+    "TakeuchiDiagonal",
+    "TakeuchiTrace",
     "TrustRatio",
     "UpdateRatio",
     "UpdateSize",
