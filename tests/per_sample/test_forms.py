@@ -125,3 +125,14 @@ def test_contributions_sum_to_the_gradient(seed: int, n: int, layers: list[str])
     assert not statistics.not_covered
     for name, along in statistics.products.items():
         torch.testing.assert_close(along.sum(), gradient[name].square().sum())
+
+
+@pytest.mark.parametrize("form", ["dense", "outer products"])
+def test_long_rows_keep_their_digits(form: str) -> None:
+    inputs, deltas = torch.randn(2, 1, 9, 1200), torch.randn(2, 1, 9, 1500)
+    exact = (deltas.double().transpose(-1, -2) @ inputs.double()).reshape(2, 1500, 1200)
+    made = OuterProducts(inputs, deltas, exact.shape[1:]) if form == "outer products" else Dense(exact.float())
+    direction = exact.sum(0)
+    measured = made.measure([direction.float()], squares=form == "dense")
+    torch.testing.assert_close(measured.norms.double(), exact.flatten(1).square().sum(1), rtol=2e-6, atol=0)
+    torch.testing.assert_close(measured.products[0].double(), exact.flatten(1) @ direction.flatten(), rtol=2e-6, atol=0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cockpit_lite.norms import parameter_norms
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.elements import stored
@@ -496,10 +497,8 @@ def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], 
 def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> list[list[float]]:
     """Return sum over n of c_n'D, G'D and sum over n of |c_n'D| for every check, by one transfer from the device."""
     along = torch.stack([check.along for check in checks.values()]).double()
-    with_itself = [name for name, check in checks.items() if check.expected is None]
-    total = [gradient[name].detach().to(_accurate(gradient[name].dtype)) for name in with_itself]
-    norms = torch._foreach_norm([value.to_dense() if value.is_sparse else value for value in total]) if total else []
-    squares = dict(zip(with_itself, norms, strict=True))
+    with_itself = {name: gradient[name].detach() for name, check in checks.items() if check.expected is None}
+    squares = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
     expected = torch.stack([squares[name].double().square() if c.expected is None else c.expected for name, c in checks.items()])
     return torch.stack([along.sum(1), expected.double(), along.abs().sum(1)], 1).tolist()
 

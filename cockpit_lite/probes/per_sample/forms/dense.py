@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import form as base
-from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, squares_of
+from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, products_of, squares_of
 
 
 class Dense(Form):
@@ -22,11 +22,11 @@ class Dense(Form):
     def measure(self, directions: Sequence[Tensor] = (), along: RankOne | None = None, squares: bool = False) -> Measured:
         """One matrix-vector product a direction."""
         rows = self.values.reshape(self.batch_size, -1)
-        products = tuple(rows @ direction.to(rows.dtype).reshape(-1) for direction in directions)
+        products = tuple(products_of(rows, direction.to(rows.dtype).reshape(-1)) for direction in directions)
         return Measured(
             squares_of(rows),
             products,
-            None if along is None else rows @ torch.outer(*along).to(rows.dtype).reshape(-1),
+            None if along is None else products_of(rows, torch.outer(*along).to(rows.dtype).reshape(-1)),
             self._sum_of_squares() if squares else None,
         )
 

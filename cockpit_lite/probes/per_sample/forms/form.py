@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cockpit_lite.norms import PIECE
+
 #: Elements that a chunk of materialised per-sample gradients may hold: 4 MB in float32, which caches hold, too.
 CHUNK = 1_000_000
 
@@ -23,7 +25,22 @@ def accurate(tensor: Tensor) -> Tensor:
 
 def squares_of(tensor: Tensor) -> Tensor:
     """Return the sums of squares along the last axis, in one pass over the memory."""
+    if is_long(tensor):
+        return torch.stack([torch.linalg.vector_norm(part, dim=-1).square_() for part in tensor.split(PIECE, -1)]).sum(0)
     return torch.linalg.vector_norm(tensor, dim=-1).square_()
+
+
+def products_of(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ``rows @ columns``."""
+    if is_long(rows):
+        pairs = zip(rows.split(PIECE, -1), columns.split(PIECE), strict=True)
+        return torch.stack([part @ column for part, column in pairs]).sum(0)
+    return rows @ columns
+
+
+def is_long(rows: Tensor) -> bool:
+    """Whether a CPU, which adds one after the other, would lose digits: of a sum of two million float32 four are sure."""
+    return rows.is_cpu and rows.shape[-1] > PIECE
 
 
 class Measured(NamedTuple):

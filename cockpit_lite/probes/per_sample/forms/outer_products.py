@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import form as base
 from cockpit_lite.probes.per_sample.forms.dense import Dense
-from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, squares_of
+from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, products_of, squares_of
 
 
 class Side:
@@ -193,7 +193,7 @@ class OuterProducts(Form):
         for matrices in self._matrices():
             flat = matrices.flatten(1)
             if columns is not None:
-                products.append(flat @ columns)
+                products.append(products_of(flat, columns))
             if total is None:
                 norms.append(squares_of(flat))
             else:
