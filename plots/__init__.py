@@ -19,6 +19,8 @@ from cockpit_lite.plots.distance import distance
 from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
 from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
+from cockpit_lite.plots.grad_hist_1d import grad_hist_1d
+from cockpit_lite.plots.grad_hist_2d import grad_hist_2d
 from cockpit_lite.plots.grad_norm import grad_norm
 from cockpit_lite.plots.gradient_alignment import gradient_alignment
 from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
@@ -37,6 +39,7 @@ from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.step_time import step_time
+from cockpit_lite.plots.tangent_kernel import tangent_kernel
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
@@ -60,6 +63,8 @@ __all__ = [
     "early_stopping",
     "effective_rank",
     "eigenvector_overlap",
+    "grad_hist_1d",
+    "grad_hist_2d",
     "grad_norm",
     "gradient_alignment",
     "gradient_noise_scale",
@@ -78,6 +83,7 @@ __all__ = [
     "save_page",
     "sharpness_limit",
     "step_time",
+    "tangent_kernel",
     "trust_ratio",
     "update_ratio",
     "update_size",

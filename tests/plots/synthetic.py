@@ -159,6 +159,8 @@ def training_run(
                     "sharpness_ratio": eigenvalue * rate / 2,
                     "max_learning_rate": 2 / eigenvalue,
                     "eigenvector_overlap": 0.8,
+                    "tangent_kernel": 0.3 * progress,
+                    "tangent_kernel_growth": 1 + progress,
                     "gradient_in_top_subspace": 0.4,
                     "curvature_noise": 0.2,
                     "trust_ratio": noisy(0.95, 0.05),
