@@ -14,7 +14,7 @@ See CONTRIBUTING.md for the whole recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -78,8 +78,9 @@ class Reading:
         standard_error: Of an estimate, in the unit of the value.
         residual: Of an iterative method, in the unit of the value.
         note: Anything else a reader should know, in a few words.
-        exists: Whether there is a value at all: a scalar tensor, which is looked at only once the reading is on the host.
-        otherwise: The reason why there is none, where ``exists`` is false; it completes "not measured, because ...".
+        on_host: What makes the reading of ``value`` once that is on the host, a number or a nested list there: for formulas that
+            depend on the numbers, which the training must not wait for, or that are long for single numbers. It returns a number
+            or a Reading of numbers, or raises NotMeasured.
     """
 
     value: Tensor | float
@@ -87,8 +88,7 @@ class Reading:
     standard_error: Tensor | float | None = None
     residual: Tensor | float | None = None
     note: str | None = None
-    exists: Tensor | None = None
-    otherwise: str = ""
+    on_host: Callable[[Any], float | Reading] | None = None
 
 
 #: What :meth:`Instrument.measure` returns; a reading that is missing while others are there is the NotMeasured that says why.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
 
 #: An array larger than this is no reading: it would be a line of a megabyte at every measured step.
@@ -25,6 +26,7 @@ class Row:
         values: Reading name -> value; for several steps -> a list of values.
         how: Reading name -> how the value was got, where that is more than "exact".
         reasons: Reading name -> why there is no value.
+        on_host: Reading name -> what makes the reading of its value once that is on the host.
         steps: Set for several steps on which nothing was measured.
     """
 
@@ -33,6 +35,7 @@ class Row:
     how: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     steps: list[int] | None = None
+    on_host: dict[str, Callable[[Any], float | Reading]] = field(default_factory=dict)
 
     def put(self, readings: Mapping[str, Any]) -> None:
         """Add what an instrument returned, all of it or nothing.
@@ -42,24 +45,63 @@ class Row:
         """
         values: dict[str, Any] = {}
         hows: dict[str, dict[str, Any]] = {}
+        reasons: dict[str, str] = {}
+        on_host: dict[str, Callable[[Any], float | Reading]] = {}
         for name, reading in readings.items():
+            if isinstance(reading, NotMeasured):
+                reasons[name] = str(reading)
+                continue
             if not isinstance(reading, Reading):
                 values[name] = _loggable(name, reading)
                 continue
             values[name] = _loggable(name, reading.value)
-            errors = {"standard_error": reading.standard_error, "residual": reading.residual}
-            how: dict[str, Any] = {} if reading.kind == "exact" else {"kind": str(reading.kind)}
-            how.update({key: _loggable(name, value) for key, value in errors.items() if value is not None})
-            if reading.note is not None:
-                how["note"] = str(reading.note)
+            how = _how(name, reading)
             if how:
                 hows[name] = how
+            if reading.on_host is not None:
+                on_host[name] = reading.on_host
         self.values.update(values)
         self.how.update(hows)
+        self.reasons.update(reasons)
+        self.on_host.update(on_host)
+
+    def settle(self) -> Row:
+        """Finish the readings that are finished on the host, where the row is now; return the row."""
+        for name, function in self.on_host.items():
+            if name not in self.values:
+                continue
+            value = self.values.pop(name)
+            try:
+                found = function(value)
+            except NotMeasured as reason:
+                self.how.pop(name, None)
+                self.reasons[name] = str(reason)
+                continue
+            except Exception as error:  # far from the instrument, which cannot be switched off from here
+                self.how.pop(name, None)
+                self.reasons[name] = f"it could not be finished on the host ({type(error).__name__}: {error})"
+                continue
+            if isinstance(found, Reading):
+                how = {**self.how.get(name, {}), **_how(name, found)}
+                if how:
+                    self.how[name] = how
+                found = found.value  # type: ignore[assignment]  # a number: it was made of numbers
+            self.values[name] = _loggable(name, found)
+        self.on_host = {}
+        return self
 
     def _tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
         places = [self.values, *self.how.values()]
         return [(place, key, value) for place in places for key, value in place.items() if isinstance(value, Tensor)]
+
+
+def _how(name: str, reading: Reading) -> dict[str, Any]:
+    how: dict[str, Any] = {} if reading.kind == "exact" else {"kind": str(reading.kind)}
+    errors = {"standard_error": reading.standard_error, "residual": reading.residual}
+    how.update({key: _loggable(name, value) for key, value in errors.items() if value is not None})
+    if reading.note is not None:
+        how["note"] = str(reading.note)
+    return how
 
 
 def _loggable(name: str, value: Any) -> Any:
@@ -96,7 +138,7 @@ class HostTransfer:
             else:
                 waiting = True
         if not waiting and not self._in_flight:
-            return [row]
+            return [row.settle()]
         self._copy(row)
         return self.ready()
 
@@ -118,7 +160,7 @@ class HostTransfer:
                     flat[0] if value.dim() == 0 else torch.tensor(flat, dtype=torch.float64).reshape(value.shape).tolist()
                 )
                 start += count
-            rows.append(row)
+            rows.append(row.settle())
             del self._in_flight[0]
         return rows
 

@@ -1,27 +1,60 @@
-"""Gradient noise scale: the batch size at which noise and signal of the gradient are equal.
+"""Gradient noise scale: the batch size at which noise and signal of the gradient are equal, and so the one to be suggested.
 
     gradient_noise_scale = V / ( ||G||^2 - V/N ),   V = 1/(N-1) sum_n ||g_n - G||^2
 
-in samples. The denominator is the unbiased estimate of the squared norm of the true gradient. Both are averaged over
-the measured steps
-apart before they are divided, since one step's ratio is far too noisy; a denominator that is still not positive
-means that the noise drowns
-the gradient, and the reading is infinite. A batch far below the noise scale wastes steps, one far above it wastes samples.
+in samples. The denominator is the unbiased estimate of the squared norm of the true gradient. Both are averaged apart over the
+last measured steps before they are divided, since one step's ratio is far too noisy; a denominator that is still not positive
+means that the noise drowns the gradient, and the reading is infinite. A batch far below the noise scale wastes steps, one far
+above it wastes samples: at the noise scale itself training takes twice the steps that it would take with the full gradient, and
+twice the samples that it would take with the smallest batches. ``suggested_batch_size`` is the power of two next to it, and
+``suggested_batch_size_lower`` and ``_upper`` are the ends of the interval that holds the noise scale with a confidence of 95 %
+(infinite, if all that can be said is that it is larger than the lower one).
 
-The standard error is that of a ratio of means (delta method) over the steps averaged. Batch normalisation couples
-the samples: the value is then conditional on the batch statistics.
+The standard error is that of a ratio of means (delta method) over the steps averaged, and falls with the root of their number as
+long as the window grows; the interval is Fieller's, which does not take a denominator for known that is not. Steps whose squared
+gradients are more than ten times as large as the median of the window do not count: the first ones of a run often are, and
+would outweigh all others for as long as they are in the window. A step with NaN or Inf reads NaN and does not
+count either. Batch normalisation couples the samples: the value is then conditional on the batch statistics.
 
-Source: McCandlish, Kaplan, Amodei and others, An empirical model of large-batch training, 2018, appendix A.
+Source: McCandlish, Kaplan, Amodei and others, An empirical model of large-batch training, 2018, sections 2.2, 2.3 and appendix A;
+Fieller, Some problems in interval estimation, 1954.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, Instrument, Reading, Readings
 from cockpit_lite.probes.noise import contributions_squared_norms, gradient_squared_norm, gradient_variance
 from cockpit_lite.step import Step
+
+#: Steps whose squared gradients are so many times as large as the median of the window do not count.
+OUTLIER = 10.0
+
+#: Standard errors to either side that a normal distribution has 95 % within.
+TWO_SIDED_95 = 1.96
+
+
+class NoiseScale(NamedTuple):
+    """An estimate of the noise scale.
+
+    Attributes:
+        value: Infinite where the noise drowns the gradient.
+        standard_error: Infinite where there is none.
+        lower: Of the interval of 95 % confidence.
+        upper: Of the same.
+    """
+
+    value: float
+    standard_error: float
+    lower: float
+    upper: float
 
 
 def noise_and_signal(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Tensor:
@@ -30,60 +63,121 @@ def noise_and_signal(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Te
     return torch.stack([variance, squared_gradient_norm - variance / squared_norms.numel()])
 
 
-def ratio_with_standard_error(mean: Tensor, second_moment: Tensor, effective_count: float) -> tuple[Tensor, Tensor]:
-    """Return numerator over denominator and its standard error.
+class Window:
+    """Numerators and denominators of the last steps.
 
     Args:
-        mean: Averages of numerator and denominator, shape (2,).
-        second_moment: Average of their outer product, shape (2, 2).
-        effective_count: How many independent values the averages are worth.
+        length: How many steps are kept.
     """
-    ratio = mean[0] / mean[1]
-    gradient = torch.stack([1 / mean[1], -mean[0] / mean[1] ** 2])
-    covariance = second_moment - torch.outer(mean, mean)
-    variance = (gradient @ covariance @ gradient).clamp(min=0) / max(effective_count - 1, 1e-9)
-    infinite = torch.full_like(ratio, torch.inf)
-    drowned = mean[1] <= 0
-    standard_error = variance.sqrt() if effective_count > 1 else infinite
-    return torch.where(drowned, infinite, ratio), torch.where(drowned, infinite, standard_error)
+
+    def __init__(self, length: int):
+        self._length = length
+        self._written = 0
+        self._rows: Tensor | None = None  # one, numerator, denominator; zero: nothing
+        self._sizes = torch.empty(0)  # NaN: nothing
+
+    def add(self, values: Tensor) -> None:
+        """Add the numerator and the denominator of a step, shape (2,); they do not count if they are not finite."""
+        if self._rows is None:
+            self._rows = values.new_zeros(self._length, 3)
+            self._sizes = values.new_full((self._length,), torch.nan)
+        size = values.abs().sum()
+        place = self._written % self._length
+        left_out = ~(size < torch.inf) | (size == 0)
+        self._sizes[place] = size.masked_fill(left_out, torch.nan)
+        self._rows[place] = torch.cat([values.new_ones(1), values]).masked_fill(left_out, 0)
+        self._written += 1
+
+    def moments(self) -> Tensor:
+        """Return number, sums, and sums of squares and products of the steps that count, shape (3, 3)."""
+        assert self._rows is not None
+        # The lower of two medians: of two steps the blown-up one is dropped. NaN is never below anything.
+        usual = self._sizes <= OUTLIER * self._sizes.nanmedian()
+        return self._rows.T @ (self._rows * usual[:, None])
+
+
+def noise_scale(moments: Sequence[Sequence[float]]) -> NoiseScale:
+    """Return the noise scale from the moments of numerators and denominators of several steps.
+
+    The interval is Fieller's: those ratios R are in it for which ``numerator - R denominator`` is zero within its error. Where
+    the denominator itself may be zero there is no upper end.
+
+    Args:
+        moments: Number, sums, and sums of squares and products, shape (3, 3).
+    """
+    number = moments[0][0]
+    noise, signal = (total / number for total in moments[0][1:])
+    ratio = noise / signal if signal > 0 else math.inf
+    if number < 2:
+        return NoiseScale(ratio, math.inf, 0.0, math.inf)
+    # Variances and covariance of the means
+    aa = (moments[1][1] / number - noise * noise) / (number - 1)
+    ab = (moments[1][2] / number - noise * signal) / (number - 1)
+    bb = (moments[2][2] / number - signal * signal) / (number - 1)
+    error = math.sqrt(max(aa - 2 * ratio * ab + ratio * ratio * bb, 0.0)) / signal if signal > 0 else math.inf
+    # a R^2 - 2 b R + c = 0 at both ends, solved without loss of digits, and also where it is not quadratic any more
+    squared = TWO_SIDED_95**2
+    a, b, c = signal * signal - squared * bb, noise * signal - squared * ab, noise * noise - squared * aa
+    root = math.sqrt(max(b * b - a * c, 0.0)) + b
+    lower = c / root if c > 0 and root > 0 else 0.0
+    upper = root / a if a > 0 and signal > 0 else math.inf
+    return NoiseScale(ratio, error, lower, upper)
+
+
+def power_of_two(value: float) -> float:
+    """Return the power of two next to a value, at least 1.
+
+    >>> power_of_two(0.2), power_of_two(9.0), power_of_two(math.inf)
+    (1.0, 8.0, inf)
+    """
+    return 2.0 ** round(math.log2(max(value, 1.0))) if math.isfinite(value) else value
 
 
 class GradientNoiseScale(Instrument):
-    """Writes ``gradient_noise_scale`` and ``batch_size``, both in samples.
+    """Writes ``gradient_noise_scale``, ``batch_size``, ``suggested_batch_size`` and its ``_lower`` and ``_upper``, in samples.
 
     Args:
-        window: How many measured steps the averages reach back, roughly.
+        window: Over how many of the last measured steps is averaged.
     """
 
     name = "gradient_noise_scale"
     needs = (GRADIENT, PER_SAMPLE_NORMS)
-    readings = ("gradient_noise_scale", "batch_size")
+    readings = (
+        "gradient_noise_scale",
+        "batch_size",
+        "suggested_batch_size",
+        "suggested_batch_size_lower",
+        "suggested_batch_size_upper",
+    )
     preset = "standard"
 
-    def __init__(self, window: int = 20):
-        self._keep = 1 - 1 / window
-        self._weight = 0.0
-        self._squared_weights = 0.0
-        self._mean: Tensor | None = None
-        self._second_moment: Tensor | None = None
+    def __init__(self, window: int = 40):
+        self._window = Window(window)
 
     def measure(self, step: Step) -> Readings:
         statistics = step.per_sample
         values = noise_and_signal(contributions_squared_norms(statistics), gradient_squared_norm(step)).double()
-        outer = torch.outer(values, values)
-        # Weighted averages that begin with the data, not with zero.
-        self._weight = self._keep * self._weight + 1
-        self._squared_weights = self._keep**2 * self._squared_weights + 1
-        if self._mean is None or self._second_moment is None:
-            self._mean, self._second_moment = values, outer
-        else:
-            self._mean = self._mean + (values - self._mean) / self._weight
-            self._second_moment = self._second_moment + (outer - self._second_moment) / self._weight
-        ratio, standard_error = ratio_with_standard_error(
-            self._mean, self._second_moment, self._weight**2 / self._squared_weights
-        )
+        self._window.add(values)
+        # The last row: what this step itself has.
+        found = torch.cat([self._window.moments(), torch.cat([values.new_zeros(1), values])[None]])
         kind = "conditional" if statistics.conditional else "estimated"
+
+        def estimate(choose: Callable[[NoiseScale], float | Reading]) -> Reading:
+            return Reading(found, kind=kind, on_host=lambda rows: _finish(rows, choose))
+
         return {
-            "gradient_noise_scale": Reading(ratio, kind=kind, standard_error=standard_error),
+            "gradient_noise_scale": estimate(lambda scale: Reading(scale.value, kind=kind, standard_error=scale.standard_error)),
             "batch_size": float(statistics.batch_size),
+            "suggested_batch_size": estimate(lambda scale: power_of_two(scale.value)),
+            "suggested_batch_size_lower": estimate(lambda scale: scale.lower),
+            "suggested_batch_size_upper": estimate(lambda scale: scale.upper),
         }
+
+
+def _finish(rows: Sequence[Sequence[float]], choose: Callable[[NoiseScale], float | Reading]) -> float | Reading:
+    *moments, this = rows
+    if not math.isfinite(sum(this)):
+        return math.nan  # the average has left it out, but it is to be seen
+    if not moments[0][0]:
+        raise NotMeasured("the gradient is zero in every sample")
+    return choose(noise_scale(moments))

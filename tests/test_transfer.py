@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
 from cockpit_lite.transfer import MOST_ELEMENTS, HostTransfer, Row
 
@@ -202,3 +203,38 @@ def test_what_no_line_can_hold_is_refused_and_nothing_of_it_kept(value: Any) -> 
     with pytest.raises(TypeError, match="the reading 'x'"):
         row.put({"fine": Reading(1.0, "estimated"), "x": value})
     assert row.values == {"other": 1.0} and row.how == {}
+
+
+def refused(value: float) -> float:
+    raise NotMeasured(f"{value:g} is not positive")
+
+
+@pytest.mark.parametrize("make", [torch.tensor, on_device], ids=["cpu", "device"])
+def test_readings_that_are_finished_on_the_host(make: Any) -> None:
+    """Where the numbers are known a formula may depend on them, have an error, or say that there is no value."""
+    row = Row(0, {})
+    row.put(
+        {
+            "sum": Reading(
+                make([1.0, 2.0] if make is torch.tensor else 1.0), kind="estimated", on_host=lambda value: value[0] + 1
+            ),
+            "error": Reading(make(2.0), note="so", on_host=lambda value: Reading(-1.0, standard_error=0.5)),
+            "gone": Reading(make(-2.0), note="so", on_host=lambda value: refused(-2.0)),
+            "broken": Reading(make(0.0), on_host=lambda value: 1 // 0),
+            "plain": make(3.0),
+        }
+    )
+    transfer = HostTransfer()
+    (ready,) = [*transfer.submit(row), *transfer.ready(wait=True)]
+    assert ready.values["sum"] == 2.0 and ready.values["error"] == -1.0
+    assert sorted(ready.values) == ["error", "plain", "sum"]
+    assert ready.how == {"sum": {"kind": "estimated"}, "error": {"note": "so", "standard_error": 0.5}}
+    assert ready.reasons["gone"] == "-2 is not positive"
+    assert "ZeroDivisionError" in ready.reasons["broken"]
+
+
+def test_one_reading_of_several_is_missing() -> None:
+    row = Row(0, {})
+    row.put({"loss": torch.tensor(1.0), "norm": NotMeasured("the batch holds one sample")})
+    assert row.values == {"loss": torch.tensor(1.0)}
+    assert row.reasons == {"norm": "the batch holds one sample"}
