@@ -26,9 +26,10 @@ def conflicting_samples(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare with what pure noise gives."""
-    broken = broken_since(run, "conflicting_samples")
+    # A sample whose gradient is not a number is counted as none in conflict.
+    broken = broken_since(run, "conflicting_samples") or broken_since(run, "grad_norm")
     if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+        return Verdict(f"gradient is {short(broken[1])} since step {broken[0]}", "trouble")
     now = recent(run, "conflicting_samples")
     if now is None:
         return None

@@ -40,6 +40,9 @@ def verdict(run: Run) -> Verdict | None:
     if table is not None and np.isfinite(last).any():
         now = float(np.nanmax(last))
         where = f" in {shorten_middle(table.names[int(np.nanargmax(last))], 20)}"
+    outputs = broken_since(run, "activation_std")
+    if outputs:  # what is not a number is not dead either
+        return Verdict(f"outputs are {short(outputs[1])} since step {outputs[0]}", "trouble")
     if now > NOTHING_LEFT:
         return Verdict(f"{percent(now)} dead{where}: it passes nothing on", "trouble")
     if now > LIMIT:

@@ -98,10 +98,7 @@ class Panel:
         self._rows = 0  # of a heat map
         self._gutter = 0.015  # beside it, for the names of its rows, as a share of the steps
         self.missing = bool(needs) and not any(self._is_there(run, name) for name in needs)
-        words = [Word(title, self._theme.text, style.TITLE_SIZE, "bold")] + (
-            [Word(unit, self._theme.muted, style.LEGEND_SIZE)] if unit else []
-        )
-        self._artists.words("title", "lower left", [words], up=5)
+        self._title, self._unit = title, unit
         if self.missing:
             self._explain(f"not measured, because {why_missing(run, needs[0])}")
 
@@ -112,18 +109,30 @@ class Panel:
         self._label_limits()
         self._mark_broken()
         self._mark_alerts()
-        if self._legend:
-            groups = [  # the label in text colour: not every series colour can be read
-                [Word(swatch, colour, style.LEGEND_SIZE, "bold"), Word(label, self._theme.muted, style.LEGEND_SIZE)]
-                for swatch, label, colour in _shorten(self._legend)
-            ]
-            self._artists.words("legend", "lower right", groups, up=5)
+        self._write_title()
         self._artists.end()
         self.ax.xaxis.set_visible(not self.missing)
         self.ax.yaxis.set_visible(not self.missing and not self._rows)
         self.ax.spines["bottom"].set_visible(not self.missing)
         if self._right is not None:
             self._right.set_visible(bool(self._extent["right"]))
+
+    def _write_title(self) -> None:
+        """Write title and unit to the left above the axes, the legend to the right; the unit gives way where there is no room."""
+        legend = _shorten(self._legend)
+        if legend:
+            groups = [  # the label in text colour: not every series colour can be read
+                [Word(swatch, colour, style.LEGEND_SIZE, "bold"), Word(label, self._theme.muted, style.LEGEND_SIZE)]
+                for swatch, label, colour in legend
+            ]
+            self._artists.words("legend", "lower right", groups, up=5)
+        # In inches: letters of a title are about 0.068 wide, of a legend 0.055, a swatch with the space around it 0.22.
+        taken = 0.068 * len(self._title) + sum(0.055 * len(label) + 0.22 for _, label, _ in legend)
+        room = self.ax.get_window_extent().width / self.ax.figure.dpi - taken
+        words = [Word(self._title, self._theme.text, style.TITLE_SIZE, "bold")]
+        if self._unit and (not legend or 0.055 * len(self._unit) + 0.1 < room):
+            words.append(Word(self._unit, self._theme.muted, style.LEGEND_SIZE))
+        self._artists.words("title", "lower left", [words], up=5)
 
     # What a gauge can say -------------------------------------------------------------------------------------------
 
