@@ -17,7 +17,7 @@ ARGS ?=
 .PHONY: help
 help: ## say what can be made
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/installed-demo ## environment, install, and the main job: train on real images, watch the cockpit, write the report
@@ -26,6 +26,10 @@ demo: $(VENV)/installed-demo ## environment, install, and the main job: train on
 .PHONY: test
 test: $(VENV)/installed-test ## environment, install, and all tests
 	$(RUN) pytest $(ARGS)
+
+.PHONY: test-models
+test-models: $(VENV)/installed-models ## environment, install, and the tests over real model families: torchvision, timm, transformers
+	$(RUN) pytest tests/models $(ARGS)
 
 .PHONY: check
 check: $(VENV)/installed-dev ## what a change must pass: ruff, types, tests

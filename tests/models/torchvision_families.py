@@ -59,12 +59,18 @@ def backbone() -> nn.Module:
     return IntermediateLayerGetter(net, {"layer2": "out", "layer1": "aux"})
 
 
-def resnet18() -> nn.Module:
-    return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+def shortened(net: models.ResNet, width: int) -> nn.Module:
+    """Return a residual net without its last two stages, which hold most of the parameters."""
+    net.layer3, net.layer4, net.fc = nn.Identity(), nn.Identity(), nn.Linear(width, CLASSES)
+    return net
+
+
+def residual() -> nn.Module:
+    return shortened(models.ResNet(models.resnet.BasicBlock, [2, 2, 1, 1]), 128)
 
 
 def resnext() -> nn.Module:
-    return models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=CLASSES, groups=8, width_per_group=2)
+    return shortened(models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=2), 512)
 
 
 def densenet() -> nn.Module:
@@ -155,10 +161,10 @@ def deeplab() -> nn.Module:
 
 
 def video_resnet() -> nn.Module:
-    return VideoResNet(
-        resnet.BasicBlock, [resnet.Conv2Plus1D, resnet.Conv3DSimple, resnet.Conv3DNoTemporal, resnet.Conv3DNoTemporal],
-        [1, 1, 0, 0], resnet.BasicStem, CLASSES,
-    )  # fmt: skip
+    convolutions = [resnet.Conv2Plus1D, resnet.Conv3DSimple, resnet.Conv3DNoTemporal, resnet.Conv3DNoTemporal]
+    net = VideoResNet(resnet.BasicBlock, convolutions, [1, 1, 1, 1], resnet.BasicStem)
+    net.layer3, net.layer4, net.fc = nn.Identity(), nn.Identity(), nn.Linear(128, CLASSES)
+    return net
 
 
 def multiscale_vision_transformer() -> nn.Module:
@@ -173,7 +179,7 @@ def multiscale_vision_transformer() -> nn.Module:
     )  # fmt: skip
 
 
-add("torchvision_resnet", resnet18, 3, 32, 32)
+add("torchvision_resnet", residual, 3, 32, 32)
 add("torchvision_resnext", resnext, 3, 32, 32)
 add("torchvision_densenet", densenet, 3, 32, 32)
 add("torchvision_densenet_checkpointed", memory_efficient_densenet, 3, 32, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cockpit_lite.probes.per_sample import forms, probe, survey
 from tests.per_sample.checker import check, watched
@@ -66,7 +67,7 @@ def test_embedding(options: dict, shape: tuple[int, ...]) -> None:
     check(nn.Embedding(5, 4, **options), torch.randint(5, (4, *shape)))  # few rows: tokens repeat
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "sum"}, {"mode": "mean", "padding_idx": 1}])
+@pytest.mark.parametrize("options", [{}, {"mode": "sum"}, {"mode": "mean", "padding_idx": 1}, {"mode": "max"}])
 def test_embedding_bag(options: dict) -> None:
     check(nn.EmbeddingBag(5, 4, **options), torch.randint(5, (4, 6)))
 
@@ -138,6 +139,57 @@ def test_recurrent_relu() -> None:
 
 def test_recurrent_initial_state() -> None:
     check(nn.GRU(3, 5), torch.randn(7, 4, 3), torch.randn(1, 4, 5), axes=[1, 1], axis=1)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_recurrent_projections() -> None:
+    check(nn.LSTM(3, 5, proj_size=2, num_layers=2, bidirectional=True, batch_first=True), torch.randn(4, 7, 3))
+
+
+class Packed(nn.Module):
+    """Sequences of different lengths, packed; classifies every position, or the final state."""
+
+    def __init__(self, kind: type[nn.RNNBase], final: bool, in_order: bool) -> None:
+        super().__init__()
+        self.layer, self.head, self.final, self.in_order = kind(3, 5, batch_first=True), nn.Linear(5, 2), final, in_order
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=self.in_order)
+        output, state = self.layer(packed)
+        if self.final:
+            return self.head((state if isinstance(state, Tensor) else state[0])[-1])
+        return self.head(pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("lengths", [(7, 6, 5, 2), (7, 3, 5, 5)])
+def test_packed_sequences(kind: type[nn.RNNBase], final: bool, lengths: tuple[int, ...]) -> None:
+    in_order = sorted(lengths, reverse=True) == list(lengths)
+    check(Packed(kind, final, in_order), torch.randn(4, 7, 3), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_dropout_between_recurrent_layers(kind: type[nn.RNNBase], batch_first: bool) -> None:
+    module = kind(3, 5, num_layers=2, dropout=0.4, batch_first=batch_first).double()
+    axis = 0 if batch_first else 1
+    inputs = torch.randn(4, 7, 3, dtype=torch.float64).transpose(0, axis)
+
+    def losses() -> Tensor:
+        output, state = module(inputs)
+        last = state if isinstance(state, Tensor) else state[0]
+        return output.sin().sum((1 - axis, 2)) + last.cos().sum((0, 2))
+
+    torch.manual_seed(5)
+    statistics, _ = watched(module, lambda: losses().sum())
+    assert not statistics.not_covered
+    for n in range(4):
+        torch.manual_seed(5)
+        module.zero_grad()
+        losses()[n].backward()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(statistics.squared_norms[name][n], parameter.grad.square().sum())
 
 
 class Attention(nn.Module):

@@ -78,7 +78,7 @@ def generic_forms(
     outputs = [
         Output(position, at, output)
         for position, output in enumerate(call.outputs)
-        if output.is_floating_point() and (at := _axis(output, axis, count)) is not None
+        if output.is_floating_point() and (at := _axis(output, _axis_of(call, position, axis), count)) is not None
     ]
     if all(call.deltas[output.position] is None for output in outputs):
         raise NoRule(f"no gradient reaches an output of {kind} that carries the batch")
@@ -281,6 +281,11 @@ def random_numbers_kept(device: torch.device, drawn: list[bool]) -> Iterator[Non
                 now = numpy.random.get_state()
                 drawn.append(now[2] != states[1][2] or not (now[1] == states[1][1]).all())
                 numpy.random.set_state(states[1])
+
+
+def _axis_of(call: Call, position: int, axis: int) -> int:
+    """Return the axis of an output, given that of the first; final states are (layers, samples, features)."""
+    return call.outputs[position].dim() - 2 if position and isinstance(call.module, nn.RNNBase) else axis
 
 
 def _axis(tensor: Tensor, axis: int, count: int) -> int | None:

@@ -304,7 +304,7 @@ class PerSampleProbe:
 
     def _may_repeat(self, module: nn.Module) -> bool:
         """Whether the call may have to be repeated with the random numbers that it draws now."""
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
             return bool(module.dropout)
         owner = self._table.owners.get(id(module))
         if owner is None:
