@@ -21,15 +21,16 @@ from cockpit_lite.instruments.distance import Distance
 from cockpit_lite.instruments.early_stopping import EarlyStopping
 from cockpit_lite.instruments.effective_rank import EffectiveRank
 from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap
-from cockpit_lite.instruments.grad_hist_1d import GradHist1d
-from cockpit_lite.instruments.grad_hist_2d import GradHist2d
 from cockpit_lite.instruments.ggn_diagonal import GaussNewtonDiagonal
 from cockpit_lite.instruments.ggn_trace import GaussNewtonTrace
+from cockpit_lite.instruments.grad_hist_1d import GradHist1d
+from cockpit_lite.instruments.grad_hist_2d import GradHist2d
 from cockpit_lite.instruments.grad_norm import GradientNorm
 from cockpit_lite.instruments.gradient_alignment import GradientAlignment
 from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
 from cockpit_lite.instruments.gradient_scale import GradientScale
 from cockpit_lite.instruments.gsnr import GradientSignalToNoise
+from cockpit_lite.instruments.hardest_samples import HardestSamples
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
 from cockpit_lite.instruments.inputs import Inputs
@@ -81,15 +82,16 @@ __all__ = [
     "EarlyStopping",
     "EffectiveRank",
     "EigenvectorOverlap",
-    "GradHist1d",
-    "GradHist2d",
     "GaussNewtonDiagonal",
     "GaussNewtonTrace",
+    "GradHist1d",
+    "GradHist2d",
     "GradientAlignment",
     "GradientNoiseScale",
     "GradientNorm",
     "GradientScale",
     "GradientSignalToNoise",
+    "HardestSamples",
     "HessianTrace",
     "InnerProductTest",
     "Inputs",
@@ -109,9 +111,9 @@ __all__ = [
     "SpectralDensity",
     "StepTime",
     "SymmetricUnits",
-    "TangentKernelDrift",
     "TakeuchiDiagonal",
     "TakeuchiTrace",
+    "TangentKernelDrift",
     "TrustRatio",
     "UpdateRatio",
     "UpdateSize",

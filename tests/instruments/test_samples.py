@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.optim import SGD
 from cockpit_lite import load_run
 from cockpit_lite.instruments.cabs import cabs
 from cockpit_lite.instruments.gradient_alignment import gradient_alignment
+from cockpit_lite.run import Run
 from tests import reference
 from tests.identity import EVERYTHING, cockpit
 from tests.zoo import ZOO, Architecture
@@ -59,10 +61,7 @@ def test_over_the_zoo(architecture: Architecture, tmp_path: Path) -> None:
     for name, value in expected.items():
         if name in run.names:
             found = float(run.series(name)[1][0])
-            if name == "cabs" and loss.item() <= 0:
-                assert torch.tensor(found).isnan()
-            else:
-                assert found == pytest.approx(value, rel=1e-8, abs=1e-10), name
+            assert found == pytest.approx(value, rel=1e-8, abs=1e-10), name
         else:
             assert run.not_measured[name]
     for name, values in contributions.items():
@@ -128,3 +127,30 @@ def test_one_sample_has_no_variance(name: str, tmp_path: Path) -> None:
         model(torch.randn(1, 3)).square().sum().backward()
         optimizer.step()
     assert "one sample" in load_run(tmp_path / "run").not_measured[name]
+
+
+def one_step(folder: Path, names: list[str], factor: float, shift: float) -> Run:
+    model = nn.Sequential(nn.Linear(3, 1))
+    optimizer = SGD(model.parameters(), lr=LEARNING_RATE)
+    with cockpit(model, optimizer, run=folder, **{**EVERYTHING, "instruments": names}):
+        (factor * model(torch.randn(4, 3)).square().mean() + shift).backward()
+        optimizer.step()
+    return load_run(folder)
+
+
+@pytest.mark.parametrize("shift", [0.0, -5.0], ids=["zero", "negative"])
+def test_no_batch_size_suits_a_loss_that_is_not_positive(shift: float, tmp_path: Path) -> None:
+    run = one_step(tmp_path / "run", ["cabs"], float(shift != 0), shift)
+    assert "cabs" not in run.names
+    assert run.not_measured["cabs"] == "the loss is not positive"
+
+
+def test_a_loss_that_is_not_a_number_is_shown(tmp_path: Path) -> None:
+    run = one_step(tmp_path / "run", ["cabs"], 1.0, math.nan)
+    assert math.isnan(run.series("cabs")[1][0])
+
+
+def test_a_gradient_of_zero_has_no_signal(tmp_path: Path) -> None:
+    """The damped ratios are zero then, which says stop; a batch size that suits a flat loss is zero."""
+    run = one_step(tmp_path / "run", ["gsnr", "early_stopping", "cabs"], 0.0, 1.0)
+    assert [float(run.series(name)[1][0]) for name in ("gsnr", "early_stopping", "cabs")] == [0.0, 1.0, 0.0]
