@@ -19,6 +19,8 @@ from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
 from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
 from cockpit_lite.plots.facts import scalars
+from cockpit_lite.plots.grad_hist_1d import grad_hist_1d
+from cockpit_lite.plots.grad_hist_2d import grad_hist_2d
 from cockpit_lite.plots.grad_norm import grad_norm
 from cockpit_lite.plots.gradient_alignment import gradient_alignment
 from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
@@ -35,6 +37,7 @@ from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.step_time import step_time
+from cockpit_lite.plots.tangent_kernel import tangent_kernel
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
@@ -72,9 +75,9 @@ OVERVIEW = Layout(
 
 GRADIENTS = Layout(
     columns=(
-        ("DO THE SAMPLES AGREE", (gsnr, gradient_alignment, conflicting_samples)),
-        ("IS THE BATCH LARGE ENOUGH", (gradient_tests, gradient_noise_scale, cabs)),
-        ("IS THERE MORE TO LEARN", (early_stopping, distance, grad_norm)),
+        ("DO THE SAMPLES AGREE", (gsnr, gradient_alignment, conflicting_samples, grad_hist_1d)),
+        ("IS THE BATCH LARGE ENOUGH", (gradient_tests, gradient_noise_scale, cabs, grad_hist_2d)),
+        ("IS THERE MORE TO LEARN", (early_stopping, distance, tangent_kernel)),
     )
 )
 
@@ -109,6 +112,9 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "gradient_tests": ("norm_test", "inner_product_test", "orthogonality_test"),
     "gradient_noise_scale": ("batch_size",),
     "gradient_scale": ("gradient_growth",),
+    "grad_hist_1d": ("grad_hist_1d_bins",),
+    "grad_hist_2d": ("grad_hist_2d_bins",),
+    "tangent_kernel": ("tangent_kernel_growth",),
     "grad_norm": ("grad_norm_clipped",),
     "curvature_along_gradient": ("taylor_gradient_term", "taylor_curvature_term"),
     "min_eigenvalue": ("max_magnitude_eigenvalue",),
@@ -129,7 +135,7 @@ def pages(run: Run) -> dict[str, Layout]:
 
     They hold the gauges of what was measured, or was to be and could not; instruments that were not switched on leave no gap.
     """
-    measured = {name.partition("/")[0] for name in run.names if len(scalars(run, name)[0])}
+    measured = {name.partition("/")[0] for name in run.names}
     found: dict[str, Layout] = {}
     rest: list[Gauge] = [step_time]
     for name, layout in PAGES.items():
@@ -140,7 +146,8 @@ def pages(run: Run) -> dict[str, Layout]:
         else:
             rest += page.gauges()
     placed = shown(OVERVIEW).union(*(shown(layout) for layout in PAGES.values()), shown_by(step_time))
-    rest += [reading(name) for name in sorted(measured - placed) if not name.endswith(_WITH_THE_LOSS)]
+    numbers = {name.partition("/")[0] for name in run.names if len(scalars(run, name)[0])}  # arrays need a gauge of their own
+    rest += [reading(name) for name in sorted(numbers - placed) if not name.endswith(_WITH_THE_LOSS)]
     new = measured.difference(shown(OVERVIEW), *(shown(layout) for layout in found.values()))
     rest = list({gauge.__name__: gauge for gauge in reversed(_wanted(rest, new))}.values())[::-1]
     for number in range(0, len(rest), _COLUMNS * _ROWS):
