@@ -57,6 +57,34 @@ class Recurrent(nn.Module):
         return logits
 
 
+class Residual(nn.Module):
+    """The basic block of a ResNet: two 3 x 3 convolutions with batch norm, and a skip around both."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.second, self.second_norm = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or before != width:
+            self.skip = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features, shape (N, width, height / stride, width / stride)."""
+        inner = torch.relu(self.first_norm(self.first(images)))
+        return torch.relu(self.second_norm(self.second(inner)) + self.skip(images))
+
+
+def resnet(width: int = 32) -> nn.Module:
+    """Return a ResNet-18 for small images: four stages of two blocks, of ``width`` to 8 times ``width`` channels."""
+    blocks: list[nn.Module] = []
+    for stage in range(4):
+        channels = width * 2**stage
+        before = channels if stage == 0 else channels // 2
+        blocks += [Residual(before, channels, 1 if stage == 0 else 2), Residual(channels, channels, 1)]
+    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10))
+
+
 def mlp() -> nn.Module:
     """Return 784-256-128-10 with ReLU."""
     return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))

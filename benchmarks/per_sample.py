@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.nets import Net, nets
+from benchmarks.nets import Net, nets, resnet
 from benchmarks.page import arguments, publish, table
 from cockpit_lite.probes.per_sample import PerSampleProbe
 
@@ -64,11 +64,13 @@ class Transformer(nn.Module):
 
 
 def timed_nets() -> list[Net]:
-    """Return the nets, with the transformer that the target names."""
+    """Return the nets, with the transformer that the target names and a ResNet."""
     found = [net for net in nets() if "transformer" not in net.name]
-    tokens = torch.randint(256, (16, 65), generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(256, (16, 65), generator=draw)
     transformer = Net("transformer, d 128, 4 layers, 64 tokens, batch 16", Transformer, tokens[:, :-1], tokens[:, 1:])
-    return [*found[:2], transformer, *found[2:]]
+    images, classes = torch.randn(32, 3, 16, 16, generator=draw), torch.randint(10, (32,), generator=draw)
+    return [*found[:2], transformer, *found[2:], Net("ResNet-18, width 32, 16 x 16 images, batch 32", resnet, images, classes)]
 
 
 def plain_step(net: Net, model: nn.Module) -> Step:
@@ -90,7 +92,7 @@ def our_step(net: Net, model: nn.Module, products: bool, squares: bool) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        probe.start(products, squares)
+        probe.start(products, squares, one_backward=True)
         loss = F.cross_entropy(model(net.inputs).flatten(0, -2), net.targets.flatten())
         probe.backward_begins()
         loss.backward()

@@ -49,7 +49,7 @@ from cockpit_lite.probes.data import DataProbe
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
-from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.probe_batch import ProbeBatch
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
@@ -177,9 +177,7 @@ class TrackedStep:
         if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
-            # What is announced here is kept; the rest is let go layer by layer. The slopes along the last step are products, too.
-            products = bool({PER_SAMPLE_PRODUCTS, LAST_STEP} & self._needs)
-            probes.per_sample.start(products, PER_SAMPLE_SQUARES in self._needs, PER_SAMPLE_GRADIENTS in self._needs)
+            self._watch_samples()
         if ACTIVATIONS in self._needs:
             self._watch_activations()
         if {CURVATURE, REPLAY} & self._needs:
@@ -453,12 +451,27 @@ class TrackedStep:
             raw = {name: value / scale for name, value in raw.items()}
         return raw, applied, changed
 
+    def _watch_samples(self) -> None:
+        """What is announced here is measured layer by layer; the rest is let go."""
+        last = self._probes.last_step
+        follows = LAST_STEP in self._needs and last is not None and last.index == self._step.index - 1
+        self._probes.per_sample.start(
+            PER_SAMPLE_PRODUCTS in self._needs,
+            PER_SAMPLE_SQUARES in self._needs,
+            PER_SAMPLE_GRADIENTS in self._needs,
+            directions={"last_step": last.update} if follows and last is not None else None,
+            # of the first step nobody knows
+            one_backward=self._expected_backwards == 1 and self._step.index > 0,
+        )
+
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._per_sample_obstacle is not None:
             self._no_samples(self._per_sample_obstacle)
             self._step.reasons["sample_losses"] = self._step.reasons["micro_batches"] = self._per_sample_obstacle
             return
-        start = self._probes.clock()
+        in_hooks = self._probes.per_sample.seconds  # in the user's forward and backward
+        self.spent += in_hooks
+        start = self._probes.clock() - in_hooks
         self._count_samples()
         if SAMPLE_LOSSES in self._needs:
             self._observe_losses(scale)
@@ -476,7 +489,7 @@ class TrackedStep:
                 if PER_SAMPLE_GRADIENTS in self._needs:
                     self._step.observed["per_sample_gradients"] = self._probes.per_sample.gradients(statistics, scale)
                 if "last_step" in self._step.observed:
-                    self._observe_slopes(gradient, scale)
+                    self._observe_slopes(statistics)
         except NotMeasured as reason:
             self._no_samples(str(reason))
         except Exception as error:
@@ -500,13 +513,11 @@ class TrackedStep:
         else:
             self._step.observed["sample_losses"] = losses if scale is None else losses / scale
 
-    def _observe_slopes(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
-        if self._step.per_sample.not_covered:
+    def _observe_slopes(self, statistics: PerSampleStatistics) -> None:
+        if statistics.not_covered:
             self._step.reasons["per_sample_slopes"] = "the per-sample gradients of some parameters are not covered"
-            return
-        statistics = self._probes.per_sample.statistics(True, self._step.last_step.update, gradient)
-        slopes = noise.total(statistics.products)
-        self._step.observed["per_sample_slopes"] = slopes if scale is None else slopes / scale
+        else:
+            self._step.observed["per_sample_slopes"] = noise.total(statistics.along["last_step"])
 
     def _find_per_sample_obstacle(self) -> str | None:
         """Return why the per-sample engine, which may take passes of its own over the user's graph, must not run on this step."""

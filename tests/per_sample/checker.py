@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,17 @@ def watched(
     products: bool = True,
     probe: PerSampleProbe | None = None,
     early: bool = False,
+    one_backward: bool = False,
+    directions: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> tuple[PerSampleStatistics, dict[str, Tensor]]:
-    """Run one step under a probe, and return its statistics and the gradient; ``early``: squares, measured in the backward."""
+    """Run one step under a probe, and return its statistics and the gradient.
+
+    ``early``: squares, measured in the backward; ``one_backward``: products, too.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     probe = probe or PerSampleProbe(model, parameters)
     model.zero_grad()
-    probe.start(products=not early)
+    probe.start(products=not early, directions=directions, one_backward=one_backward)
     loss = run()
     probe.backward_begins()
     loss.backward()

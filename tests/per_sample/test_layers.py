@@ -192,7 +192,7 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
 
 def test_a_form_that_was_let_go_says_so() -> None:
     form = Dense(torch.randn(3, 4))
-    condensed = Condensed(form, torch.ones(4), torch.ones(1), squares=False)
+    condensed = Condensed(form, (torch.ones(4), torch.ones(1)), squares=False)
     with pytest.raises(TypeError, match="Condensed does not keep the gradients"):
         elements(condensed, torch.tensor([0]), slice(None))
 

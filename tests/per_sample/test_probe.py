@@ -480,3 +480,135 @@ def test_norms_measured_too_early_are_measured_again(retain: bool, monkeypatch: 
         assert not statistics.not_covered
         torch.testing.assert_close(statistics.squared_norms["0.bias"], cotangents.sum(0).square().sum(1))
     assert spent == ([False, False] if retain else [True, False])  # it learns from the first step
+
+
+def in_the_backward(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> PerSampleProbe:
+    """Return a probe that measures every layer as soon as it can."""
+    monkeypatch.setattr(early, "KEPT", 0)
+    return PerSampleProbe(model, parameters_of(model))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_products_with_the_gradient_let_a_layer_go_when_the_gradient_is_there(
+    set_to_none: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (inputs, targets) = net(), data(6)
+    probe = in_the_backward(model, monkeypatch)
+    update = {name: torch.randn_like(p) for name, p in parameters_of(model).items()}
+    F.cross_entropy(model(inputs), targets).backward()
+    model.zero_grad(set_to_none)
+    probe.start(directions={"update": update}, one_backward=True)
+    loss = F.cross_entropy(model(inputs), targets)
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    calls = [call for call in probe._calls.values() if type(call.module) is nn.Linear]
+    assert len(calls) == 2
+    assert all(call.spent and not call.args and call.deltas == [None] for call in calls)
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    statistics = probe.statistics(True, gradient, squares=True)
+    with pytest.raises(ValueError, match="not kept"):  # the direction must be what was announced
+        probe.statistics(False, None, gradient)
+    probe.stop()
+    rows = contributions(model, inputs, targets, 1 / 6)
+    assert_norms(statistics, rows)
+    for name, row in rows.items():
+        torch.testing.assert_close(statistics.products[name], (row * row.sum(0)).flatten(1).sum(1))
+        torch.testing.assert_close(statistics.along["update"][name], (row * update[name]).flatten(1).sum(1))
+    statistics.unscale(torch.tensor(2.0, dtype=torch.float64))
+    for name, row in rows.items():
+        torch.testing.assert_close(statistics.along["update"][name], (row / 2 * update[name]).flatten(1).sum(1))
+
+
+def test_a_second_backward_that_was_not_expected_is_repeated_and_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = net(), [data(4, 0), data(3, 1)]
+    probe = in_the_backward(model, monkeypatch)
+    spent = []
+    for _ in range(2):
+        model.zero_grad()
+        probe.start(one_backward=True)
+        for inputs, targets in batches:
+            loss = F.cross_entropy(model(inputs), targets) / 2
+            probe.backward_begins()
+            loss.backward()
+            probe.backward_ends()
+        spent.append(any(call.spent for call in probe._calls.values()))
+        gradient = {name: p.grad for name, p in model.named_parameters()}
+        statistics = probe.statistics(True, gradient)
+        probe.stop()
+        assert not statistics.not_covered
+        parts = [contributions(model, x, y, 0.5 / len(x)) for x, y in batches]
+        for name, total in gradient.items():
+            rows = torch.cat([part[name] for part in parts])
+            torch.testing.assert_close(statistics.products[name], (rows * total).flatten(1).sum(1))
+    assert spent == [True, False]
+
+
+def test_a_gradient_that_changes_while_the_backward_goes_on_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = in_the_backward(model, monkeypatch)
+
+    def disturb(_: Tensor) -> None:
+        model[2].weight.grad.mul_(2)
+
+    handle = model[0].weight.register_post_accumulate_grad_hook(disturb)
+    model.zero_grad()
+    probe.start(one_backward=True)
+    loss = F.cross_entropy(model(inputs), targets)
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    statistics = probe.statistics(True, gradient)
+    probe.stop()
+    handle.remove()
+    assert "2.weight" in statistics.not_covered
+    assert "0.weight" in statistics.squared_norms
+
+
+def test_the_time_of_the_hooks_is_counted() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    probe.start()
+    assert probe.seconds == 0.0
+    loss = F.cross_entropy(model(inputs), targets)
+    in_forward = probe.seconds
+    assert in_forward > 0.0
+    probe.backward_begins()
+    loss.backward()
+    probe.backward_ends()
+    assert probe.seconds > in_forward
+    probe.stop()
+    assert probe.seconds == 0.0
+
+
+def test_calls_of_functions_in_python_and_views_are_watched() -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: object, delta: Tensor) -> Tensor:
+            return 2 * delta
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 6, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Doubled.apply(x @ self.weight)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Block(), nn.Linear(3, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.block(x).chunk(2, 1)
+            return self.head(first * second)
+
+    model, (inputs, targets) = Two(), data(4)
+    statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
+    assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))

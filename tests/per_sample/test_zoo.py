@@ -69,6 +69,24 @@ def test_norms_alone_are_checked_against_the_gradient_too(name: str, monkeypatch
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_products_in_the_backward_pass_are_those_after_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = ZOO[name]
+    model = architecture.build().eval()
+    batch = architecture.batch(5, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(1)
+    update = {key: torch.randn(p.shape, generator=draw, dtype=p.dtype) for key, p in reference.trainable(model).items()}
+    late, _ = watched(model, lambda: architecture.loss(model, batch), directions={"update": update})
+    monkeypatch.setattr(early_module, "KEPT", 0)
+    soon, _ = watched(model, lambda: architecture.loss(model, batch), directions={"update": update}, one_backward=True)
+    assert set(soon.not_covered) == NOT_COVERED.get(name, set()), soon.not_covered
+    assert set(soon.products) == set(late.products)
+    for found, expected in ((soon.products, late.products), (soon.along["update"], late.along["update"])):
+        largest = max(float(values.abs().max()) for values in expected.values())
+        for parameter, values in expected.items():
+            torch.testing.assert_close(found[parameter], values, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_training_is_bit_identical(name: str) -> None:
     architecture = ZOO[name]
     model = architecture.build()

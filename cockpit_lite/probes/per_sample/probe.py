@@ -41,7 +41,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _harmless(method: Method) -> Method:
-    """Nothing that fails while the user's code runs may reach it: the probe stops and says why no parameter is covered."""
+    """Nothing that fails while the user's code runs may reach it: the probe stops and says why no parameter is covered.
+
+    The time is counted, because nobody else sees it.
+    """
 
     @wraps(method)
     def guarded(self: PerSampleProbe, *args: Any) -> Any:
@@ -135,7 +138,8 @@ class PerSampleProbe:
             directions: Further directions of inner products by a name of the caller's; each is parameter name -> tensor. They
                 come with the statistics.
             one_backward: Whether the step is expected to have one backward pass, and the direction of the products to be the
-                gradient that it leaves. If that turns out wrong, layers that were let go are not covered in this step.
+                gradient that it leaves. If that turns out wrong, the calls around the layers that were let go are repeated
+                where they are known, and the layers not covered in this step where they are not.
         """
         self.stop()
         self._products, self._squares, self._gradients = products, squares, gradients
@@ -161,9 +165,14 @@ class PerSampleProbe:
         """Number of samples of the last forward, None if not known, and the axis of its input; known once a backward begins."""
         return (self._forwards[-1].batch_size, self._forwards[-1].axis) if self._forwards else (None, 0)
 
-    @_harmless
     def backward_begins(self) -> None:
         """From here on output gradients count."""
+        before = self.seconds
+        self._survey_forwards()
+        self.seconds = before  # whoever calls it sees how long it takes
+
+    @_harmless
+    def _survey_forwards(self) -> None:
         self._in_backward = False
         with self.paused():
             for forward in self._forwards:

@@ -430,7 +430,9 @@ def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str
     for local, form in forms.items():
         name = owner.names[local]
         towards = {key: values[name] for key, values in directions.items() if values.get(name) is not None}
-        condensed[local] = Condensed(form, *check_direction(owner.parameters[local]), squares, towards)
+        # where the gradient is known, the contributions are checked along that
+        along = None if "" in towards else check_direction(owner.parameters[local])
+        condensed[local] = Condensed(form, along, squares, towards)
     call.condense(condensed)
 
 
@@ -484,7 +486,7 @@ def _any_axis(module: nn.Module) -> bool:
 
 def _measured(form: Form, towards: Mapping[str, Tensor], along: RankOne | None, squares: bool) -> Measured:
     if isinstance(form, Condensed):
-        return form.recalled(list(towards), squares)
+        return form.recalled(list(towards), along is not None, squares)
     return form.measure(list(towards.values()), along, squares)
 
 

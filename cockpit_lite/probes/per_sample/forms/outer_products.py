@@ -187,27 +187,24 @@ class OuterProducts(Form):
         towards = [direction.to(dtype).reshape(-1) for direction in directions]
         if along is not None:
             towards.append(torch.outer(*along).to(dtype).reshape(-1))
-        columns = torch.stack(towards, 1) if len(towards) > 1 else towards[0] if towards else None
-        norms, products = [], []
+        norms: list[Tensor] = []
+        products: list[list[Tensor]] = [[] for _ in towards]
         total = self.deltas.new_zeros(self.shape.numel()) if squares else None
         for matrices in self._matrices():
             flat = matrices.flatten(1)
-            if columns is not None:
-                products.append(products_of(flat, columns))
+            for found, direction in zip(products, towards, strict=True):
+                found.append(products_of(flat, direction))
             if total is None:
                 norms.append(squares_of(flat))
             else:
                 flat.square_()
                 norms.append(flat.sum(1))
                 total += flat.sum(0)
-        found: list[Tensor] = []
-        if products:
-            joined = torch.cat(products)
-            found = list(joined.unbind(1)) if joined.dim() > 1 else [joined]
+        joined = [torch.cat(found) for found in products]
         return Measured(
             torch.cat(norms),
-            tuple(found[: len(directions)]),
-            None if along is None else found[-1],
+            tuple(joined[: len(directions)]),
+            None if along is None else joined[-1],
             None if total is None else total.reshape(self.shape),
         )
 
