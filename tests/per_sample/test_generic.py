@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from cockpit_lite.probes.per_sample import PerSampleProbe
 from tests.per_sample.checker import check, watched
 
 
@@ -207,3 +208,96 @@ def test_a_forward_that_decides_by_value_is_repeated_sample_by_sample() -> None:
             return torch.stack(rows).tanh()
 
     check(Deciding(), torch.randn(6, 3))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 12])
+@pytest.mark.parametrize("positions", [1, 3])
+def test_a_table_that_all_samples_share_belongs_to_none(size: int, positions: int) -> None:
+    class Shifted(nn.Module):  # linear with one output: the gradients of all samples at the table are parallel
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(positions, 4), nn.Linear(positions * 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x + self.table(torch.arange(positions))).flatten(1))
+
+    check(Shifted(), torch.randn(size, positions, 4))
+
+
+class Related(nn.Module):
+    """Attention with a table of relative positions that is looked up once for all samples, and used by two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 1)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        places = torch.arange(5)
+        bias = self.table(places - places[:, None] + 4)[..., 0]
+        for layer in self.layers:
+            x = F.dropout(layer((x @ x.mT + bias).softmax(-1) @ x).tanh(), dropout)
+        return x
+
+
+class WithOwnLoss(nn.Module):
+    """Returns a loss beside what it is made of, as the models of transformers do, and reads a weight of a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.head, self.shift = nn.Linear(4, 4), Related(), nn.Linear(4, 3), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body((x + self.shift) @ self.first.weight)
+        logits = self.head(hidden.mean(1))
+        return {"loss": logits.square().sum(), "logits": logits}
+
+
+def test_a_table_of_relative_positions() -> None:
+    check(Related(), torch.randn(4, 5, 4))
+
+
+def test_a_model_that_returns_its_own_loss() -> None:
+    def own_loss(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x)["loss"]
+
+    model, inputs = WithOwnLoss().double(), torch.randn(4, 5, 4, dtype=torch.float64)
+    model.first.bias.requires_grad_(False)
+    statistics, gradient = watched(model, lambda: own_loss(model, inputs))
+    assert not statistics.not_covered
+    for n in range(4):
+        found = torch.autograd.grad(own_loss(model, inputs[n : n + 1]), [model.get_parameter(name) for name in gradient])
+        for name, row in zip(gradient, found, strict=True):
+            torch.testing.assert_close(statistics.squared_norms[name][n], row.square().sum())
+
+
+def test_calls_around_are_remembered_where_they_were_of_use() -> None:
+    model, inputs = WithOwnLoss().double(), torch.randn(4, 5, 4, dtype=torch.float64)
+    model.first.bias.requires_grad_(False)
+    probe = PerSampleProbe(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    steps = [watched(model, lambda: model(inputs)["loss"], probe=probe)[0] for _ in range(3)]
+    assert probe._learned.modules == {id(model), id(model.body)}
+    for statistics in steps:
+        assert not statistics.not_covered
+        for name, norms in statistics.squared_norms.items():
+            torch.testing.assert_close(norms, steps[0].squared_norms[name])
+
+
+def test_samples_that_are_compared_with_all_others_are_told_apart_before() -> None:
+    class Compared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            first, second = self.first(x), self.second(x.sin())
+            return first @ second.T, first, second
+
+    model, inputs = Compared().double(), torch.randn(6, 4, dtype=torch.float64)
+    statistics, _ = watched(model, lambda: (model(inputs)[1] * model(inputs)[2]).square().sum())
+    assert not statistics.not_covered
+    for n in range(6):
+        _, first, second = model(inputs[n : n + 1])
+        gradients = torch.autograd.grad((first * second).square().sum(), list(model.parameters()))
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+            torch.testing.assert_close(statistics.squared_norms[name][n], gradient.square().sum())
