@@ -10,7 +10,9 @@ updates the picture::
 
 from cockpit_lite.plots.activation_mean import activation_mean
 from cockpit_lite.plots.activation_std import activation_std
+from cockpit_lite.plots.alpha import alpha
 from cockpit_lite.plots.cabs import cabs
+from cockpit_lite.plots.condition import condition
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
 from cockpit_lite.plots.curvature_noise import curvature_noise
@@ -19,6 +21,8 @@ from cockpit_lite.plots.distance import distance
 from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
 from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
+from cockpit_lite.plots.ggn_diagonal import ggn_diagonal
+from cockpit_lite.plots.ggn_trace import ggn_trace
 from cockpit_lite.plots.grad_hist_1d import grad_hist_1d
 from cockpit_lite.plots.grad_hist_2d import grad_hist_2d
 from cockpit_lite.plots.grad_norm import grad_norm
@@ -27,6 +31,7 @@ from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
 from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
+from cockpit_lite.plots.hardest_samples import hardest_samples
 from cockpit_lite.plots.hessian_trace import hessian_trace
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.layout import CURVATURE, GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
@@ -38,8 +43,10 @@ from cockpit_lite.plots.page import Page, save_page
 from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
+from cockpit_lite.plots.spectral_density import spectral_density
 from cockpit_lite.plots.step_time import step_time
 from cockpit_lite.plots.tangent_kernel import tangent_kernel
+from cockpit_lite.plots.tic_trace import tic_trace
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
@@ -54,7 +61,9 @@ __all__ = [
     "Page",
     "activation_mean",
     "activation_std",
+    "alpha",
     "cabs",
+    "condition",
     "conflicting_samples",
     "curvature_along_gradient",
     "curvature_noise",
@@ -63,6 +72,8 @@ __all__ = [
     "early_stopping",
     "effective_rank",
     "eigenvector_overlap",
+    "ggn_diagonal",
+    "ggn_trace",
     "grad_hist_1d",
     "grad_hist_2d",
     "grad_norm",
@@ -71,6 +82,7 @@ __all__ = [
     "gradient_scale",
     "gradient_tests",
     "gsnr",
+    "hardest_samples",
     "hessian_trace",
     "layerwise_curvature",
     "learning_rate",
@@ -82,8 +94,10 @@ __all__ = [
     "saturation",
     "save_page",
     "sharpness_limit",
+    "spectral_density",
     "step_time",
     "tangent_kernel",
+    "tic_trace",
     "trust_ratio",
     "update_ratio",
     "update_size",

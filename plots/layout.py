@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 
 from cockpit_lite.plots.activation_mean import activation_mean
 from cockpit_lite.plots.activation_std import activation_std
+from cockpit_lite.plots.alpha import alpha
 from cockpit_lite.plots.cabs import cabs
+from cockpit_lite.plots.condition import condition
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
 from cockpit_lite.plots.curvature_along_gradient import curvature_along_gradient
 from cockpit_lite.plots.curvature_noise import curvature_noise
@@ -19,6 +21,8 @@ from cockpit_lite.plots.early_stopping import early_stopping
 from cockpit_lite.plots.effective_rank import effective_rank
 from cockpit_lite.plots.eigenvector_overlap import eigenvector_overlap
 from cockpit_lite.plots.facts import scalars
+from cockpit_lite.plots.ggn_diagonal import ggn_diagonal
+from cockpit_lite.plots.ggn_trace import ggn_trace
 from cockpit_lite.plots.grad_hist_1d import grad_hist_1d
 from cockpit_lite.plots.grad_hist_2d import grad_hist_2d
 from cockpit_lite.plots.grad_norm import grad_norm
@@ -27,6 +31,7 @@ from cockpit_lite.plots.gradient_noise_scale import gradient_noise_scale
 from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
+from cockpit_lite.plots.hardest_samples import hardest_samples
 from cockpit_lite.plots.hessian_trace import hessian_trace
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.learning_rate import learning_rate
@@ -36,8 +41,10 @@ from cockpit_lite.plots.min_eigenvalue import min_eigenvalue
 from cockpit_lite.plots.reading import reading
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
+from cockpit_lite.plots.spectral_density import spectral_density
 from cockpit_lite.plots.step_time import step_time
 from cockpit_lite.plots.tangent_kernel import tangent_kernel
+from cockpit_lite.plots.tic_trace import tic_trace
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
@@ -66,7 +73,7 @@ class Layout:
 
 OVERVIEW = Layout(
     columns=(
-        ("STEP SIZE", (learning_rate, update_ratio, update_size)),
+        ("STEP SIZE", (learning_rate, update_ratio, alpha)),
         ("GRADIENTS", (grad_norm, gradient_tests, gradient_noise_scale)),
         ("CURVATURE", (curvature_along_gradient, max_eigenvalue, hessian_trace)),
     ),
@@ -75,9 +82,9 @@ OVERVIEW = Layout(
 
 GRADIENTS = Layout(
     columns=(
-        ("DO THE SAMPLES AGREE", (gsnr, gradient_alignment, conflicting_samples, grad_hist_1d)),
+        ("DO THE SAMPLES AGREE", (gsnr, gradient_alignment, conflicting_samples, hardest_samples, grad_hist_1d)),
         ("IS THE BATCH LARGE ENOUGH", (gradient_tests, gradient_noise_scale, cabs, grad_hist_2d)),
-        ("IS THERE MORE TO LEARN", (early_stopping, distance, tangent_kernel)),
+        ("IS THERE MORE TO LEARN", (early_stopping, distance, update_size, tangent_kernel)),
     )
 )
 
@@ -104,13 +111,27 @@ CURVATURE = Layout(
     )
 )
 
+SPECTRUM = Layout(
+    columns=(
+        ("HOW THE CURVATURE IS SPREAD", (spectral_density, condition)),
+        ("WITHOUT THE BENDS OF THE MODEL", (ggn_trace, ggn_diagonal)),
+        ("ON NEW DATA", (tic_trace,)),
+    )
+)
+
 #: The pages behind the overview, by name; gauges of readings that are on none of them are gathered by :func:`pages`.
-PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS, "curvature": CURVATURE}
+PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS, "curvature": CURVATURE, "spectrum": SPECTRUM}
 
 #: Gauge -> the readings it shows beside the one of its own name.
 SHOWN_BY: dict[str, tuple[str, ...]] = {
     "gradient_tests": ("norm_test", "inner_product_test", "orthogonality_test"),
-    "gradient_noise_scale": ("batch_size",),
+    "gradient_noise_scale": (
+        "batch_size",
+        "suggested_batch_size",
+        "suggested_batch_size_lower",
+        "suggested_batch_size_upper",
+    ),
+    "hardest_samples": ("hardest_by_gradient", "hardest_by_loss"),
     "gradient_scale": ("gradient_growth",),
     "grad_hist_1d": ("grad_hist_1d_bins",),
     "grad_hist_2d": ("grad_hist_2d_bins",),
@@ -120,6 +141,9 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "min_eigenvalue": ("max_magnitude_eigenvalue",),
     "sharpness_limit": ("sharpness_ratio", "max_learning_rate"),
     "eigenvector_overlap": ("gradient_in_top_subspace",),
+    "spectral_density": ("flat_directions",),
+    "condition": ("outliers_over_bulk",),
+    "tic_trace": ("tic_diag",),
     "step_time": ("overhead",),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -20,6 +22,7 @@ def max_eigenvalue(run: Run, ax: Axes) -> None:
         p.line("max_eigenvalue", smoothed=False)
         steps, limits = stability_limit(run)
         if len(steps):
+            p.healthy(-math.inf, float(limits[-1]))
             p.limit("stability", steps, limits, f"{short(stability_factor(run) or 0.0)} / learning rate")
         p.read(verdict(run))
 

@@ -167,6 +167,14 @@ def training_run(
                     "actual_decrease": rate * norm**2,
                     "predicted_decrease": rate * norm**2,
                     **{f"layerwise_curvature/{name}": noisy(eigenvalue, 0.2) for name in layer_names},
+                    **{f"ggn_diagonal/{name}": noisy(eigenvalue / 1_000, 0.5) for name in layer_names},
+                    "ggn_trace": noisy(5 * eigenvalue, 0.05),
+                    "tic_trace": noisy(3.0, 0.3),
+                    "tic_diag": noisy(4_000.0, 0.5),
+                    "condition": noisy(900 + 20 * eigenvalue, 0.3),
+                    "outliers_over_bulk": noisy(2 * eigenvalue, 0.1),
+                    "flat_directions": 0.97,
+                    "spectral_density": [[-0.1 * eigenvalue, 0.0, 0.1, eigenvalue], [1e-4, 0.97, 0.0298, 1e-4]],
                 }
                 how["hessian_trace"] = {"kind": "estimated", "standard_error": 0.4 * eigenvalue}
             if step % 50 == 0:
