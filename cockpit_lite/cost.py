@@ -29,8 +29,9 @@ class CostBook:
     def book(self, training_seconds: float, costs: Mapping[str, float] = MappingProxyType({})) -> None:
         """Book one step: what training took, and what each account spent on measuring."""
         self.training_seconds += training_seconds
-        for name, seconds in costs.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if costs:
+            for name, seconds in costs.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if self._budget is not None:
             self._budget.end_step(training_seconds, costs)
 

@@ -227,7 +227,7 @@ class Observer:
 
     def _end_step(self) -> None:
         now = self._clock()
-        loss = self._loss()
+        loss = self._losses[0] if len(self._losses) == 1 else self._loss()
         if self._tracked is None:
             seconds = now - self._last_end
             if self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds, now):

@@ -32,16 +32,18 @@ class Pulse:
         if not self._steps:
             self._began = now
         value: Any = loss
-        if isinstance(loss, Tensor) and loss.is_cpu:
-            # On the CPU the number is there; on an accelerator reading it would make the user's step wait for the device.
-            value = loss.item()
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if loss is None:
-            value, self._no_loss = math.nan, True
-        if learning_rate is None:
-            learning_rate, self._no_rate = math.nan, True
-        elif isinstance(learning_rate, Tensor) and learning_rate.is_cpu:
-            learning_rate = learning_rate.item()
+        if type(value) is not float:  # nearly always it is
+            if isinstance(value, Tensor) and value.is_cpu:
+                # On the CPU the number is there; on an accelerator reading it would make the user's step wait for the device.
+                value = value.item()
+            elif value is None:
+                value, self._no_loss = math.nan, True
+        finite = loss is None or type(value) is not float or math.isfinite(value)
+        if type(learning_rate) is not float:
+            if learning_rate is None:
+                learning_rate, self._no_rate = math.nan, True
+            elif isinstance(learning_rate, Tensor) and learning_rate.is_cpu:
+                learning_rate = learning_rate.item()
         self._steps.append(step)
         self._losses.append(value)
         self._rates.append(learning_rate)

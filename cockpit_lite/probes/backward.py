@@ -71,8 +71,8 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(tensors, grad_tensors, *args, **kwargs)
         _within.add(thread)
         try:
-            roots = _as_sequence(tensors)
-            seeds = _as_sequence(grad_tensors) or (None,) * len(roots)
+            roots = (tensors,) if isinstance(tensors, Tensor) else _as_sequence(tensors)
+            seeds = (None,) * len(roots) if grad_tensors is None else _as_sequence(grad_tensors) or (None,) * len(roots)
             for listener in interested:
                 try:
                     listener.before_backward(roots, seeds)

@@ -66,7 +66,10 @@ class OptimizerProbe:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
         if id(optimizer) in self._ids:
-            self._tell(self._listener.after_update, optimizer)
+            try:
+                self._listener.after_update(optimizer)
+            except Exception as error:
+                self._listener.give_up(error)
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def watched() -> Any:
