@@ -14,6 +14,7 @@ from torchvision.models import segmentation
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
@@ -141,8 +142,34 @@ def mnasnet() -> nn.Module:
     return models.MNASNet(0.1, num_classes=CLASSES, dropout=0.0)
 
 
-def googlenet() -> nn.Module:
-    return models.GoogLeNet(CLASSES, aux_logits=True, init_weights=False, dropout=0.0, dropout_aux=0.0)
+class Narrow(Inception):
+    """An eighth of the channels."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__(*(channel // 8 for channel in channels))
+
+
+class NarrowConvolution(BasicConv2d):
+    """An eighth of the channels, except of the image."""
+
+    def __init__(self, inputs: int, outputs: int, **options: Any) -> None:
+        super().__init__(inputs if inputs == 3 else inputs // 8, outputs // 8, **options)
+
+
+class NarrowAuxiliary(InceptionAux):
+    """A classifier half-way with fewer units."""
+
+    def __init__(self, inputs: int, classes: int, dropout: float) -> None:
+        super().__init__(inputs // 8, classes, dropout=dropout)
+        self.conv = BasicConv2d(inputs // 8, 8, kernel_size=1)
+        self.fc1, self.fc2 = nn.Linear(128, 16), nn.Linear(16, classes)
+
+
+def inception() -> nn.Module:
+    blocks = [NarrowConvolution, Narrow, NarrowAuxiliary]
+    net = models.GoogLeNet(CLASSES, True, init_weights=False, blocks=blocks, dropout=0.0, dropout_aux=0.0)
+    net.fc = nn.Linear(128, CLASSES)
+    return net
 
 
 def vgg() -> nn.Module:
@@ -196,7 +223,7 @@ add("torchvision_regnet", regnet, 3, 32, 32)
 add("torchvision_shufflenet", shufflenet, 3, 32, 32)
 add("torchvision_squeezenet", partial(models.SqueezeNet, "1_1", CLASSES, 0.0), 3, 32, 32)
 add("torchvision_mnasnet", mnasnet, 3, 32, 32)
-add("torchvision_googlenet", googlenet, 3, 48, 48, loss=loss_with_auxiliaries)
+add("torchvision_googlenet", inception, 3, 48, 48, loss=loss_with_auxiliaries)
 add("torchvision_vgg", vgg, 3, 16, 16)
 add("torchvision_fcn", fcn, loss=segmentation_loss, make_batch=segmentation_batch)
 add("torchvision_deeplab", deeplab, loss=segmentation_loss, make_batch=segmentation_batch)
