@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from cockpit_lite.plots.by_layer import draw_layers
 from cockpit_lite.plots.facts import broken_since, recent
 from cockpit_lite.plots.heat import HeatScale
-from cockpit_lite.plots.layers import LayerTable, layer_table, shorten_middle
+from cockpit_lite.plots.layers import LayerTable, layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -58,7 +58,7 @@ def verdict(run: Run) -> Verdict | None:
     if table is None or not np.isfinite(last).any():
         return Verdict(f"outputs are {short(now)} in the mean")
     worst = int(np.nanargmax(last))
-    text = f"{shorten_middle(table.names[worst], 24)}: mean {short(float(last[worst]), 2)} times the scatter"
+    text = f"{table.label(worst, 24)}: mean {short(float(last[worst]), 2)} times the scatter"
     if last[worst] > LIMIT:
         return Verdict(f"{text}, centre its inputs", "watch")
     return Verdict(f"{text}, the most of all layers", "healthy")

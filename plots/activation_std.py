@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
 from cockpit_lite.plots.facts import broken_since, recent
-from cockpit_lite.plots.layers import growth, layer_table, shorten_middle
+from cockpit_lite.plots.layers import growth, layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -40,7 +40,7 @@ def verdict(run: Run) -> Verdict | None:
         return Verdict(f"outputs scatter by {short(now)}")
     last = table.last()
     if (last == 0).any():
-        name = shorten_middle(table.names[int(np.argmax(last == 0))], 24)
+        name = table.label(int(np.argmax(last == 0)), 24)
         return Verdict(f"{name} puts out the same for every sample", "trouble")
     factor = growth(last)
     if factor is not None and len(last) >= _DEEP:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from cockpit_lite.plots.by_layer import draw_layers
 from cockpit_lite.plots.facts import broken_since, recent
 from cockpit_lite.plots.heat import HeatScale
-from cockpit_lite.plots.layers import layer_table, shorten_middle
+from cockpit_lite.plots.layers import layer_table
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -39,7 +39,7 @@ def verdict(run: Run) -> Verdict | None:
     where = ""
     if table is not None and np.isfinite(last).any():
         now = float(np.nanmax(last))
-        where = f" in {shorten_middle(table.names[int(np.nanargmax(last))], 20)}"
+        where = f" in {table.label(int(np.nanargmax(last)), 20)}"
     outputs = broken_since(run, "activation_std")
     if outputs:  # what is not a number is not dead either
         return Verdict(f"outputs are {short(outputs[1])} since step {outputs[0]}", "trouble")

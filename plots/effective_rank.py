@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from cockpit_lite.plots.by_layer import draw_layers
 from cockpit_lite.plots.facts import broken_since, recent
 from cockpit_lite.plots.heat import HeatScale
-from cockpit_lite.plots.layers import layer_table, shorten_middle
+from cockpit_lite.plots.layers import layer_table
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -39,7 +39,7 @@ def verdict(run: Run) -> Verdict | None:
     name = "the narrowest layer"
     if table is not None and np.isfinite(last).any():
         now = float(np.nanmin(last))
-        name = shorten_middle(table.names[int(np.nanargmin(last))], 22)
+        name = table.label(int(np.nanargmin(last)), 22)
     if now <= 0:
         return Verdict(f"{name} puts out the same for every sample", "trouble")
     if now < LIMIT:

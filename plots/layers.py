@@ -40,6 +40,11 @@ class LayerTable:
                 found[index] = np.median(finite[-count:])
         return found
 
+    def label(self, index: int, length: int = 24) -> str:
+        """Return the name of a layer as it stands beside the axis, with room for a little more of it."""
+        name = shorten_middle(short_names(self.names, length=1_000)[index], length)
+        return f"layer {name}" if name.isdigit() else name
+
     def broken(self) -> list[str]:
         """Return the layers whose last value is not finite."""
         found = []

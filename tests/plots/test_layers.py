@@ -153,3 +153,9 @@ def test_a_map_follows_a_growing_run_and_gives_way_to_words(tmp_path: Path) -> N
     plots.dead_units(readings_run(tmp_path / "c", {"loss": [1.0]}), ax)
     assert not ax.images
     assert "not measured, because" in words(ax)
+
+
+def test_a_verdict_names_a_layer_as_the_axis_does(tmp_path: Path) -> None:
+    found = layer_table(deep_run(tmp_path, 12), "dead_units")
+    assert found is not None
+    assert [found.label(index) for index in (0, 11)] == ["layer 0", "layer 11"]
