@@ -37,8 +37,8 @@ from cockpit_lite.step import Step
 #: Steps whose squared gradients are so many times as large as the median of the window do not count.
 OUTLIER = 10.0
 
-#: Standard errors to either side that a normal distribution has 95 % within.
-TWO_SIDED_95 = 1.96
+#: Standard errors to either side of a mean of few values that hold 95 %, by number of values less one (Student's distribution).
+_FEW = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 
 
 class NoiseScale(NamedTuple):
@@ -96,6 +96,15 @@ class Window:
         return self._rows.T @ (self._rows * usual[:, None])
 
 
+def standard_errors_of_95_percent(freedom: float) -> float:
+    """Return how many standard errors to either side of a mean hold 95 %, from the number of values less one.
+
+    >>> standard_errors_of_95_percent(2), round(standard_errors_of_95_percent(9), 2), round(standard_errors_of_95_percent(39), 2)
+    (4.3, 2.26, 2.02)
+    """
+    return _FEW.get(round(freedom), 1.96 + 2.37 / freedom + 2.82 / freedom**2)
+
+
 def noise_scale(moments: Sequence[Sequence[float]]) -> NoiseScale:
     """Return the noise scale from the moments of numerators and denominators of several steps.
 
@@ -116,7 +125,7 @@ def noise_scale(moments: Sequence[Sequence[float]]) -> NoiseScale:
     bb = (moments[2][2] / number - signal * signal) / (number - 1)
     error = math.sqrt(max(aa - 2 * ratio * ab + ratio * ratio * bb, 0.0)) / signal if signal > 0 else math.inf
     # a R^2 - 2 b R + c = 0 at both ends, solved without loss of digits, and also where it is not quadratic any more
-    squared = TWO_SIDED_95**2
+    squared = standard_errors_of_95_percent(number - 1) ** 2
     a, b, c = signal * signal - squared * bb, noise * signal - squared * ab, noise * noise - squared * aa
     root = math.sqrt(max(b * b - a * c, 0.0)) + b
     lower = c / root if c > 0 and root > 0 else 0.0
