@@ -94,7 +94,7 @@ block of plain steps, one of theirs and one of ours take turns; (theirs - 1) / (
 Ours includes the hooks, the check of every parameter against the gradient, the rules and the log on disk; theirs keeps its
 numbers in memory until it is asked to write them."""
 
-CONCLUSION = """The diagonal of the curvature from single samples in float64 takes too long for 3C3D and is compared on the MLP only.
+CONCLUSION = """The diagonal of the curvature from single samples in float64 takes too long for 3C3D and is compared on the MLP.
 Time and loss are recorded by us at every step, tracked or not. Parameters (a list of all weights at every step) has no
 counterpart, on purpose: it is a checkpoint, not a reading. Their configuration economy is Alpha, Distance, GradHist1d, GradNorm,
 InnerTest, Loss, NormTest, OrthoTest and UpdateSize; full adds TICDiag, HessTrace, HessMaxEV and GradHist2d."""
