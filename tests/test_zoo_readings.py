@@ -126,7 +126,7 @@ def test_curvature_readings_are_right_or_missing(architecture: Architecture, tmp
     trace = found(run, "hessian_trace")
     if trace is not None:  # an unbiased estimate: its error is measured against the deviation it must have
         off_diagonal = hessian - torch.diag(hessian.diagonal())
-        deviation = math.sqrt(2 * off_diagonal.pow(2).sum().item() / 6)
+        deviation = math.sqrt(2 * off_diagonal.pow(2).sum().item() / 2)
         assert abs(trace - hessian.trace().item()) <= 4 * deviation + 1e-8
 
     largest = found(run, "max_eigenvalue")
@@ -135,3 +135,37 @@ def test_curvature_readings_are_right_or_missing(architecture: Architecture, tmp
         residual = run.how("max_eigenvalue").get(0, {}).get("residual", 0.0)
         assert (eigenvalues - largest).abs().min().item() <= residual + 1e-8
         assert largest <= eigenvalues[-1].item() * (1 + 1e-8) + 1e-10
+        sharpness = found(run, "sharpness")  # of plain gradient descent it is the same number
+        # The search that they share may have gone on in between.
+        assert sharpness is None or largest * (1 - 1e-8) - 1e-10 <= sharpness <= eigenvalues[-1].item() * (1 + 1e-8) + 1e-10
+
+    smallest = found(run, "min_eigenvalue")
+    if smallest is not None:
+        eigenvalues = torch.linalg.eigvalsh(hessian)
+        residual = run.how("min_eigenvalue").get(0, {}).get("residual", 0.0)
+        assert (eigenvalues - smallest).abs().min().item() <= residual + 1e-8
+        assert smallest >= eigenvalues[0].item() - 1e-8 * eigenvalues.abs().max().item() - 1e-10
+
+
+@pytest.mark.parametrize("architecture", [a for a in ZOO.values() if has_small_hessian(a)], ids=lambda a: a.name)
+def test_the_step_s_expansion_is_right_or_missing(architecture: Architecture, tmp_path: Path) -> None:
+    """A plain gradient step: d = -e G, so both Taylor terms and the curvature along it are known from G and H."""
+    run, model = one_step(architecture, tmp_path / "run", torch.float64, train=False)
+    batch = the_batch(architecture, torch.float64)
+    gradients = reference.gradient(architecture, model, batch)
+    gradient = torch.cat([values.flatten() for values in gradients.values()])
+    curvature = (gradient @ reference.hessian(architecture, model, batch) @ gradient).item()
+    if found(run, "trust_ratio") is None:
+        return
+    squared = gradient.dot(gradient).item()
+    assert found(run, "update_gradient_term") == pytest.approx(LEARNING_RATE * squared, rel=1e-8)
+    assert found(run, "update_curvature_term") == pytest.approx(LEARNING_RATE**2 * curvature / 2, rel=1e-7, abs=1e-13)
+    assert found(run, "curvature_along_update") == pytest.approx(curvature / squared, rel=1e-7, abs=1e-9)
+    before = architecture.loss(model, batch).item()
+    with torch.no_grad():
+        for name, parameter in reference.trainable(model).items():
+            parameter.sub_(gradients[name], alpha=LEARNING_RATE)
+    actual = before - architecture.loss(model, batch).item()
+    assert found(run, "actual_decrease") == pytest.approx(actual, rel=1e-6, abs=1e-12)
+    predicted = LEARNING_RATE * squared - LEARNING_RATE**2 * curvature / 2
+    assert found(run, "trust_ratio") == pytest.approx(actual / predicted, rel=1e-5)
