@@ -65,9 +65,9 @@ def verdict(run: Run) -> Verdict | None:
     middle, beyond = float(np.median(values)), float(np.mean(values > 1))
     text = f"median {short(middle, 2)}"
     if middle > 1:
-        return Verdict(f"{text}: steps end higher than they began, lower the learning rate", "trouble")
+        return Verdict(f"{text}: steps go up, lower the learning rate", "trouble")
     if middle > 0:
-        return Verdict(f"{text}: steps go beyond the minimum, the learning rate is high", "watch")
+        return Verdict(f"{text}: steps go beyond the minimum, the rate is high", "watch")
     if middle < TIMID:
         return Verdict(f"{text}: steps end far before the minimum, a larger rate may do")
     if beyond >= 0.1:

@@ -50,11 +50,10 @@ def verdict(run: Run) -> Verdict | None:
     batch = scalars(run, "batch_size")[1]
     share = float(shares[-1])
     names = _named(run, NAMED)
-    text = f"step {last}: {names}" if names else f"{percent(share)} in one sample"
     often = float(np.mean(shares[-20:] >= LIMIT))
     if often >= OFTEN and (not len(batch) or batch[-1] >= FEWEST):
-        return Verdict(f"one sample outweighs all others, look at it. {text}", "watch")
-    return Verdict(text, "healthy")
+        return Verdict(f"{_named(run, 1) or 'one sample'} outweighs all others at step {last}: look at it", "watch")
+    return Verdict(f"step {last}: {names}" if names else f"{percent(share)} in one sample", "healthy")
 
 
 def _named(run: Run, most: int) -> str:
