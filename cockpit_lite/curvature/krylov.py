@@ -11,6 +11,9 @@ large. What one question has spent, the next one finds: the other end of the spe
 eigenvalue. With the residual r some eigenvalue lies within r of the Ritz value, and within r²/gap where ``gap`` separates it
 from the rest of the spectrum; the largest Ritz value is a lower bound of the largest eigenvalue (but for rounding).
 
+An eigenvalue that is there several times may be found once, and one that no start has anything of may be overtaken without
+being seen: what is found is always an eigenpair within its residual, but only most likely the outermost one.
+
 Memory: two vectors of the matrix's length for each of the basis. As many are kept as fit, at most :data:`MOST_VECTORS` and at
 least :data:`FEWEST_VECTORS`; a basis that is full is cut down to its wanted Ritz vectors, whose products are known, and
 grows again.
@@ -113,6 +116,7 @@ class Krylov:
         self._noisy = False
         self._exhausted = False
         self._ritz: _Ritz | None = None
+        self._remainders = like.new_empty(0, 0)  # A y - value y of the pairs that were looked at last
 
     def _fitting(self, memory: int) -> int:
         like = self._starts[0]
@@ -156,6 +160,18 @@ class Krylov:
         """
         return self._find(count, tolerance, max_products, largest=False)
 
+    def leading(self, count: int) -> Tensor:
+        """Return the Ritz vectors of the largest Ritz values as rows, as good as they are by now."""
+        weights = self._look().weights[:, -count:].flip(1).to(self._like)
+        return weights.T @ self.basis
+
+    def add(self, vector: Tensor) -> None:
+        """Take one more vector into the basis, for one product: something that is expected to be near what is asked for next."""
+        if self._basis is None:
+            self._starts.append(vector)
+        elif self._count < self.capacity:
+            self._add(vector, None)
+
     def _find(self, count: int, tolerance: float, max_products: int, *, largest: bool) -> RitzPairs:
         count = min(count, self.capacity)
         self._begin(max(1, max_products))
@@ -164,12 +180,10 @@ class Krylov:
             if pairs.converged or not math.isfinite(pairs.values[0]) or self.spent >= max_products or self._exhausted:
                 return pairs
             worst = max(range(len(pairs.errors)), key=lambda index: pairs.errors[index])
-            if len(pairs.values) < count:
-                worst = 0
+            residual = self._remainders[0 if len(pairs.values) < count else worst]
             if self._count == self.capacity:
                 self._cut(max(count, 2), largest)
-                pairs = self._pairs(count, tolerance, largest)
-            self._grow(self._residual(worst, largest))
+            self._grow(residual)
 
     # The basis
 
@@ -258,8 +272,8 @@ class Krylov:
         weights = ritz.weights[:, positions].to(self._like)
         vectors = weights.T @ self.basis
         found = ritz.values[positions].to(self._like)
-        remainders = torch.addcmul(weights.T @ self.basis_products, vectors, found[:, None], value=-1)
-        residuals = torch.linalg.vector_norm(remainders, dim=1).tolist()
+        self._remainders = torch.addcmul(weights.T @ self.basis_products, vectors, found[:, None], value=-1)
+        residuals = torch.linalg.vector_norm(self._remainders, dim=1).tolist()
         errors = [_error(values, *pair, inwards=-1 if largest else 1) for pair in zip(positions, residuals, strict=True)]
         scales = [abs(values[position]) if largest else size for position in positions]
         rounding = _NEGLIGIBLE.get(self._like.dtype, 1e-5) * size
@@ -268,13 +282,6 @@ class Krylov:
         enough = (len(positions) == count and (largest or self._count > 1)) or self._exhausted
         pairs = tuple(values[position] for position in positions), tuple(residuals), tuple(errors)
         return RitzPairs(*pairs, vectors, (enough and close) or self._count == self.dimension)
-
-    def _residual(self, index: int, largest: bool) -> Tensor:
-        """Return the residual vector of the Ritz pair that is ``index`` places from the wanted end."""
-        ritz = self._look()
-        position = self._count - 1 - index if largest else index
-        weights = ritz.weights[:, position].to(self._like)
-        return self.basis_products.T @ weights - float(ritz.values[position]) * (self.basis.T @ weights)
 
 
 def _error(values: Sequence[float], position: int, residual: float, inwards: int) -> float:

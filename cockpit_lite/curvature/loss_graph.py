@@ -35,11 +35,13 @@ class LossGraph:
         outputs: The model's outputs that the loss was made of; empty if they could not be told apart.
         seeds: u, as a function of the outputs.
         without_outputs: Why there are none, as the end of "not measured, because ...".
+        root: Where the graph of the model can be walked from.
         notes: What a reader of the values should know.
     """
 
     parameters: Sequence[nn.Parameter]
     slopes: Slopes
+    root: Tensor
     outputs: Sequence[Tensor] = ()
     seeds: Sequence[Tensor] = ()
     without_outputs: str = ""

@@ -31,7 +31,7 @@ class OwnGraph(LossGraph):
     ):
         check_loss(loss, model)
         custom_functions = check_nodes([loss])
-        self.parameters = parameters
+        self.parameters, self.root = parameters, loss
         self.outputs, self.without_outputs = _predictions(loss, parameters, outputs)
         if self.outputs:
             # In two parts, so that the gradient can be differentiated by what the loss sends back, too.

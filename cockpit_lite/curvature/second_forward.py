@@ -130,6 +130,7 @@ class SecondForward(LossGraph):
         self.seeds = _Seeds.apply(
             bend, [slope.detach().to(output) for slope, output in zip(slopes, second, strict=True)], *second
         )
+        self.root = second[0]
         self.slopes = torch.autograd.grad(second, parameters, self.seeds, create_graph=True, allow_unused=True)
         self.outputs = () if self.without_outputs else second
         self.notes = [

@@ -13,6 +13,7 @@ from cockpit_lite.curvature.obstacles import NoSecondDerivative, explain
 from cockpit_lite.curvature.own_graph import OwnGraph
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
+from cockpit_lite.curvature.tail import last_layers
 from cockpit_lite.errors import NotMeasured
 
 _Result = TypeVar("_Result")
@@ -30,6 +31,7 @@ class Source:
 
     Attributes:
         hessian_products: How many products were spent with the Hessian.
+        block_products: And with diagonal blocks of it, which cost less.
         gauss_newton_products: And with the Gauss-Newton matrix.
     """
 
@@ -42,7 +44,7 @@ class Source:
         forward: ForwardCall | None,
     ):
         self.parameters = parameters
-        self.hessian_products = self.gauss_newton_products = 0
+        self.hessian_products = self.block_products = self.gauss_newton_products = 0
         self._loss: Tensor | None = loss
         self._model = model
         self._scale = scale
@@ -63,7 +65,10 @@ class Source:
     def hessian_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
         """Return the block of the Hessian that belongs to these parameters, times ``vectors``."""
         products = self._try(lambda graph: graph.multiply(vectors, positions))
-        self.hessian_products += 1
+        if len(positions) == len(self.parameters):
+            self.hessian_products += 1
+        else:
+            self.block_products += 1
         return self._complete(products, positions)
 
     def gauss_newton_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
@@ -78,6 +83,11 @@ class Source:
             raise NotMeasured(obstacle)
         self.gauss_newton_products += 1
         return self._complete(products, positions)
+
+    def last_layers(self, positions: Sequence[int]) -> list[int]:
+        """Return those of the parameters at ``positions`` that the forward pass used last; see :mod:`tail`."""
+        found = self._try(lambda graph: last_layers(graph.root, [self.parameters[position] for position in positions]))
+        return [positions[index] for index in found]
 
     def release(self) -> None:
         """Let go of the graph."""

@@ -24,8 +24,15 @@ from cockpit_lite.curvature.memory import CurvatureMemory
 from cockpit_lite.curvature.sample import GaussNewtonSample
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.curvature.source import Source
+from cockpit_lite.curvature.tail import complete
 from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate, exact_trace, random_signs, trace_from
 from cockpit_lite.errors import NotMeasured
+
+#: So many of the largest eigenvectors are remembered, as far as they fit into so many bytes.
+REMEMBERED, REMEMBERED_MEMORY = 4, 2**29
+
+# The search in the last layers: directions, the precision of their eigenvalues, and products, which cost little there.
+_TAIL_DIRECTIONS, _TAIL_TOLERANCE, _TAIL_PRODUCTS = 2, 0.2, 5
 
 
 class Curvature:
@@ -91,11 +98,17 @@ class Curvature:
         self._krylov: Krylov | None = None
         self._random: list[tuple[Tensor, Tensor]] = []
         self._previous: dict[str, Tensor | None] = {}
+        self._bottom_is_known = False
 
     @property
     def products(self) -> int:
-        """How many Hessian-vector products were spent so far, those of restrictions included."""
+        """How many products with the whole Hessian were spent so far."""
         return self._source.hessian_products
+
+    @property
+    def block_products(self) -> int:
+        """How many products with diagonal blocks of the Hessian were spent so far, which cost less."""
+        return self._source.block_products
 
     @property
     def gauss_newton_products(self) -> int:
@@ -199,19 +212,41 @@ class Curvature:
     def krylov(self) -> Krylov:
         """The search for eigenvalues of the Hessian, shared by all who ask on this step.
 
-        It begins with the gradient, whose product :attr:`gradient_product` has in common with it, and the eigenvectors of the
-        last measurement.
+        It begins with the gradient, whose product :attr:`gradient_product` it has in common with others, and with the sharpest
+        directions of the last layers, which are found at little cost and completed with what the last measurement knows; see
+        :mod:`~cockpit_lite.curvature.tail`. A network without such layers begins with the last eigenvector instead.
         """
         if self._krylov is None:
-            gradient = self.flat_gradient()
-            shapes = [parameter.shape for parameter in self.parameters.values()]
-            starts: list[Tensor] = []
-            for end in ("top", "bottom"):
-                known = self._memory.recall(self._part, end, shapes, gradient)
-                self._previous[end] = known
-                starts.extend([] if known is None else known.unbind())
-            self._krylov = Krylov(self._matrix, [gradient, *starts], self.generator, first_product=self.gradient_product)
+            gradient, product = self.flat_gradient(), self.gradient_product
+            last = self.previous_eigenvectors()
+            starts = self._sharp_in_the_last_layers(last)
+            if not starts and last is not None:
+                starts = [last[0]]
+            self._krylov = Krylov(self._matrix, [gradient, *starts], self.generator, first_product=product)
         return self._krylov
+
+    def _sharp_in_the_last_layers(self, last: Tensor | None) -> list[Tensor]:
+        positions = self._source.last_layers(self._matrix.positions)
+        if not positions:
+            return []
+        known = [*(vector / torch.linalg.vector_norm(vector) for vector in (self.flat_gradient(), self.gradient_product))]
+        known.extend(() if last is None else last)
+        sizes = [parameter.numel() for parameter in self._matrix.parameters]
+        places = [index for index, place in enumerate(self._matrix.positions) if place in positions]
+        cut = [vector.split(sizes) for vector in known]
+        given = torch.stack([torch.cat([pieces[place] for place in places]) for pieces in cut])
+        search = Krylov(Matrix(self._source, tuple(positions)), [given[0], *given[2:3]], self.generator)
+        found = search.top(_TAIL_DIRECTIONS, tolerance=_TAIL_TOLERANCE, max_products=_TAIL_PRODUCTS).vectors
+        starts = []
+        for piece, weights in zip(found, complete(found, given), strict=True):
+            start = known[0] * weights[0]
+            for vector, weight in zip(known[1:], weights[1:], strict=True):
+                start.addcmul_(vector, weight)
+            pieces = start.split(sizes)
+            for place, exact in zip(places, piece.split([sizes[place] for place in places]), strict=True):
+                pieces[place].copy_(exact)
+            starts.append(start)
+        return starts
 
     def top_eigenpairs(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = 12) -> RitzPairs:
         """Return the algebraically largest eigenvalues of the Hessian and remember their vectors for the next step.
@@ -222,22 +257,32 @@ class Curvature:
 
     def bottom_eigenpairs(self, count: int = 1, *, tolerance: float = 1e-2, max_products: int = 12) -> RitzPairs:
         """Return the algebraically smallest eigenvalues, as :meth:`top_eigenpairs` does the largest."""
+        known = self.previous_eigenvectors("bottom")
+        if known is not None and not self._bottom_is_known:
+            self._bottom_is_known = True
+            self.krylov.add(known[0])
         return self._remembered("bottom", self.krylov.bottom(count, tolerance=tolerance, max_products=max_products - 1))
 
     def _remembered(self, end: str, pairs: RitzPairs) -> RitzPairs:
+        self.previous_eigenvectors(end)  # before they are replaced
         if not all(math.isfinite(value) for value in pairs.values):
             self._memory.forget(self._part)
-        else:
-            shapes = [parameter.shape for parameter in self.parameters.values()]
-            known = self._memory.recall(self._part, end, shapes, pairs.vectors)
-            # Whoever asks for fewer must not make those forgotten that another one asked for on this step.
-            if known is None or known is self._previous.get(end) or len(known) <= len(pairs.vectors):
-                self._memory.remember(self._part, end, shapes, pairs.vectors)
+            return pairs
+        vectors = pairs.vectors
+        if end == "top" and len(vectors) < REMEMBERED:  # what the basis knows of the next ones helps, too
+            fitting = max(1, REMEMBERED_MEMORY // (vectors.shape[1] * vectors.element_size()))
+            vectors = self.krylov.leading(min(REMEMBERED, fitting))
+        self._memory.remember(self._part, end, self._shapes, vectors)
         return pairs
+
+    @property
+    def _shapes(self) -> list[torch.Size]:
+        return [parameter.shape for parameter in self.parameters.values()]
 
     def previous_eigenvectors(self, end: str = "top") -> Tensor | None:
         """Return the eigenvectors of the last measurement as rows, or None; ``end`` is "top" or "bottom"."""
-        _ = self.krylov
+        if end not in self._previous:
+            self._previous[end] = self._memory.recall(self._part, end, self._shapes, self.flat_gradient())
         return self._previous[end]
 
     def random_products(self, count: int) -> RandomProducts:

@@ -150,7 +150,8 @@ def test_the_next_step_begins_with_the_eigenvectors_of_the_last() -> None:
     second = forward(ZOO["mlp"]).curvature(memory=memory)
     known = second.previous_eigenvectors()
     assert known is not None
-    assert torch.equal(known, found.vectors)
+    torch.testing.assert_close(known[:2], found.vectors)
+    assert len(known) == 4  # what the basis knew of the next ones, too
     assert second.top_eigenpairs(2, tolerance=1e-3, max_products=40).values == pytest.approx(found.values, rel=1e-3)
     assert second.products < first.products
     third = forward(ZOO["conv"]).curvature(memory=memory)  # another model
