@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_registry
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -25,6 +25,7 @@ from cockpit_lite.curvature.forward_probe import is_compiled
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.per_sample.calls import first_tensor
 from cockpit_lite.probes.per_sample.generic import random_numbers_kept
@@ -33,6 +34,10 @@ logger = logging.getLogger("cockpit_lite")
 
 #: Samples that are kept.
 SAMPLES = 16
+
+
+#: Positional and keyword arguments of a call.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,28 +66,39 @@ class ProbeBatch:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model, self._parameters = model, parameters
-        self._handle: RemovableHandle | None = None
-        self._seen: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # arguments of the step's first call, whole
-        self._kept: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # and of the probe batch
+        self._handles: list[RemovableHandle] = []
+        self._call: _FirstCall | None = None
+        self._kept: Arguments | None = None
 
     def start(self) -> None:
-        """Watch for the first call of the model, if there is no probe batch yet."""
+        """Watch for the first call of the model in a step: all later ones of ours repeat it, with other samples."""
         self.stop()
-        if self._kept is None and not any(map(is_compiled, self._model.modules())):
-            self._handle = register_module_forward_hook(self._after_call, with_kwargs=True)
+        if not any(is_compiled(module) or module._compiled_call_impl is not None for module in self._model.modules()):
+            self._handles = [
+                register_module_forward_pre_hook(self._before_call),
+                register_module_forward_hook(self._after_call, with_kwargs=True),
+            ]
 
     def stop(self) -> None:
-        """Take the hook away. May be called twice."""
-        if self._handle is not None:
-            self._handle.remove()
+        """Take the hooks away, and forget the step's call. May be called twice."""
+        for handle in self._handles:
+            handle.remove()
             # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
-            module_registry._global_forward_hooks_with_kwargs.pop(self._handle.id, None)
-            self._handle = None
-        self._seen = None
+            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        self._handles, self._call = [], None
+
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is not self._model or self._call is not None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        try:
+            inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+            self._call = _FirstCall(inner)
+        except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
+            logger.debug("a call of the model is not watched", exc_info=error)
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if module is self._model and self._seen is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._seen = (args, dict(kwargs))
+        if module is self._model and self._call is not None and self._call.arguments is None:
+            self._call.arguments = (args, dict(kwargs))
 
     def tangent_kernel(self, projections: int) -> TangentKernel:
         """Return the kernel at the present weights.
@@ -93,59 +109,83 @@ class ProbeBatch:
         Raises:
             NotMeasured: if there is no probe batch, or the model cannot be called on it.
         """
+        first = self._call
+        if first is None or first.arguments is None:
+            raise NotMeasured("no call of the whole model was seen, or it is compiled")
         if self._kept is not None:
-            return self._again(self._kept, projections)
-        if not self._parameters:
-            raise NotMeasured("the model has no trainable parameter")
-        if any(map(is_compiled, self._model.modules())):
-            raise NotMeasured("the model is compiled, and what happens inside compiled code cannot be seen")
-        if self._seen is None:
-            raise NotMeasured("no call of the whole model was seen that could be kept as the probe batch")
+            return self._again(first, self._kept, projections)
         reason: Exception = NotMeasured("the model was given no tensor")
         for axis in (0, 1):  # the samples may be on the second axis, behind time
-            call = _cut(*self._seen, axis, SAMPLES)
-            if call is None:
+            arguments = _cut(*first.arguments, axis, SAMPLES)
+            if arguments is None:
                 continue
             try:
-                kernel, found = self._measured(call, projections)
+                kernel, found = first.kernel(arguments, projections)
             except Exception as error:  # whatever a user's forward may raise on a part of its batch
                 logger.debug("no probe batch along axis %d", axis, exc_info=error)
                 reason = reason if axis else error
                 continue
             if found == axis:
-                self._kept = call
+                self._kept = arguments
                 return kernel
         if isinstance(reason, NotMeasured):
             raise reason
         raise NotMeasured(f"the model could not be called on a part of its batch ({type(reason).__name__}: {reason})")
 
-    def _again(self, call: tuple[tuple[Any, ...], dict[str, Any]], projections: int) -> TangentKernel:
+    def _again(self, first: _FirstCall, arguments: Arguments, projections: int) -> TangentKernel:
         try:
-            return self._measured(call, projections)[0]
+            return first.kernel(arguments, projections)[0]
         except NotMeasured:
             raise
         except Exception as error:  # the user may have changed the model
             raise NotMeasured(f"the model could not be called on the probe batch ({type(error).__name__}: {error})") from error
 
-    def _measured(self, call: tuple[tuple[Any, ...], dict[str, Any]], projections: int) -> tuple[TangentKernel, int]:
-        """Return the kernel, and the axis of the input that the samples turn out to be on."""
-        model = self._model.module if isinstance(self._model, nn.parallel.DistributedDataParallel) else self._model
+
+class _FirstCall:
+    """The first call of the model in a step, from just before it: a forward that counts its calls is then repeated as it was.
+
+    Attributes:
+        arguments: What it was given, once it has returned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.arguments: Arguments | None = None
+        self._model = model
+        self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._probe = PerSampleProbe(model, self._parameters)
+        self._forward = ForwardCall(_Watched(model, self._probe))
+
+    def kernel(self, arguments: Arguments, projections: int) -> tuple[TangentKernel, int]:
+        """Return the kernel on some samples, and the axis of the input that the samples turn out to be on."""
+        self._check()
+        self._forward.finish(*arguments, None)
         device = next(iter(self._parameters.values())).device
-        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        probe = PerSampleProbe(model, trainable)
-        forward = ForwardCall(_Watched(model, probe))
-        forward.finish(*call, None)
+        hooks = tensor_hooks.registrations()
         try:
             with random_numbers_kept(device, []), torch.enable_grad():
-                outputs = [tensor for tensor in forward.repeat() if tensor.requires_grad and tensor.is_floating_point()]
-            with quietly(trainable.values(), model.buffers()):
-                return self._kernel(probe, trainable, outputs, projections)
+                outputs = [tensor for tensor in self._forward.repeat() if tensor.requires_grad and tensor.is_floating_point()]
+            if tensor_hooks.registrations() != hooks:
+                raise NotMeasured("the model's forward hooks its tensors, and the hooks would fire a second time")
+            with quietly(self._parameters.values(), self._model.buffers()):
+                return self._kernel(outputs, projections)
         finally:
-            probe.stop()
+            self._probe.stop()
 
-    def _kernel(
-        self, probe: PerSampleProbe, parameters: Mapping[str, nn.Parameter], outputs: Sequence[Tensor], projections: int
-    ) -> tuple[TangentKernel, int]:
+    def _check(self) -> None:
+        if not self._parameters:
+            raise NotMeasured("the model has no trainable parameter")
+        if any(parameter.is_complex() for parameter in self._parameters.values()):
+            raise NotMeasured("the model has complex parameters")
+        if module_registry._global_backward_hooks or module_registry._global_backward_pre_hooks:
+            raise NotMeasured("all modules have a backward hook that would fire a second time")
+        for name, module in self._model.named_modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise NotMeasured(
+                    f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
+                )
+
+    def _kernel(self, outputs: Sequence[Tensor], projections: int) -> tuple[TangentKernel, int]:
+        probe, parameters = self._probe, self._parameters
         generator = torch.Generator().manual_seed(0)
         gram: Tensor | None = None
         statistics = PerSampleStatistics()
@@ -210,7 +250,7 @@ def _projected(values: Tensor, generator: torch.Generator) -> Tensor:
     return (values * signs.to(values.device, values.dtype)).sum()
 
 
-def _cut(args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, samples: int) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _cut(args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, samples: int) -> Arguments | None:
     """Return copies of the arguments with the first samples only, if what is on that axis may be samples; else None."""
     data = first_tensor(args, kwargs)
     if data is None or data.dim() <= axis:

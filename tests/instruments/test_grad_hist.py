@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cockpit_lite import load_run
-from cockpit_lite.errors import SetupError
+from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import Instrument, Reading
 from cockpit_lite.instruments.grad_hist_1d import BINS, GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GRADIENT_BINS, PARAMETER_BINS, GradHist2d
@@ -212,11 +212,12 @@ def test_a_measured_step_takes_about_two_kilobytes(tmp_path: Path) -> None:
 
 
 def test_batch_normalisation_makes_them_conditional(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     optimizer = SGD(model.parameters(), lr=0.1)
     options = {**EVERYTHING, "instruments": ["grad_hist_1d", "grad_hist_2d"]}
     with cockpit(model, optimizer, run=tmp_path / "run", **options):
-        model(torch.randn(8, 4)).square().mean().backward()
+        model(torch.randn(24, 4)).square().mean().backward()
         optimizer.step()
     run = load_run(tmp_path / "run")
     for name in ("grad_hist_1d", "grad_hist_1d/0.weight", "grad_hist_2d"):
@@ -237,6 +238,13 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     run = assert_identical(train, tmp_path / "run", {**EVERYTHING, "instruments": ["grad_hist_1d", "grad_hist_2d"]})
     assert run.series("grad_hist_1d")[1].shape == (3, 59)
     assert run.series("grad_hist_2d")[1].shape == (3, 13, 25)
+
+
+@pytest.mark.parametrize("kind", [GradHist1d, GradHist2d])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_without_samples_is_not_measured(kind: Any, exact: bool) -> None:
+    with pytest.raises(NotMeasured):
+        kind(exact=exact).measure(made_up_step({"a": torch.randn(0, 3)}))
 
 
 @pytest.mark.parametrize("kind", [GradHist1d, GradHist2d])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.probes import probe_batch
+from cockpit_lite.probes import probe_batch, tensor_hooks
 from cockpit_lite.probes.probe_batch import ProbeBatch
 from tests.zoo import ZOO, Architecture
 
@@ -122,7 +122,8 @@ def test_dropout_makes_the_same_masks() -> None:
     batch = seen(model, torch.randn(20, 3))
     first, again = batch.tangent_kernel(2), batch.tangent_kernel(2)
     torch.testing.assert_close(first.gram, again.gram, rtol=0, atol=0)
-    model.eval()
+    batch.start()
+    model.eval()(torch.randn(20, 3))  # the next step
     assert not torch.allclose(first.gram, batch.tangent_kernel(2).gram)
 
 
@@ -143,6 +144,43 @@ class Pairs(nn.Module):
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Return the mean of the neighbours."""
         return self.layer(adjacency @ x)
+
+
+class Hooked(nn.Module):
+    """Hooks a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.fired = nn.Linear(3, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count the gradients that arrive."""
+        output = self.layer(x)
+        output.register_hook(self.count)
+        return output * 2
+
+    def count(self, gradient: Tensor) -> None:
+        """Count one."""
+        self.fired += 1
+
+
+def test_hooks_that_the_forward_sets_do_not_fire() -> None:
+    model = Hooked()
+    tensor_hooks.watch()
+    try:
+        with pytest.raises(NotMeasured, match="hooks its tensors"):
+            seen(model, torch.randn(5, 3)).tangent_kernel(1)
+    finally:
+        tensor_hooks.stop_watching()
+    assert model.fired == 0
+
+
+def test_backward_hooks_do_not_fire() -> None:
+    model, fired = mlp(), []
+    model[0].register_full_backward_hook(lambda *_: fired.append(1))
+    with pytest.raises(NotMeasured, match="backward hook"):
+        seen(model, torch.randn(5, 3)).tangent_kernel(1)
+    assert not fired
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
 from cockpit_lite.probes.bins import counted
 from cockpit_lite.probes.per_sample.sampled import all_elements, sampler
@@ -65,6 +66,8 @@ def element_histograms(step: Step, binning: Binning, bins: int, elements: int | 
     statistics = step.per_sample
     if elements is None:
         counts: dict[str, Tensor] = {}
+        if not statistics.batch_size:
+            raise NotMeasured("the batch holds no sample")
         for name, part in all_elements(step):
             found = counted(binning(part.gradients, part.parameters), bins + 1)[:bins]
             counts[name] = counts[name] + found if name in counts else found

@@ -63,7 +63,7 @@ def sampler(elements: int) -> Callable[[Step], SampledElements]:
     def draw(step: Step) -> SampledElements:
         layers = step.per_sample_gradients
         total = sum(shape.numel() for shape in layers.shapes.values())
-        if not total:
+        if not total or not layers.batch_size:
             raise NotMeasured("no per-sample gradient was seen on this step")
         generator = torch.Generator().manual_seed(step.index)  # the user's random numbers stay theirs
         every = max(1, layers.batch_size // SAMPLES)
