@@ -88,7 +88,9 @@ class ProbeBatch:
         self._handles, self._call = [], None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module is not self._model or self._call is not None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if module is not self._model or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if self._call is not None and self._call.arguments is not None:  # else it raised, and the user has gone on
             return
         try:
             inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

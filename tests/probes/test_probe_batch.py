@@ -224,3 +224,32 @@ def test_hooks_of_the_user_are_not_made_to_fire_twice() -> None:
     model[0].register_forward_hook(lambda *_: None)
     with pytest.raises(NotMeasured, match="forward hook"):
         seen(model, torch.randn(5, 3)).tangent_kernel(1)
+
+
+class Counting(nn.Module):
+    """Raises at its second call, as the user's own second call does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(3, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count the call."""
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return self.layer(x)
+
+
+def test_a_forward_that_counts_its_calls_is_repeated_as_it_was() -> None:
+    model = Counting()
+    batch = seen(model, torch.randn(5, 3))
+    first = batch.tangent_kernel(1)
+    assert model.calls == 1
+    batch.start()
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(5, 3))
+    model(torch.randn(5, 3))  # the user has caught it
+    torch.testing.assert_close(batch.tangent_kernel(1).gram, first.gram)
+    assert model.calls == 3
+    batch.stop()
