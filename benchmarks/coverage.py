@@ -86,12 +86,13 @@ def families() -> str:
     missing = f"Not measured: {', '.join(MISSING)} not installed (`pip install -e '.[models]'`)." if MISSING else ""
     if not FAMILIES:
         return f"### Real model families\n\n{missing}"
-    packages = Counter(name.partition("_")[0] for name in FAMILIES)
-    listing = ", ".join(f"{count} of {package}" for package, count in packages.items())
-    names = ", ".join(name.replace("_", " ") for name in FAMILIES)
-    return f"{section(f'{len(FAMILIES)} real model families: {listing}', FAMILIES)}\n\n{missing}\n\n{names}.".replace(
-        "\n\n\n\n", "\n\n"
-    )
+    packages: dict[str, list[str]] = {}
+    for name in FAMILIES:
+        package, _, family = name.partition("_")
+        packages.setdefault(package, []).append(family.replace("_", " "))
+    listing = [f"{package}: {', '.join(names)}." for package, names in packages.items()]
+    parts = [section(f"{len(FAMILIES)} real model families", FAMILIES), *listing, missing]
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:
