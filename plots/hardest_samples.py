@@ -38,33 +38,32 @@ def hardest_samples(run: Run, ax: Axes) -> None:
 
 
 def verdict(run: Run) -> Verdict | None:
-    """Name the hardest samples of the last measured batch, and say whether one of them stands out."""
+    """Name the hardest samples of the last measured batch, or the last one that outweighed all others if that happens often."""
     steps, shares = scalars(run, "hardest_samples")
     if not len(shares):
         return None
     broken = broken_since(run, "hardest_samples")
     if broken:
-        names = _named(run, 1)
+        names = _named(run, broken[0], 1)
         return Verdict(f"{short(broken[1])} since step {broken[0]}" + (f", first in {names}" if names else ""), "trouble")
-    last = int(steps[-1])
     batch = scalars(run, "batch_size")[1]
-    share = float(shares[-1])
-    names = _named(run, NAMED)
-    often = float(np.mean(shares[-20:] >= LIMIT))
-    if often >= OFTEN and (not len(batch) or batch[-1] >= FEWEST):
-        return Verdict(f"{_named(run, 1) or 'one sample'} outweighs all others at step {last}: look at it", "watch")
-    return Verdict(f"step {last}: {names}" if names else f"{percent(share)} in one sample", "healthy")
+    heavy = steps[-20:][shares[-20:] >= LIMIT]
+    if len(heavy) >= OFTEN * len(steps[-20:]) and (not len(batch) or batch[-1] >= FEWEST):
+        last = int(heavy[-1])
+        return Verdict(f"{_named(run, last, 1) or 'one sample'} outweighs all others at step {last}: look at it", "watch")
+    names = _named(run, int(steps[-1]), NAMED)
+    return Verdict(f"step {steps[-1]}: {names}" if names else f"{percent(float(shares[-1]))} in one sample", "healthy")
 
 
-def _named(run: Run, most: int) -> str:
-    """Return the hardest samples of the last measured batch in words, with their losses where these are known."""
-    for name in ("hardest_by_gradient", "hardest_by_loss"):
-        try:
-            rows = run.series(name)[1][-1]
-        except (KeyError, ValueError, IndexError):
-            continue
-        if rows.ndim == 2 and rows.shape[1] == 3:
-            found = [row for row in rows[:most] if math.isfinite(row[0])]
-            losses = [f" (loss {short(row[1], 2)})" if math.isfinite(row[1]) else "" for row in found]
-            return ", ".join(f"#{int(row[0])}{loss}" for row, loss in zip(found, losses, strict=True))
-    return ""
+def _named(run: Run, step: int, most: int) -> str:
+    """Return the samples with the largest gradients at a step in words, with their losses where these are known."""
+    try:
+        steps, tables = run.series("hardest_by_gradient")
+    except (KeyError, ValueError):
+        return ""
+    place = int(np.searchsorted(steps, step))
+    if tables.ndim != 3 or tables.shape[2] != 3 or place == len(steps) or steps[place] != step:
+        return ""
+    found = [row for row in tables[place][:most] if math.isfinite(row[0])]
+    losses = [f" (loss {short(row[1], 2)})" if math.isfinite(row[1]) else "" for row in found]
+    return ", ".join(f"#{int(row[0])}{loss}" for row, loss in zip(found, losses, strict=True))

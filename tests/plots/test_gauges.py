@@ -163,10 +163,14 @@ def layers(name: str, *values: float) -> dict[str, list[float]]:
         ),
         (
             "hardest_samples",
-            {"hardest_samples": [0.7] * 9, "batch_size": [64.0] * 9, "hardest_by_gradient": [[[4.0, 2.5, 9.0]]] * 9},
+            {
+                "hardest_samples": [0.7] * 8 + [0.1],
+                "batch_size": [64.0] * 9,
+                "hardest_by_gradient": [[[4.0, 2.5, 9.0]]] * 8 + [[[5.0, 0.1, 9.0]]],
+            },
             SGD,
             "watch",
-            "#4 (loss 2.5) outweighs all others at step 8: look at it",
+            "#4 (loss 2.5) outweighs all others at step 7: look at it",
         ),
         ("hardest_samples", {"hardest_samples": [0.7] * 9, "batch_size": [2.0] * 9}, SGD, "healthy", "70 % in one sample"),
         (
