@@ -35,7 +35,7 @@ class HessianTrace(Instrument):
     needs = (CURVATURE,)
     preset = "full"
 
-    def __init__(self, samples: int = 2):
+    def __init__(self, samples: int = 1):
         if samples < 1:
             raise SetupError(f"HessianTrace(samples={samples}): at least 1 is needed.")
         self.samples = samples

@@ -36,11 +36,17 @@ Product = Callable[[Tensor], Tensor]
 #: The basis holds no more vectors than this, and no fewer than that whatever the memory.
 MOST_VECTORS, FEWEST_VECTORS = 12, 4
 
+# So many are allocated at first.
+_FIRST_VECTORS = 6
+
 #: Bytes that the basis and its products may take.
 MEMORY = 2**31
 
 # Below this share of its length what is left of a vector after orthogonalisation is rounding.
 _NEGLIGIBLE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+# Above this share no second pass of the orthogonalisation is needed (Daniel et al., 1976).
+_UNCANCELLED = 0.7
 
 # How much noise goes into the first residual, in its length: a basis that starts in an invariant subspace would never leave it.
 _NOISE = 0.1
@@ -76,8 +82,7 @@ class _Ritz:
 class Krylov:
     """A subspace in which a symmetric matrix is known.
 
-    Nothing is computed before the first question. The host looks at the small coefficients, never at vectors; on an
-    accelerator, where every look waits for what was launched so far, only when a question may be answered.
+    Nothing is computed before the first question. The host looks at the small coefficients, never at vectors.
 
     Args:
         product: Matrix times vector.
@@ -190,7 +195,7 @@ class Krylov:
     def _begin(self, most: int) -> None:
         if self._basis is not None:
             return
-        self._basis = self._like.new_empty(self.capacity, self.dimension)
+        self._basis = self._like.new_empty(min(self.capacity, _FIRST_VECTORS), self.dimension)
         self._products = torch.empty_like(self._basis)
         self._small = self._like.new_zeros(self.capacity, self.capacity)
         for start in self._starts:
@@ -211,12 +216,16 @@ class Krylov:
         position, spanned = self._count, self._basis[: self._count]
         length = torch.linalg.vector_norm(vector)
         fresh = vector
-        for _ in range(2):  # the first pass leaves rounding along the basis, the second removes it
+        for _ in range(2):
             fresh = torch.addmv(fresh, spanned.T, spanned @ fresh, alpha=-1)
-        left = torch.linalg.vector_norm(fresh)
+            left = torch.linalg.vector_norm(fresh)
+            if bool(left > _UNCANCELLED * length):  # nothing was cancelled, so nothing but rounding is left along the basis
+                break
         # Written so that a vector that is not finite counts as nothing new.
         if not bool(left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length):
             return False
+        if position == len(self._basis):  # most searches end before: the rest of the memory is not taken beforehand
+            self._basis, self._products = self._longer(self._basis), self._longer(self._products)
         torch.div(fresh, left, out=self._basis[position])
         if known_product is not None and not position:
             torch.div(known_product, left, out=self._products[position])
@@ -229,6 +238,11 @@ class Krylov:
         self._small[: self._count, position] = row
         self._ritz = None
         return True
+
+    def _longer(self, rows: Tensor) -> Tensor:
+        longer = rows.new_empty(self.capacity, self.dimension)
+        longer[: len(rows)] = rows
+        return longer
 
     def _grow(self, residual: Tensor) -> None:
         if not self._noisy:

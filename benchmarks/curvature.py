@@ -1,0 +1,390 @@
+"""What curvature costs and how far it can be trusted.
+
+Real trainings, on the images of handwritten digits that come with scikit-learn and, for the transformer, on the text of two
+modules of Python's standard library, measured at every tenth step. What is compared sees the same weights and the same batch.
+
+A *forward+backward* is a plain training step of the same net, timed beside; processor time, one thread, medians over the rounds.
+Memory is counted by torch's profiler, as in the section on per-sample statistics.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json.decoder
+import json.encoder
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.stats import wasserstein_distance
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from benchmarks.nets import Recurrent, conv, mlp
+from benchmarks.page import arguments, publish, table
+from benchmarks.per_sample import Transformer, peak
+from cockpit_lite import Cockpit, Every
+from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, Krylov
+from cockpit_lite.instrument import CURVATURE
+from cockpit_lite.instruments import INSTRUMENTS
+from cockpit_lite.probes.sampled_curvature import SampledCurvature
+
+TRIO = ("max_eigenvalue", "hessian_trace", "curvature_along_gradient")
+#: Forward+backwards of a whole tracked step: with the three, and with all curvature instruments.
+TARGETS = {"trio": 6.0, "all": 10.0}
+PRODUCTS_TARGET, MOST_PRODUCTS_TARGET, ERROR_TARGET, TRACE_TARGET = 5, 12, 0.03, 0.05
+EVERY = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training.
+
+    Attributes:
+        name: Of the net, with the batch size.
+        factory: Makes the model.
+        inputs: All of them.
+        targets: Classes.
+        batch: Size of a batch.
+        optimizer: Makes the optimizer.
+    """
+
+    name: str
+    factory: Callable[[], nn.Module]
+    inputs: Tensor
+    targets: Tensor
+    batch: int
+    optimizer: Callable[[nn.Module], Optimizer]
+
+    def build(self) -> nn.Module:
+        """Return a model from the same seed each time, lazy layers with their shape."""
+        torch.manual_seed(0)
+        model = self.factory()
+        model(self.inputs[:2])
+        return model
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield positions of samples without end."""
+        draw = torch.Generator().manual_seed(1)
+        while True:
+            yield torch.randint(len(self.inputs), (self.batch,), generator=draw)
+
+    def loss(self, model: nn.Module, chosen: Tensor) -> Tensor:
+        """Return the mean cross entropy of a batch."""
+        return F.cross_entropy(model(self.inputs[chosen]).flatten(0, -2), self.targets[chosen].flatten())
+
+
+def tasks() -> list[Task]:
+    """Return the trainings."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None]
+    images, labels = (images - images.mean()) / images.std(), torch.tensor(digits.target)
+    flat = F.interpolate(images, size=(28, 28), mode="bilinear").flatten(1)
+    large = F.interpolate(images, size=(32, 32), mode="bilinear")
+    text = "".join(inspect.getsource(module) for module in (json.decoder, json.encoder)).encode()
+    tokens = torch.tensor(list(text[: len(text) // 65 * 65])).view(-1, 65)
+    colours = large.expand(-1, 3, -1, -1).contiguous()
+    return [
+        Task("MLP 784-256-128-10, batch 128, SGD", mlp, flat, labels, 128, lambda m: SGD(m.parameters(), lr=0.05)),
+        Task("3C3D, batch 64, SGD", conv, colours, labels, 64, lambda m: SGD(m.parameters(), lr=0.05, momentum=0.9)),
+        Task(
+            "transformer, d 128, 4 layers, batch 16, Adam",
+            Transformer, tokens[:, :-1], tokens[:, 1:], 16, lambda m: Adam(m.parameters(), lr=1e-3),
+        ),
+        Task("LSTM, 32 steps, batch 32, Adam", Recurrent, large[:, 0], labels, 32, lambda m: Adam(m.parameters(), lr=3e-3)),
+    ]  # fmt: skip
+
+
+def look(task: Task, model: nn.Module, chosen: Tensor, memory: CurvatureMemory | None = None, seed: int = 0) -> Curvature:
+    """Return the curvature of one batch, as a tracked step sees it."""
+    probe = ForwardProbe(model)
+    probe.start()
+    loss, call = task.loss(model, chosen), probe.call
+    probe.stop()
+    parameters = dict(model.named_parameters())
+    return Curvature(loss, parameters, torch.Generator().manual_seed(seed), model=model, forward=call, memory=memory)
+
+
+# The largest eigenvalue ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """Products and relative errors of one method along a training."""
+
+    products: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def add(self, products: int, value: float, exact: float) -> None:
+        """Take one measurement."""
+        self.products.append(products)
+        self.errors.append(abs(value / exact - 1))
+
+    def cells(self) -> list[str]:
+        """Return a row's cells."""
+        median, most = statistics.median(self.products), max(self.products)
+        return [f"{median:g}", str(most), f"{statistics.median(self.errors):.2%}", f"{max(self.errors):.1%}"]
+
+
+def power_iteration(product: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, int]:
+    """Return the value and the number of products, with the rule of Cockpit and of PyHessian: 100 at most, 1e-3 of change."""
+    vector, value = start / start.norm(), 0.0
+    for spent in range(1, 101):
+        image = product(vector)
+        last, value = value, float(vector @ image)
+        vector = image / image.norm()
+        if spent > 1 and abs(value - last) / (abs(last) + 1e-6) < 1e-3:
+            break
+    return value, spent
+
+
+def by_scipy(product: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, int]:
+    """Return the value and the number of products of scipy's implicitly restarted Lanczos method, to 1e-2."""
+    spent = 0
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        nonlocal spent
+        spent += 1
+        return product(torch.from_numpy(vector.ravel()).float()).numpy()
+
+    operator = LinearOperator((start.numel(), start.numel()), multiply, dtype="float32")
+    (value,) = eigsh(operator, k=1, which="LA", tol=1e-2, v0=start.numpy(), return_eigenvectors=False)
+    return float(value), spent
+
+
+def eigenvalues(task: Task, steps: int) -> dict[str, Found]:
+    """Measure the largest eigenvalue at every tenth step of a training, by all methods."""
+    model, memory = task.build(), CurvatureMemory()
+    optimizer = task.optimizer(model)
+    found: dict[str, Found] = {}
+    for step, chosen in zip(range(steps), task.batches(), strict=False):
+        if step % EVERY == 0:
+            curvature = look(task, model, chosen, memory, step)
+            pairs = curvature.top_eigenpairs()
+            spent = curvature.products
+            exact = curvature.top_eigenpairs(tolerance=1e-4, max_products=spent + 40).values[0]
+            product = curvature.product
+            start = torch.randn(curvature.dimension, generator=torch.Generator().manual_seed(step))
+            cold = Krylov(product, [start], torch.Generator().manual_seed(step))
+            exact = max(exact, (cold_value := cold.top(max_products=40)).values[0])
+            found.setdefault("cockpit-lite", Found()).add(spent, pairs.values[0], exact)
+            found.setdefault("Lanczos, cold", Found()).add(cold.spent, cold_value.values[0], exact)
+            for name, method in (("scipy eigsh", by_scipy), ("power iteration, as Cockpit and PyHessian", power_iteration)):
+                value, products = method(product, start)
+                found.setdefault(name, Found()).add(products, value, exact)
+        optimizer.zero_grad()
+        task.loss(model, chosen).backward()
+        optimizer.step()
+    return found
+
+
+# Costs of a whole step -----------------------------------------------------------------------------------------------
+
+
+def costs(task: Task, instruments: Sequence[str], rounds: int) -> tuple[float, float]:
+    """Return the time of a tracked step and its peak memory, both over the plain step's."""
+    plain, watched = task.build(), task.build()
+    optimizers = task.optimizer(plain), task.optimizer(watched)
+    batches = task.batches()
+
+    def step(model: nn.Module, optimizer: Optimizer) -> float:
+        chosen = next(batches)
+        start = time.process_time()
+        optimizer.zero_grad()
+        task.loss(model, chosen).backward()
+        optimizer.step()
+        return time.process_time() - start
+
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        cockpit = Cockpit(
+            watched, optimizers[1], run=Path(folder) / "run", instruments=list(instruments), schedule=Every(1), budget=None
+        )
+        cockpit._write_results = lambda: None  # type: ignore[method-assign]  # no report of a run that nobody looks at
+        with cockpit:
+            for _ in range(3 + rounds):
+                beside = step(plain, optimizers[0])
+                ratios.append(step(watched, optimizers[1]) / beside)
+            peaks = [peak(lambda index=index: step((plain, watched)[index], optimizers[index])) for index in (0, 1)]
+    there = 2 * sum(parameter.nbytes for parameter in plain.parameters())
+    return statistics.median(ratios[3:]), (there + peaks[1]) / (there + peaks[0])
+
+
+def curvature_instruments() -> list[str]:
+    """Return all that look at second derivatives."""
+    return [name for name, instrument in INSTRUMENTS.items() if CURVATURE in instrument.needs]
+
+
+# The Gauss-Newton trace ------------------------------------------------------------------------------------------------
+
+
+def sampled_trace(task: Task, steps: int, draws: int) -> tuple[float, float]:
+    """Return the relative standard deviation of the sampled trace after some training, and what a draw costs."""
+    model = task.build()
+    optimizer, batches = task.optimizer(model), task.batches()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        task.loss(model, next(batches)).backward()
+        optimizer.step()
+    chosen = next(batches)
+    parameters = dict(model.named_parameters())
+    forward, sampler, draw = ForwardProbe(model), SampledCurvature(model, parameters), torch.Generator().manual_seed(0)
+    values, ratios = [], []
+    for _ in range(draws):
+        start = time.process_time()
+        task.loss(model, chosen).backward()
+        plain = time.process_time() - start
+        forward.start()
+        start = time.process_time()
+        sampler.start()
+        loss = task.loss(model, chosen)
+        without = time.process_time()
+        assert forward.call is not None
+        sample = sampler.draw(loss, forward.call, draw)
+        values.append(float(sample.trace(parameters).value))
+        sampler.stop()
+        # What the draw adds; the forward pass is the user's own.
+        ratios.append((time.process_time() - without) / plain)
+        forward.stop()
+    return statistics.stdev(values) / statistics.mean(values), statistics.median(ratios)
+
+
+# The spectral density ----------------------------------------------------------------------------------------------------
+
+
+def densities() -> list[list[str]]:
+    """Compare sampled densities with dense spectra of two small nets."""
+    digits = load_digits()
+    inputs, labels = torch.tensor(digits.data, dtype=torch.float64)[:256] / 8 - 1, torch.tensor(digits.target)[:256]
+    nets = {
+        "MLP 64-16-10, tanh": nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)),
+        "conv net, ReLU": nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10)
+        ),
+    }
+    rows = []
+    for name, model in nets.items():
+        model.double()
+        optimizer = SGD(model.parameters(), lr=0.5)
+        for _ in range(30):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        parameters = dict(model.named_parameters())
+        curvature = Curvature(F.cross_entropy(model(inputs), labels), parameters, torch.Generator().manual_seed(0))
+        units = torch.eye(curvature.dimension, dtype=torch.float64)
+        exact = torch.linalg.eigvalsh(torch.stack([curvature.product(unit) for unit in units])).numpy()
+        width = float(exact[-1] - exact[0])
+        for steps, probes in ((10, 1), (10, 5), (30, 5)):
+            found = curvature.spectral_density(steps, probes)
+            weights = np.maximum(found.weights.numpy(), 0)
+            distance = wasserstein_distance(found.nodes.numpy(), exact, weights)
+            rows.append([name, str(curvature.dimension), str(steps), str(probes), f"{distance / width:.2%}"])
+    return rows
+
+
+# Growth --------------------------------------------------------------------------------------------------------------------
+
+
+def growth(sizes: Sequence[int]) -> list[list[str]]:
+    """Measure the largest eigenvalue of ever larger nets."""
+    rows = []
+    for size in sizes:
+        width = int((size / 2) ** 0.5)
+        model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+        inputs, labels = torch.randn(16, width), torch.arange(16) % 10
+        for _ in range(2):  # the first one finds memory and code
+            start = time.process_time()
+            F.cross_entropy(model(inputs), labels).backward()
+            plain = time.process_time() - start
+            model.zero_grad()
+        parameters = dict(model.named_parameters())
+        curvature = Curvature(F.cross_entropy(model(inputs), labels), parameters, torch.Generator().manual_seed(0))
+        start = time.process_time()
+        pairs = curvature.top_eigenpairs()
+        spent = time.process_time() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        vectors = curvature.krylov.capacity
+        rows.append(
+            [
+                f"{elements:.1e}",
+                f"{plain:.2g} s",
+                str(curvature.products),
+                f"{spent / plain:.1f}",
+                str(vectors),
+                f"{memory:.1f} GiB",
+                "yes" if pairs.converged else "no",
+            ]
+        )
+        del model, curvature, pairs, parameters
+    return rows
+
+
+def main() -> None:
+    """Measure everything and write the section."""
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=100, help="of each training (default 100)")
+    parser.add_argument("--rounds", type=int, default=10, help="of timing (default 10)")
+    parser.add_argument("--largest", type=float, default=1e8, help="number of parameters of the largest net (default 1e8)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    misses: list[str] = []
+    along, whole, traces = [], [], []
+    for task in tasks():
+        for method, found in eigenvalues(task, options.steps).items():
+            along.append([task.name, method, *found.cells()])
+            if method == "cockpit-lite":
+                median, most, error = statistics.median(found.products), max(found.products), max(found.errors)
+                if median > PRODUCTS_TARGET or most > MOST_PRODUCTS_TARGET or error > ERROR_TARGET:
+                    misses.append(f"{task.name}: median {median:g} products, at most {most}, largest error {error:.1%}")
+        row = [task.name]
+        for kind, names in (("trio", TRIO), ("all", curvature_instruments())):
+            ratio, memory = costs(task, names, options.rounds)
+            row.extend([f"{ratio:.1f}", f"{memory:.2f}"])
+            if ratio > TARGETS[kind]:
+                misses.append(f"{task.name}: {kind} {ratio:.1f} forward+backwards instead of {TARGETS[kind]:g}")
+        whole.append(row)
+        cells = []
+        for steps in (0, options.steps // 2):
+            spread, cost = sampled_trace(task, steps, 30)
+            cells.extend([f"{spread:.1%}", f"{cost:.2f}"])
+            if spread > TRACE_TARGET or cost > 1:
+                misses.append(f"{task.name}: Gauss-Newton trace {spread:.1%} at {cost:.2f} forward+backwards, step {steps}")
+        traces.append([task.name, *cells])
+    sizes = [10**exponent for exponent in range(5, 9) if 10**exponent <= options.largest]
+    sections = [
+        (__doc__ or "").strip(),
+        f"**Largest eigenvalue**, every {EVERY} steps of {options.steps}: Hessian-vector products, and errors against searches to "
+        f"1e-4. Targets: {PRODUCTS_TARGET} or less on the median, {MOST_PRODUCTS_TARGET} at most, largest error under "
+        f"{ERROR_TARGET:.0%}. Products with the last layers, which cost less, are not counted here but in the times below.",
+        table(["training", "method", "products, median", "most", "error, median", "largest"], along),
+        "**Whole tracked step** in forward+backwards, the plain step included, and peak memory over plain: with "
+        f"{', '.join(f'`{name}`' for name in TRIO)} (target {TARGETS['trio']:g}), and with all {len(curvature_instruments())} "
+        f"instruments that look at second derivatives (target {TARGETS['all']:g}).",
+        table(["training", "three", "memory", "all", "memory"], whole),
+        "**Gauss-Newton trace** by one random gradient: relative standard deviation over 30 draws, and what a draw adds to the "
+        f"step in forward+backwards, before training and after {options.steps // 2} steps. Targets: {TRACE_TARGET:.0%} and 1.",
+        table(["training", "deviation", "cost", "deviation, trained", "cost"], traces),
+        "**Spectral density** against the dense spectrum: Wasserstein distance over the width of the spectrum.",
+        table(["net", "parameters", "steps", "random vectors", "distance"], densities()),
+        "**Growth** with the number of parameters, batch 16: the largest eigenvalue from a cold start; memory of the process at "
+        "its peak, the net, its gradient and both graphs included.",
+        table(["parameters", "plain", "products", "forward+backwards", "vectors that fit", "memory", "converged"], growth(sizes)),
+        "Missed: " + "; ".join(misses) + "." if misses else "All targets are met.",
+    ]
+    body = "\n\n".join(sections)
+    publish("curvature", "Curvature", body, options.print_only)
+
+
+if __name__ == "__main__":
+    main()
