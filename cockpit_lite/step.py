@@ -138,6 +138,11 @@ class Step:
         return self.once(_gradient_norms)
 
     @property
+    def weight_norms(self) -> Mapping[str, Tensor]:
+        """Norm of the weights before the update by parameter, scalar tensors."""
+        return self.once(_weight_norms)
+
+    @property
     def update_norms(self) -> Mapping[str, Tensor]:
         """Norm of the update by parameter, scalar tensors."""
         return self.once(_update_norms)
@@ -151,6 +156,12 @@ class Step:
 
 def _gradient_norms(step: Step) -> Mapping[str, Tensor]:
     return parameter_norms(step.gradient)
+
+
+def _weight_norms(step: Step) -> Mapping[str, Tensor]:
+    # Whoever asks before the update finds them in the parameters themselves.
+    before = step.observed.get("weights_before")
+    return parameter_norms({name: weights.detach() for name, weights in (step.parameters if before is None else before).items()})
 
 
 def _update_norms(step: Step) -> Mapping[str, Tensor]:

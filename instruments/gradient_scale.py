@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, Instrument, Readings, layerwise
-from cockpit_lite.norms import parameter_norms
+from cockpit_lite.probes.moments import stacked
 from cockpit_lite.step import Step
 
 
@@ -52,10 +52,8 @@ class GradientScale(Instrument):
         gradients = {name: value for name, value in step.gradient.items() if value.dim() > 1}
         if not gradients:
             raise NotMeasured("no weight matrix has a gradient")
-        of_gradients = {name: step.gradient_norms[name] for name in gradients}
-        of_weights = parameter_norms({name: step.parameters[name].detach() for name in gradients})
-        device = next(iter(of_gradients.values())).device
-        upper, lower = (torch.stack([norm.to(device) for norm in norms.values()]) for norms in (of_gradients, of_weights))
+        of_gradients, of_weights = ([norms[name] for name in gradients] for norms in (step.gradient_norms, step.weight_norms))
+        upper, lower = stacked(of_gradients), stacked(of_weights)
         scales = upper / lower
         readings = {"gradient_scale": torch.linalg.vector_norm(upper) / torch.linalg.vector_norm(lower)}
         if len(gradients) > 2:

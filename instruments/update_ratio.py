@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from cockpit_lite.instrument import UPDATE, Instrument, Readings, layerwise
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import total_norm
 from cockpit_lite.step import Step
 
 
@@ -23,7 +23,7 @@ class UpdateRatio(Instrument):
     preset = "light"
 
     def measure(self, step: Step) -> Readings:
-        updates, weights = step.update_norms, parameter_norms(step.weights_before)
+        updates, weights = step.update_norms, step.weight_norms
         # Only weights have a scale of their own: the norm of a bias that starts at zero says nothing.
         ratios = {name: updates[name] / weights[name] for name in updates if step.weights_before[name].dim() > 1}
         whole = total_norm(updates) / total_norm(weights).clamp(min=torch.finfo(torch.float32).tiny)
