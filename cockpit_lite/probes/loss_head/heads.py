@@ -69,8 +69,9 @@ class LossHead:
     """The loss as a function of the prediction.
 
     Attributes:
-        kind: Name of the function: ``"cross_entropy"``, ``"nll"``, ``"mse"``, ``"l1"``, ``"smooth_l1"``, ``"huber"``,
-            ``"binary_cross_entropy"``, ``"binary_cross_entropy_with_logits"``, ``"soft_margin"``, ``"linear"``, or the operation.
+        kind: Name of the function: ``"cross_entropy"``, ``"nll"``, ``"kl_div"``, ``"mse"``, ``"l1"``, ``"smooth_l1"``,
+            ``"huber"``, ``"binary_cross_entropy"``, ``"binary_cross_entropy_with_logits"``, ``"soft_margin"``, ``"linear"``,
+            or the operation.
         prediction: What the function was given, up to constants that make no difference to it. Detached.
         route: How the prediction was made of the model's output.
     """
