@@ -107,7 +107,7 @@ class LabelsUnrelated(Rule):
     )
     healthy = "The loss is below the entropy of the labels, or has had little time."
 
-    first_step = 150
+    first_step = 200
     measured = 20
 
     def check(self, history: History) -> Alert | None:
@@ -117,7 +117,10 @@ class LabelsUnrelated(Rule):
         losses = finite(history.sample("loss", begin=history.step // 2))
         if entropy is None or not over or entropy < 0.3 or len(losses) < 10:
             return None
-        row_loss = median(losses) / over
+        third = len(losses) // 3
+        row_loss, early = median(losses[-third:]) / over, median(losses[:third]) / over
+        if row_loss < 0.985 * early:
+            return None  # it falls, slowly: a language model spends a while on the frequencies of its tokens
         moved = median(history.values("update_ratio")[-self.measured :])
         aligned = median(history.values("gradient_alignment")[-self.measured :])
         if not 0.97 < row_loss / entropy < 1.3 or not moved > 1e-4 or not abs(aligned) < 0.1 or not mostly_noise(history):

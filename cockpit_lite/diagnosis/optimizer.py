@@ -165,11 +165,10 @@ class LearningRateSchedule(Rule):
         swings = _swings(sample, highest)
         if swings >= self.swings:
             return self._found(history, f"swung {swings} times between its maximum and nearly 0", now, highest)
-        late = history.sample("learning_rate", begin=int(history.step * (1 - self.gone_share)))
-        if history.step > self.gone_steps / self.gone_share and late and max(late) < self.gone * highest:
-            return self._found(
-                history, f"has been below a thousandth of its maximum for {self.gone_share:.0%} of the run", now, highest
-            )
+        since = max(self.gone_steps, int(history.step * self.gone_share))
+        late = history.sample("learning_rate", begin=history.step - since)
+        if history.step > since + 5 and late and max(late) < self.gone * highest:
+            return self._found(history, f"has been below a thousandth of its maximum for {since} steps", now, highest)
         return None
 
     def _found(self, history: History, what: str, now: float, highest: float) -> Alert:

@@ -200,6 +200,11 @@ class ExplodingGradients(Rule):
         usual = median(history.sample("grad_norm")[:-3])
         if not min(recent) > self.above_history * usual > 0:
             return None
+        long_step = first_long_step(history)
+        if long_step is not None:
+            place = history.place("grad_norm", long_step)
+            if place < len(norms) and norms[place] < 10 * usual:
+                return None  # it grew where a step that was too long has thrown the weights: that is another fault
         usual_loss, recent_losses = median(history.sample("loss")[:-3]), losses[-3:]
         begin = median(losses[:3])
         risen = min(recent_losses) > usual_loss + abs(usual_loss)

@@ -181,7 +181,7 @@ BROKEN: dict[str, list[Training]] = {
     "data-sorted": [Training(order=lambda step, labels: labels.argsort()[(step * 32) % 1760 :][:32], steps=40)],
     "class-imbalance": [Training(order=imbalanced, optimizer=lambda model: sgd(model, 0.003), steps=80)],
     "labels-unrelated": [
-        Training(labels=lambda labels: labels[torch.randperm(len(labels))], steps=200, optimizer=lambda model: sgd(model, 0.02))
+        Training(labels=lambda labels: labels[torch.randperm(len(labels))], steps=230, optimizer=lambda model: sgd(model, 0.02))
     ],
 }
 

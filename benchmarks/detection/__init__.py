@@ -1,0 +1,1 @@
+"""How well faults are found: `python -m benchmarks.detection`."""

@@ -1,0 +1,486 @@
+"""How a training is broken: every fault in three severities, where it can occur, and from which step on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler
+
+from benchmarks.detection.tasks import Batch, Task, reconstruction
+
+ACTIVATIONS = (nn.ReLU, nn.Tanh)
+
+
+@dataclass
+class Setup:
+    """Everything that one training is made of; a fault changes some of it.
+
+    Attributes:
+        task: The architecture and its data.
+        kind: Of the optimizer.
+        model: The model.
+        inputs: All inputs.
+        targets: All targets.
+        loss: Of output and targets.
+        order: Indices of a step's batch.
+        rate: Learning rate.
+        decay: Weight decay.
+        parameters: Those that the optimizer is given; None: all.
+        zero: Whether gradients are zeroed.
+        clip: Norm the gradient is clipped to.
+        scheduler: Makes one, stepped every batch.
+        training: Whether the model is in train mode.
+        validates: ``"eval"``, ``"train"``, or "" for no validation.
+        every_step: Called before each step's forward with setup, optimizer and step.
+    """
+
+    task: Task
+    kind: str
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    order: Callable[[int], Tensor]
+    rate: float
+    decay: float = 0.0
+    parameters: list[nn.Parameter] | None = None
+    zero: bool = True
+    clip: float | None = None
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    training: bool = True
+    validates: str = ""
+    every_step: list[Callable[[Setup, Optimizer, int], None]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, task: Task, kind: str) -> Setup:
+        """Return a healthy training."""
+        inputs, targets = task.data()
+        size = task.batch_size
+        return cls(
+            task,
+            kind,
+            task.model(),
+            inputs,
+            targets,
+            task.loss,
+            lambda step: torch.randint(len(inputs), (size,)),
+            task.rates[kind],
+        )
+
+    def optimizer(self) -> Optimizer:
+        """Return the optimizer."""
+        parameters = list(self.model.parameters()) if self.parameters is None else self.parameters
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.kind == "adamw":
+            return AdamW(parameters, lr=self.rate, weight_decay=self.decay or 0.01)
+        if self.kind == "adam":
+            return Adam(parameters, lr=self.rate, weight_decay=self.decay)
+        return SGD(parameters, lr=self.rate, momentum=0.9 if self.kind == "momentum" else 0.0, weight_decay=self.decay)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        chosen = self.order(step)
+        return self.inputs[chosen], self.targets[chosen]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: Of the alert that must name it.
+        severities: From mild to strong.
+        apply: Breaks a setup.
+        where: Whether it can occur there.
+        step: From which step on; the run up to there is healthy.
+        steps: Steps of the run after that.
+        exact: Whether it counts without a worse result.
+        also: Names that count as the right cause, too: the same fault by another of its names.
+    """
+
+    name: str
+    severities: tuple[Any, ...]
+    apply: Callable[[Setup, Any], None]
+    where: Callable[[Setup], bool] = lambda setup: True
+    step: int = 0
+    steps: int = 60
+    exact: bool = False
+    also: tuple[str, ...] = ()
+
+
+def _classifies(setup: Setup) -> bool:
+    return setup.task.name in ("mlp", "conv_batch_norm", "lstm", "residual", "transformer")
+
+
+def _on(*names: str) -> Callable[[Setup], bool]:
+    return lambda setup: setup.task.name in names
+
+
+_with_layers = _on("mlp", "transformer", "residual", "autoencoder")
+
+
+def _images(setup: Setup) -> bool:
+    return setup.task.name != "language_model"
+
+
+def _along_the_gradient(setup: Setup) -> bool:
+    return setup.kind in ("sgd", "momentum")
+
+
+def _sums(setup: Setup) -> bool:
+    return setup.kind == "sgd" and _classifies(setup)
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.dim() > 1]
+
+
+def _modes(setup: Setup) -> bool:
+    kinds = (nn.Dropout, nn.modules.batchnorm._BatchNorm)
+    return any(isinstance(module, kinds) and getattr(module, "p", 1) for module in setup.model.modules())
+
+
+def _sequential(setup: Setup) -> bool:
+    return isinstance(setup.model, nn.Sequential)
+
+
+def _not_optimized(setup: Setup, severity: int) -> None:
+    weights = list(setup.model.parameters())
+    left_out = {0: weights[:2], 1: weights[-1:], 2: weights[: len(weights) // 2]}[severity]
+    setup.parameters = [parameter for parameter in weights if not any(parameter is other for other in left_out)]
+
+
+def _frozen(setup: Setup, severity: int) -> None:
+    fresh = [
+        module for module in setup.model.modules() if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.numel() >= 256
+    ]
+    total = sum(parameter.numel() for parameter in setup.model.parameters())
+    small = [module for module in fresh if module.weight.numel() < 0.4 * total]
+    small[severity % len(small)].weight.requires_grad_(False)
+
+
+def _cut(setup: Setup, severity: int) -> None:
+    assert isinstance(setup.model, nn.Sequential)
+    owners = [place for place, module in enumerate(setup.model) if next(module.parameters(), None) is not None]
+    place = owners[min(1 + severity, len(owners) - 1)]
+
+    class Cut(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden.detach()
+
+    setup.model = nn.Sequential(*setup.model[:place], Cut(), *setup.model[place:])
+
+
+def _apart(setup: Setup, severity: int) -> None:
+    assert hasattr(setup.model, "head")
+    setup.model.head.weight = nn.Parameter(setup.model.tokens.weight.detach().clone())  # type: ignore[union-attr]
+
+
+def _forget_zero(setup: Setup, severity: int) -> None:
+    setup.zero = False
+
+
+def _eval(setup: Setup, severity: int) -> None:
+    setup.training = False
+
+
+def _validate_in_train(setup: Setup, severity: int) -> None:
+    setup.validates = "train"
+
+
+def _few_values(setup: Setup, size: int) -> None:
+    count = len(setup.inputs)
+    assert isinstance(setup.model, nn.Sequential)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
+    setup.model = nn.Sequential(*setup.model[:9], *head)
+    setup.order = lambda step: torch.randint(count, (size,))
+
+
+def _softmax(setup: Setup, severity: int) -> None:
+    loss = setup.loss
+    if severity == 0:
+        setup.model = nn.Sequential(setup.model, nn.Softmax(-1))
+    elif severity == 1:
+        setup.loss = lambda output, targets: loss(output.softmax(-1), targets)
+    else:
+        setup.loss = lambda output, targets: loss(F.softmax(output.float(), -1) * 1.0, targets)
+
+
+def _nll(setup: Setup, severity: int) -> None:
+    if severity:
+        setup.model = nn.Sequential(setup.model, nn.Softmax(-1))
+    setup.loss = F.nll_loss
+
+
+def _bounded(setup: Setup, severity: int) -> None:
+    setup.model = nn.Sequential(setup.model, (nn.ReLU(), nn.Sigmoid(), nn.Tanh())[severity])
+
+
+def _summed(setup: Setup, factor: float) -> None:
+    loss = setup.loss
+    setup.loss = lambda output, targets: loss(output, targets) * len(targets)
+    setup.rate *= factor
+
+
+def _large_head(setup: Setup, factor: float) -> None:
+    last = [module for module in setup.model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(factor)
+
+
+def _not_shifted(setup: Setup, severity: int) -> None:
+    setup.targets = setup.inputs
+
+
+def _padded(setup: Setup, share: float) -> None:
+    setup.inputs, setup.targets = setup.inputs.clone(), setup.targets.clone()
+    length = setup.inputs.shape[1]
+    lengths = length - (torch.rand(len(setup.inputs)) * 2 * share * length).long().clamp(max=length - 4)
+    beyond = torch.arange(length)[None] >= lengths[:, None]
+    setup.inputs[beyond], setup.targets[beyond] = 0, 0
+
+
+def _scaled(setup: Setup, factor: float) -> None:
+    with torch.no_grad():
+        for weight in _weights(setup.model):
+            weight.mul_(factor)
+
+
+def _constant(setup: Setup, value: float) -> None:
+    assert isinstance(setup.model, nn.Sequential)
+    layers = [module for module in setup.model if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for layer in layers[:-1]:
+        nn.init.constant_(layer.weight, value)
+        nn.init.constant_(layer.bias, 0.0)
+
+
+def _deep(activation: type[nn.Module], factor: float) -> Callable[[Setup, Any], None]:
+    def apply(setup: Setup, depth: Any) -> None:
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, 48), activation()]
+        for _ in range(depth):
+            layers += [nn.Linear(48, 48), activation()]
+        setup.model = nn.Sequential(*layers, nn.Linear(48, 10))
+        with torch.no_grad():
+            for weight in _weights(setup.model)[1:-1]:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu")
+                weight.mul_(factor)
+
+    return apply
+
+
+def _dead(setup: Setup, bias: float) -> None:
+    for module in setup.model.modules():
+        if isinstance(module, nn.Linear) and module.weight.shape[0] == 48 and setup.task.name == "mlp":
+            nn.init.constant_(module.bias, bias)
+
+
+def _saturated(setup: Setup, factor: float) -> None:
+    with torch.no_grad():
+        for module in setup.model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(factor)
+
+
+def _rate(setup: Setup, factor: float) -> None:
+    setup.rate *= factor
+
+
+def _rate_at(setup: Setup, factor: float) -> None:
+    def change(setup: Setup, optimizer: Optimizer, step: int) -> None:
+        if step == MIDDLE:
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+
+    setup.every_step.append(change)
+
+
+def _labels_at(setup: Setup, share: float) -> None:
+    def change(setup: Setup, optimizer: Optimizer, step: int) -> None:
+        if step == MIDDLE:
+            setup.targets = setup.targets[torch.randperm(len(setup.targets))]
+
+    setup.every_step.append(change)
+
+
+def _forget_zero_at(setup: Setup, severity: int) -> None:
+    def change(setup: Setup, optimizer: Optimizer, step: int) -> None:
+        if step >= MIDDLE:
+            setup.zero = False
+
+    setup.every_step.append(change)
+
+
+def _broken_sample(setup: Setup, severity: int) -> None:
+    def change(setup: Setup, optimizer: Optimizer, step: int) -> None:
+        if step == MIDDLE:
+            setup.inputs = setup.inputs.clone()
+            setup.inputs[:] = (torch.nan, torch.inf, -torch.inf)[severity]
+
+    setup.every_step.append(change)
+
+
+def _decay(setup: Setup, decay: float) -> None:
+    setup.decay = decay * (30 if setup.kind == "adamw" else 1)
+
+
+def _clip(setup: Setup, norm: float) -> None:
+    setup.clip = norm
+
+
+def _schedule(setup: Setup, severity: int) -> None:
+    setup.scheduler = (
+        lambda optimizer: ExponentialLR(optimizer, 0.8),
+        lambda optimizer: ExponentialLR(optimizer, 0.6),
+        lambda optimizer: CosineAnnealingLR(optimizer, 10),
+    )[severity]
+
+
+def _unscaled(setup: Setup, severity: int) -> None:
+    scales = torch.logspace(-2, 2, setup.inputs.shape[-1])
+    setup.inputs = (setup.inputs + 30, setup.inputs * 200, setup.inputs * scales)[severity]
+    setup.rate /= 30
+
+
+def _shuffled(setup: Setup, share: float) -> None:
+    setup.targets = setup.targets[torch.randperm(len(setup.targets))]
+
+
+def _same_batch(setup: Setup, severity: int) -> None:
+    chosen = torch.randint(len(setup.inputs), (setup.task.batch_size,))
+    setup.order = lambda step: chosen
+
+
+def _sorted(setup: Setup, severity: int) -> None:
+    order, size = setup.targets.argsort(), setup.task.batch_size
+    if severity:
+        order = order[(torch.arange(len(order)) + torch.randint(0, 40 * severity, (len(order),))).argsort()]
+    setup.order = lambda step: order[(step * size) % (len(order) - size) :][:size]
+
+
+def _imbalanced(setup: Setup, ratio: int) -> None:
+    rare, rest = torch.nonzero(setup.targets == 8)[:, 0], torch.nonzero(setup.targets == 1)[:, 0]
+    size = setup.task.batch_size
+
+    def order(step: int) -> Tensor:
+        batch = rest[torch.randint(len(rest), (size,))]
+        if step % max(ratio // size, 1) == 0:
+            batch[0] = rare[torch.randint(len(rare), ())]
+        return batch
+
+    setup.order = order
+
+
+def _overfit(setup: Setup, size: int) -> None:
+    setup.validates = "eval"
+    setup.order = lambda step: torch.randint(size, (min(setup.task.batch_size, size),))
+    setup.rate *= 2
+
+
+#: Step at which faults in mid-run begin.
+MIDDLE = 40
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("gradients-not-zeroed", (0,), _forget_zero, exact=True, steps=12),
+    Fault("gradients-not-zeroed", (0,), _forget_zero_at, step=MIDDLE, exact=True, steps=12),
+    Fault("parameter-not-optimized", (0, 1, 2), _not_optimized, exact=True, steps=6),
+    Fault("frozen-parameter", (0, 1, 2), _frozen, where=_with_layers, exact=True, steps=6),
+    Fault("graph-cut", (0, 1, 2), _cut, where=_sequential, exact=True, steps=6),
+    Fault("tied-weights-apart", (0,), _apart, where=_on("language_model"), exact=True, steps=6),
+    Fault("training-in-eval-mode", (0,), _eval, where=_modes, exact=True, steps=6),
+    Fault("validating-in-train-mode", (0,), _validate_in_train, where=_modes, exact=True, steps=30),
+    Fault("batch-norm-too-few-values", (2, 3, 4), _few_values, where=_on("conv_batch_norm"), exact=True, steps=6),
+    Fault("softmax-twice", (0, 1, 2), _softmax, where=_classifies, exact=True, steps=4),
+    Fault("nll-without-log-probabilities", (0, 1), _nll, where=_classifies, exact=True, steps=4),
+    Fault("bounded-regression-output", (0, 1, 2), _bounded, where=_on("autoencoder"), exact=True, steps=4),
+    Fault("loss-summed", (1.0, 2.0), _summed, where=_sums, steps=20, also=("learning-rate-too-high",)),
+    Fault("loss-at-start", (30.0, 100.0), _large_head, where=_classifies, exact=True, steps=4, also=("exploding-gradients",)),
+    Fault("target-not-shifted", (0,), _not_shifted, where=_on("language_model"), exact=True, steps=120),
+    Fault("padding-in-loss", (0.2, 0.4, 0.6), _padded, where=_on("language_model"), exact=True, steps=6),
+    Fault("non-finite", (0, 1, 2), _broken_sample, where=_images, step=MIDDLE, exact=True, steps=6),
+    Fault("vanishing-gradients", (8, 12, 16), _deep(nn.Sigmoid, 1.0), where=_on("mlp"), steps=20),
+    Fault("exploding-gradients", (8, 12, 16), _deep(nn.ReLU, 3.0), where=_on("mlp"), steps=20, also=("init-scale",)),
+    Fault("init-scale", (8, 12, 16), _deep(nn.ReLU, 0.4), where=_on("mlp"), steps=20, also=("vanishing-gradients",)),
+    Fault("symmetric-init", (0.0, 0.01, 0.1), _constant, where=_on("mlp", "autoencoder"), steps=20, exact=True),
+    Fault("dead-units", (-20.0, -40.0), _dead, where=_on("mlp"), steps=40, exact=True),
+    Fault("saturated-units", (30.0, 100.0), _saturated, where=_on("autoencoder"), steps=20, exact=True),
+    Fault("learning-rate-too-high", (30.0, 100.0, 300.0), _rate, steps=80),
+    Fault("learning-rate-too-high", (30.0, 100.0, 300.0), _rate_at, step=MIDDLE, steps=60),
+    Fault("learning-rate-too-low", (1e-4, 1e-5, 1e-6), _rate, steps=90),
+    Fault("weight-decay-too-strong", (0.5, 1.0, 3.0), _decay, where=_classifies, steps=100),
+    Fault("clipping-too-tight", (1e-2, 1e-3, 1e-4), _clip, where=_along_the_gradient, steps=50),
+    Fault("learning-rate-schedule", (0, 1, 2), _schedule, steps=150),
+    Fault("inputs-not-normalised", (0, 1, 2), _unscaled, where=_images, steps=10, exact=True),
+    Fault("labels-unrelated", (1.0,), _shuffled, where=_classifies, steps=220),
+    Fault("labels-unrelated", (1.0,), _labels_at, where=_classifies, step=MIDDLE, steps=260),
+    Fault("constant-batch", (0,), _same_batch, steps=10, exact=True),
+    Fault("data-sorted", (0, 1), _sorted, where=_classifies, steps=40),
+    Fault("class-imbalance", (32, 64), _imbalanced, where=_classifies, steps=140),
+    Fault("overfitting", (24, 40), _overfit, where=_classifies, steps=250),
+)  # fmt: skip
+
+
+def _cosine(setup: Setup) -> None:
+    setup.scheduler = lambda optimizer: CosineAnnealingLR(optimizer, 160)
+
+
+def _warm_up(setup: Setup) -> None:
+    setup.scheduler = lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, 60)
+
+
+def _edge(setup: Setup) -> None:
+    setup.rate *= 2.5
+
+
+def _fine_tuned(setup: Setup) -> None:
+    optimizer = setup.optimizer()
+    for step in range(80):
+        inputs, targets = setup.batch(step)
+        optimizer.zero_grad()
+        setup.loss(setup.model(inputs), targets).backward()
+        optimizer.step()
+    setup.model.zero_grad(set_to_none=True)
+    setup.model = copy.deepcopy(setup.model)
+    setup.rate /= 20
+
+
+def _clipped(setup: Setup) -> None:
+    setup.clip = 1.0
+
+
+def _frozen_backbone(setup: Setup) -> None:
+    parameters = list(setup.model.parameters())
+    with torch.no_grad():
+        for parameter in parameters[: len(parameters) // 2]:
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.requires_grad_(False)
+
+
+def _validated(setup: Setup) -> None:
+    setup.validates = "eval"
+
+
+def _smaller_rate(setup: Setup) -> None:
+    setup.rate /= 5
+
+
+#: Healthy trainings, most of them close to a fault.
+CONTROLS: dict[str, Callable[[Setup], None]] = {
+    "plain": lambda setup: None,
+    "cosine": _cosine,
+    "warm-up": _warm_up,
+    "edge of stability": _edge,
+    "fine-tuning": _fine_tuned,
+    "clipping": _clipped,
+    "frozen backbone": _frozen_backbone,
+    "validation": _validated,
+    "small rate": _smaller_rate,
+}
+
+__all__ = ["CONTROLS", "FAULTS", "MIDDLE", "Fault", "Setup", "reconstruction"]

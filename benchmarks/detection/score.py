@@ -1,0 +1,137 @@
+"""From the records of all runs to recall, causes, false alarms and delay."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.detection.faults import FAULTS
+
+Record = Mapping[str, Any]
+
+#: How much worse than healthy trainings of the same task a run must end for its fault to have done harm.
+WORSE = 1.25
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.96, hits / count
+    middle = share + z * z / (2 * count)
+    width = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
+
+
+def harmful(records: Iterable[Record]) -> list[Record]:
+    """Return the records of faults that really hurt: exact ones, and those that end clearly worse than healthy runs."""
+    healthy: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record["case"]["control"] in ("plain", "validation"):
+            healthy[record["case"]["task"]].append(record["metric"])
+    kept = []
+    for record in records:
+        number = record["case"]["fault"]
+        if number < 0:
+            continue
+        level = healthy.get(record["case"]["task"])
+        worse = not level or not record["metric"] < WORSE * statistics.median(level)
+        if FAULTS[number].exact or worse or FAULTS[number].name in ("overfitting", "class-imbalance"):
+            kept.append(record)
+    return kept
+
+
+def causes(record: Record) -> set[str]:
+    """Return the names that are right for the record."""
+    fault = FAULTS[record["case"]["fault"]]
+    return {fault.name, *fault.also}
+
+
+def found_at(record: Record) -> int | None:
+    """Return the step at which the right cause was named, not before the fault began; None if it was not."""
+    right = causes(record)
+    steps = [step for name, step, _, _ in record["findings"] if name in right and step >= record["begin"] - 1]
+    return min(steps, default=None)
+
+
+def place_of_cause(record: Record) -> int | None:
+    """Return the place of the right cause in the ranked findings, from 0."""
+    right = causes(record)
+    return next((place for place, finding in enumerate(record["findings"]) if finding[0] in right), None)
+
+
+def share(hits: int, count: int) -> str:
+    """Return a share with its interval, for a table."""
+    if not count:
+        return "none"
+    low, high = wilson(hits, count)
+    return f"{hits / count:.1%} ({low:.0%} to {high:.0%}, n = {count})"
+
+
+def loud(record: Record) -> list[str]:
+    """Return the names of findings above a note."""
+    return [name for name, _, severity, _ in record["findings"] if severity != "note"]
+
+
+def summary(records: Sequence[Record]) -> dict[str, str]:
+    """Return the figures of one part of the benchmark by name."""
+    broken, healthy = harmful(records), [record for record in records if record["case"]["fault"] < 0]
+    detected = [record for record in broken if found_at(record) is not None]
+    by_fault: dict[str, list[bool]] = defaultdict(list)
+    for record in broken:
+        by_fault[FAULTS[record["case"]["fault"]].name].append(found_at(record) is not None)
+    delays = [max(step - record["begin"], 0) for record in detected if (step := found_at(record)) is not None]
+    exact = [delay for record, delay in zip(detected, delays, strict=True) if FAULTS[record["case"]["fault"]].exact]
+    flagged = [record for record in healthy if loud(record)]
+    steps = sum(record["steps"] for record in healthy)
+    macro = statistics.mean(sum(hits) / len(hits) for hits in by_fault.values()) if by_fault else math.nan
+    places = [place_of_cause(record) for record in broken]
+    return {
+        "recall": share(len(detected), len(broken)),
+        "recall, mean over the faults": f"{macro:.1%}",
+        "strict top-1 cause": share(sum(place == 0 for place in places), len(broken)),
+        "top-3 cause": share(sum(place is not None and place < 3 for place in places), len(broken)),
+        "healthy runs with a warning or error": share(len(flagged), len(healthy)),
+        "episodes per 1,000 healthy steps": f"{1000 * sum(map(len, map(loud, healthy))) / max(steps, 1):.3f}",
+        "steps to detection, exact faults: median, 90 %": _quantiles(exact),
+        "steps to detection, all: median, 90 %": _quantiles(delays),
+    }
+
+
+def _quantiles(delays: Sequence[int]) -> str:
+    if not delays:
+        return "none"
+    ordered = sorted(delays)
+    return f"{statistics.median(ordered):.0f}, {ordered[min(int(0.9 * len(ordered)), len(ordered) - 1)]}"
+
+
+def baseline_summary(records: Sequence[Record], name: str) -> tuple[str, str, str]:
+    """Return detected, right cause and flagged healthy runs of another detector."""
+    broken, healthy = harmful(records), [record for record in records if record["case"]["fault"] < 0]
+    alarms = [(record, record["baselines"][name]) for record in broken]
+    detected = sum(alarm is not None and alarm[1] >= record["begin"] for record, alarm in alarms)
+    right = sum(alarm is not None and alarm[0] in causes(record) for record, alarm in alarms)
+    flagged = sum(record["baselines"][name] is not None for record in healthy)
+    return share(detected, len(broken)), share(right, len(broken)), share(flagged, len(healthy))
+
+
+def confusion(records: Sequence[Record]) -> list[list[str]]:
+    """Return a row for each fault: runs, found, and what was named first how often."""
+    rows = []
+    broken = harmful(records)
+    for name in dict.fromkeys(fault.name for fault in FAULTS):
+        of_fault = [record for record in broken if FAULTS[record["case"]["fault"]].name == name]
+        if not of_fault:
+            continue
+        first = Counter(record["findings"][0][0] if record["findings"] else "nothing" for record in of_fault)
+        hits = sum(found_at(record) is not None for record in of_fault)
+        rows.append([name, str(len(of_fault)), f"{hits}", ", ".join(f"{what} {count}" for what, count in first.most_common(4))])
+    return rows
+
+
+def false_alarms(records: Sequence[Record]) -> list[list[str]]:
+    """Return a row for each healthy run with a finding above a note."""
+    return [[record["key"], ", ".join(loud(record))] for record in records if record["case"]["fault"] < 0 and loud(record)]
