@@ -51,7 +51,7 @@ class TakeuchiTrace(Instrument):
     needs = (CURVATURE, SAMPLED_CURVATURE, PER_SAMPLE_NORMS)
     preset = "full"
 
-    def __init__(self, curvature: Literal["gauss-newton", "hessian"] = "gauss-newton", samples: int = 2):
+    def __init__(self, curvature: Literal["gauss-newton", "hessian"] = "gauss-newton", samples: int = 1):
         if curvature not in ("gauss-newton", "hessian"):
             raise SetupError(f"TakeuchiTrace(curvature={curvature!r}): must be 'gauss-newton' or 'hessian'.")
         if samples < 1:

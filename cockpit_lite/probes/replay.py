@@ -71,6 +71,7 @@ class Replay:
     Attributes:
         heads: The terms of the loss as functions of the model's outputs.
         model: The one that is called.
+        call: The call, without its output, which would hold the graph.
         note: What a reader of the values should know.
 
     Raises:
@@ -86,8 +87,8 @@ class Replay:
             head.position  # noqa: B018  # raises where a prediction was not made of an output
         self.model: nn.Module = call.model
         self.note = "by a second forward pass" + (" in full precision" if call.autocast else "")
-        self._call = copy.copy(call)
-        self._call.output = None  # it would hold the graph
+        self.call = copy.copy(call)
+        self.call.output = None
         self._value = loss.detach()
         half = call.autocast or any(head.prediction.dtype in (torch.float16, torch.bfloat16) for head in self.heads)
         self._tolerance = _TOLERANCE_HALF_PRECISION if half else _TOLERANCE
@@ -101,7 +102,7 @@ class Replay:
         """
         with self._quietly(), torch.no_grad():
             predictions = self._predict(weights)
-            return [self._unscaled(head.terms(value)) for head, value in zip(self.heads, predictions, strict=True)]
+            return [self.unscaled(head.terms(value)) for head, value in zip(self.heads, predictions, strict=True)]
 
     def expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
         """Return the loss, its slope and its curvature along ``direction`` at the weights of the user's own forward pass.
@@ -158,17 +159,17 @@ class Replay:
             pulls = torch.autograd.grad(
                 [seeds[index] for index in curved], predictions, [moved[index] for index in curved], materialize_grads=True
             )
-            gauss_newton = [self._unscaled(move * pull) for move, pull in zip(moved, pulls, strict=True)]
+            gauss_newton = [self.unscaled(move * pull) for move, pull in zip(moved, pulls, strict=True)]
         return Expansion(
-            [self._unscaled(term.detach()) for term in terms],
-            self._unscaled(slope.detach()),
-            self._unscaled(curvature.detach()),
+            [self.unscaled(term.detach()) for term in terms],
+            self.unscaled(slope.detach()),
+            self.unscaled(curvature.detach()),
             gauss_newton,
         )
 
     def _predict(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
         try:
-            outputs = self._call.repeat(weights)
+            outputs = self.call.repeat(weights)
         except (NotMeasured, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the user's own forward, which need not be made for this
@@ -182,7 +183,8 @@ class Replay:
         if bool((value - self._value).abs() > self._tolerance * size):
             raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
 
-    def _unscaled(self, value: Tensor) -> Tensor:
+    def unscaled(self, value: Tensor) -> Tensor:
+        """Divide by what a gradient scaler multiplied the loss with."""
         return value if self._scale is None else value / self._scale
 
     def _quietly(self) -> AbstractContextManager[None]:

@@ -14,11 +14,12 @@ from torch.optim import SGD
 from cockpit_lite import load_run
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Readings
-from cockpit_lite.instruments.ggn_diagonal import MOST_SORTED, QUANTILES, GaussNewtonDiagonal, quantiles
+from cockpit_lite.instruments.ggn_diagonal import GaussNewtonDiagonal
 from cockpit_lite.instruments.ggn_trace import GaussNewtonTrace
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.tic_diag import TakeuchiDiagonal, tic_diag
 from cockpit_lite.instruments.tic_trace import TakeuchiTrace, tic_trace
+from cockpit_lite.probes.quantiles import MOST_SORTED, QUANTILES, quantiles
 from cockpit_lite.run import Run
 from cockpit_lite.step import Step
 from tests import reference

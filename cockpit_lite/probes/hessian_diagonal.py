@@ -1,0 +1,121 @@
+"""The exact diagonal of the Hessian, by BackPACK where it knows every module.
+
+The model is repeated on shadows, so nothing is set on the user's modules. Of the loss BackPACK has to be told, too: its module
+for cross entropy or squared error, with the labels that the user's graph holds. Where a module, an operation between modules, or
+the loss is not one that BackPACK can follow, there is no diagonal, and the reason is said: an estimate by random vectors would
+be off by many times the value.
+
+Reference: F. Dangel, F. Kunstner, P. Hennig, BackPACK: Packing more into Backprop (DiagHessian), 2020.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from backpack import backpack, extend
+from backpack.extensions import DiagHessian
+from torch import Tensor, nn
+
+from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head import LossHead
+from cockpit_lite.probes.loss_head.heads import CrossEntropy
+from cockpit_lite.probes.per_sample.shadow import shadow_tree
+from cockpit_lite.probes.replay import Replay
+
+#: How far the repeated loss may be from the user's, relative.
+_TOLERANCE = 1e-3
+
+
+def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
+    """Return the diagonal of the Hessian of the replayed loss by name, of every parameter that BackPACK reaches.
+
+    Use it before the weights change. Costs about five forward and backward passes.
+
+    Raises:
+        NotMeasured: if BackPACK does not know the loss, a module, or what is between the modules.
+    """
+    if len(replay.heads) != 1:
+        raise NotMeasured("the loss is made of several terms")
+    for name, module in replay.model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise NotMeasured(f"the module {name!r} draws random numbers, which cannot be drawn again here")
+    names = [name for name, _ in replay.model.named_parameters(remove_duplicate=False)]
+    if len(names) > len(dict(replay.model.named_parameters())):
+        raise NotMeasured("a parameter is used by two modules, and BackPACK would keep the part of one")
+    head = replay.heads[0]
+    model = _ready_for_hooks(shadow_tree(replay.model))
+    with quietly(replay.model.parameters(), replay.model.buffers()):
+        # Our own hooks rest on all modules; BackPACK places its own on the shadows alone.
+        try:
+            extend(model)
+            output = model(*replay.call.args, **replay.call.kwargs)
+            _require_prediction(head, output)
+            function, target, factor = _loss(head, output.detach())
+            loss = extend(function)(output, target)
+            if bool((factor * loss.detach() - head.terms().sum()).abs() > _TOLERANCE * head.terms().abs().sum()):
+                raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
+            with backpack(DiagHessian()):
+                loss.backward()
+        except NotMeasured:
+            raise
+        except Exception as error:  # it says in many ways that it does not know something
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise NotMeasured(f"BackPACK cannot follow this model ({first_line})") from error
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            diagonal = getattr(parameter, "diag_h", None)
+            if diagonal is None:
+                raise NotMeasured(f"BackPACK does not reach the parameter {name!r}")
+            found[name] = replay.unscaled(factor * diagonal.detach())
+    return found
+
+
+def _ready_for_hooks(model: nn.Module) -> nn.Module:
+    """Give shadows dictionaries for hooks as PyTorch makes them, to which a handle can refer weakly."""
+    for module in model.modules():
+        if getattr(module, "inplace", False) is True:  # a hook makes a view of its output, which must not be written to
+            vars(module)["inplace"] = False
+        for name, value in vars(module).items():
+            if "_hooks" in name and type(value) is dict:
+                vars(module)[name] = OrderedDict(value)
+    return model
+
+
+def _require_prediction(head: LossHead, output: object) -> None:
+    """Make sure that the loss function was given the model's output as it is, but for constants that were added."""
+    if isinstance(output, Tensor) and output.shape == head.prediction.shape:
+        before = output.detach()
+        move = torch.linspace(1, 2, before.numel(), dtype=before.dtype, device=before.device).view_as(before)
+        if torch.allclose(head.from_output(before + move) - head.from_output(before), move, rtol=_TOLERANCE):
+            return
+    raise NotMeasured("the loss function was given something else than the model's output as it is")
+
+
+def _loss(head: LossHead, output: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return BackPACK's module for the loss, its target, and what the user's objective is a multiple of its mean by.
+
+    What the graph does not say outright is in the derivative of the objective by the prediction.
+    """
+    point = head.prediction.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(head.loss(point), point, create_graph=True)
+    if head.kind == "mse":
+        (second,) = torch.autograd.grad(slope.sum(), point)
+        weights = second / 2
+        _require_equal(weights)
+        return nn.MSELoss(), output - (slope / second).detach(), weights.sum()
+    if isinstance(head, CrossEntropy) and head.kind == "cross_entropy" and point.dim() == 2:
+        weights = head.row_weights()
+        _require_equal(weights)
+        labels = (point.softmax(1) - slope / weights[:, None]).detach()
+        if bool((labels.amax(1) < 1 - _TOLERANCE).any()):
+            raise NotMeasured("the labels are smoothed or uncertain, which BackPACK does not know")
+        return nn.CrossEntropyLoss(), labels.argmax(1), weights.sum()
+    raise NotMeasured(f"BackPACK has no second derivative of the loss ({head.kind}) on predictions of this form")
+
+
+def _require_equal(weights: Tensor) -> None:
+    if bool((weights - weights.mean()).abs().max() > _TOLERANCE * weights.mean().abs()):
+        raise NotMeasured("the samples or classes have weights of their own in the loss, which BackPACK does not know")
