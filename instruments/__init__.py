@@ -31,6 +31,7 @@ from cockpit_lite.instruments.gradient_noise_scale import GradientNoiseScale
 from cockpit_lite.instruments.gradient_scale import GradientScale
 from cockpit_lite.instruments.gsnr import GradientSignalToNoise
 from cockpit_lite.instruments.hardest_samples import HardestSamples
+from cockpit_lite.instruments.hessian_diagonal import HessianDiagonal
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
 from cockpit_lite.instruments.inputs import Inputs
@@ -92,6 +93,7 @@ __all__ = [
     "GradientScale",
     "GradientSignalToNoise",
     "HardestSamples",
+    "HessianDiagonal",
     "HessianTrace",
     "InnerProductTest",
     "Inputs",
