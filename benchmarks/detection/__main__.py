@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="ask the rules again about the runs that are there")
     options = parser.parse_args()
     lines = options.results / "runs.jsonl"
-    known = {record["key"]: record for record in _read(lines)}
+    known = {record["key"]: record for record in _read(lines) if "error" not in record}
     wanted = _by_turns(cases(options.seeds))
     missing = [case for case in wanted if case.key not in known]
     (options.results / "runs").mkdir(parents=True, exist_ok=True)
