@@ -139,7 +139,7 @@ def power_of_two(value: float) -> float:
     >>> power_of_two(0.2), power_of_two(9.0), power_of_two(math.inf)
     (1.0, 8.0, inf)
     """
-    return 2.0 ** round(math.log2(max(value, 1.0))) if math.isfinite(value) else value
+    return 2.0 ** min(round(math.log2(max(value, 1.0))), 1023) if math.isfinite(value) else value
 
 
 class GradientNoiseScale(Instrument):

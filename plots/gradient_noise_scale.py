@@ -40,7 +40,8 @@ def gradient_noise_scale(run: Run, ax: Axes) -> None:
 def verdict(run: Run) -> Verdict | None:
     """Compare the batch size with the noise scale; suggest the power of two next to it, and say how sure that is."""
     broken = broken_since(run, "gradient_noise_scale")
-    scale, batch = recent(run, "gradient_noise_scale", 20), recent(run, "batch_size")
+    # The last value is an average over many steps already, and the one that the interval belongs to.
+    scale, batch = recent(run, "gradient_noise_scale", 1), recent(run, "batch_size")
     if broken and math.isinf(broken[1]):
         return Verdict(f"noise drowns the gradient since step {broken[0]}: no batch size can be told", "watch")
     if broken:
@@ -89,4 +90,4 @@ def _standard_errors(run: Run, steps: np.ndarray) -> np.ndarray:
 
 
 def _power_of_two(value: float) -> str:
-    return short(2.0 ** max(0, round(math.log2(value))), 6)
+    return short(2.0 ** min(max(0, round(math.log2(value))), 1023), 6)

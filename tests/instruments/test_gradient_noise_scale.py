@@ -144,8 +144,8 @@ def test_fieller_against_its_definition(seed: int) -> None:
 
 
 def test_the_suggestion_is_a_power_of_two() -> None:
-    values = [0.0, 0.3, 1.0, 1.4, 1.5, 9.0, 12.0, 500.0, math.inf]
-    assert list(map(power_of_two, values)) == [1, 1, 1, 1, 2, 8, 16, 512, math.inf]
+    values = [0.0, 0.3, 1.0, 1.4, 1.5, 9.0, 12.0, 500.0, 1.7e308, math.inf]
+    assert list(map(power_of_two, values)) == [1, 1, 1, 1, 2, 8, 16, 512, 2.0**1023, math.inf]
     assert drawn(GradientNoiseScale(), 40, torch.Generator().manual_seed(0))["suggested_batch_size"] == 8
 
 
