@@ -68,7 +68,7 @@ class LayerwiseCurvature(Instrument):
     needs = (CURVATURE,)
     preset = "full"
 
-    def __init__(self, samples: int = 2, eigenvalues: int = 0):
+    def __init__(self, samples: int = 1, eigenvalues: int = 0):
         if samples < 1:
             raise SetupError(f"LayerwiseCurvature(samples={samples}): at least 1 is needed.")
         if eigenvalues < 0 or eigenvalues == 1:

@@ -32,6 +32,7 @@ from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hardest_samples import hardest_samples
+from cockpit_lite.plots.hessian_diagonal import hessian_diagonal
 from cockpit_lite.plots.hessian_trace import hessian_trace
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.layout import CURVATURE, GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
@@ -83,6 +84,7 @@ __all__ = [
     "gradient_tests",
     "gsnr",
     "hardest_samples",
+    "hessian_diagonal",
     "hessian_trace",
     "layerwise_curvature",
     "learning_rate",

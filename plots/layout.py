@@ -32,6 +32,7 @@ from cockpit_lite.plots.gradient_scale import gradient_scale
 from cockpit_lite.plots.gradient_tests import gradient_tests
 from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hardest_samples import hardest_samples
+from cockpit_lite.plots.hessian_diagonal import hessian_diagonal
 from cockpit_lite.plots.hessian_trace import hessian_trace
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.learning_rate import learning_rate
@@ -115,7 +116,7 @@ SPECTRUM = Layout(
     columns=(
         ("HOW THE CURVATURE IS SPREAD", (spectral_density, condition)),
         ("WITHOUT THE BENDS OF THE MODEL", (ggn_trace, ggn_diagonal)),
-        ("ON NEW DATA", (tic_trace,)),
+        ("BY WEIGHT, AND ON NEW DATA", (hessian_diagonal, tic_trace)),
     )
 )
 
@@ -143,6 +144,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "eigenvector_overlap": ("gradient_in_top_subspace",),
     "spectral_density": ("flat_directions",),
     "condition": ("outliers_over_bulk",),
+    "hessian_diagonal": ("negative_curvature",),
     "tic_trace": ("tic_diag",),
     "step_time": ("overhead",),
 }

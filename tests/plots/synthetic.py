@@ -173,6 +173,8 @@ def training_run(
                     "predicted_decrease": rate * norm**2,
                     **{f"layerwise_curvature/{name}": noisy(eigenvalue, 0.2) for name in layer_names},
                     **{f"ggn_diagonal/{name}": noisy(eigenvalue / 1_000, 0.5) for name in layer_names},
+                    **{f"hessian_diagonal/{name}": noisy(eigenvalue / 1_000, 0.5) for name in layer_names},
+                    "negative_curvature": 0.1,
                     "ggn_trace": noisy(5 * eigenvalue, 0.05),
                     "tic_trace": noisy(3.0, 0.3),
                     "tic_diag": noisy(4_000.0, 0.5),

@@ -74,6 +74,12 @@ def level(value: float) -> list[float]:
         ("ggn_trace", {"ggn_trace": 10.0}, "neutral", "10"),
         ("ggn_diagonal", {"ggn_diagonal/a": 9.0, "ggn_diagonal/b": 0.5}, "neutral", "a is the sharpest, 18 times"),
         ("ggn_diagonal", {"ggn_diagonal/a": 0.0}, "neutral", "no weight has an influence"),
+        (
+            "hessian_diagonal",
+            {"hessian_diagonal/a": 9.0, "hessian_diagonal/b": -1.0, "negative_curvature": 0.2},
+            "neutral",
+            "a is the sharpest (9), 20 % of the weights bend down",
+        ),
         ("tic_trace", {"tic_trace": 3.0}, "neutral", "3 effective parameters"),
         ("tic_trace", {"tic_diag": 400.0}, "neutral", "400 effective parameters"),
         ("spectral_density", {"flat_directions": 0.97}, "neutral", "97 % are flat"),

@@ -17,7 +17,7 @@ from tests.plots.test_panel import words
 GAUGES = [name for name in plots.__all__ if name.islower() and name not in ("save_page", "pages", "reading")]
 GAUGES = [name for name in GAUGES if not name.startswith("grad_hist")]  # of arrays: they have tests of their own
 NEW_LAYERWISE = ["activation_mean", "activation_std", "dead_units", "saturation", "effective_rank", "gradient_scale", "gsnr"]
-NEW_LAYERWISE += ["layerwise_curvature", "ggn_diagonal"]
+NEW_LAYERWISE += ["layerwise_curvature", "ggn_diagonal", "hessian_diagonal"]
 NEW_READINGS = [*NEW_LAYERWISE, "cabs", "early_stopping", "gradient_alignment", "conflicting_samples", "gradient_growth"]
 NEW_READINGS += ["min_eigenvalue", "max_magnitude_eigenvalue", "sharpness_ratio", "eigenvector_overlap", "trust_ratio"]
 NEW_READINGS += ["tangent_kernel", "tangent_kernel_growth"]
