@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import product
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, add
+from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, Windows, add
 from cockpit_lite.probes.per_sample.forms import form as base
 from tests.per_sample.checker import watched
 
@@ -136,3 +138,46 @@ def test_long_rows_keep_their_digits(form: str) -> None:
     measured = made.measure([direction.float()], squares=form == "dense")
     torch.testing.assert_close(measured.norms.double(), exact.flatten(1).square().sum(1), rtol=2e-6, atol=0)
     torch.testing.assert_close(measured.products[0].double(), exact.flatten(1) @ direction.flatten(), rtol=2e-6, atol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 999),
+    st.integers(1, 3),
+    st.sampled_from([(9,), (6, 7), (4, 3, 5)]),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_windows_agree_with_their_gradients_by_both_ways(
+    seed: int, n: int, size: tuple[int, ...], groups: int, kernel: int, stride: int, dilation: int, by_pixels: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    axes = len(size)
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    images = torch.randn(n, 2 * groups, *(max(length, dilation * (kernel - 1) + 1) for length in size), dtype=torch.float64)
+    layer = convolution(2 * groups, 3 * groups, kernel, stride, 0, dilation, groups, bias=False).double()
+    deltas = torch.randn(layer(images).shape, generator=generator, dtype=torch.float64)
+    form = Windows(images, deltas, layer.stride, layer.dilation, groups, layer.weight.shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Windows, "_pixels_are_few", lambda _: by_pixels)
+        agree(form)
+    (weight,) = torch.autograd.grad(layer(images), layer.weight, deltas)
+    torch.testing.assert_close(form.gradients().sum(0), weight)
+
+
+def test_forms_of_images_are_gone_when_nobody_has_them() -> None:
+    images = torch.randn(2, 3, 5, 5)
+    seen = weakref.ref(images)
+    form = Windows(images, torch.randn(2, 4, 3, 3), (1, 1), (1, 1), 1, torch.Size((4, 3, 3, 3)))
+    form.measure(squares=True)
+    kept = weakref.ref(form.images)
+    gc.disable()
+    try:
+        del images, form
+        assert seen() is None
+        assert kept() is None
+    finally:
+        gc.enable()

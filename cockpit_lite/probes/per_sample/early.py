@@ -1,18 +1,21 @@
 """Measuring a layer while the backward pass is under way, so that nothing of it has to be kept until the end of the step.
 
 Inner products with the gradient need the gradient. It is there sooner than at the end of the pass: autograd adds what has arrived
-at a parameter to its gradient before it goes on to the layer below. So a layer whose output gradient has arrived waits until its
-parameters' gradients have changed, which is seen when the next one arrives.
+at a parameter to its gradient before it goes on to the layer below. So a layer whose output gradient has arrived waits until the
+nodes that do so are through with all its parameters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.forwards import Forward
@@ -32,6 +35,7 @@ class EarlyMeasurement:
         squares: Whether sums of squares are wanted.
         gradient: Whether inner products with the gradient are wanted: the gradient that is in ``parameter.grad`` after the pass.
         directions: Name -> further direction of inner products, which is parameter name -> tensor.
+        wake: Is called when a gradient has grown, and calls :meth:`measure`.
     """
 
     def __init__(
@@ -42,13 +46,16 @@ class EarlyMeasurement:
         squares: bool,
         gradient: bool,
         directions: Mapping[str, Mapping[str, Tensor]],
+        wake: Callable[..., None],
     ) -> None:
+        self._wake = wake
         self._forwards, self._squares, self._gradient, self._directions = forwards, squares, gradient, directions
         self._alone = _alone(forwards, {id(parameters[name]) for name in later})
         self._before: dict[int, tuple[int, int] | None] = {}
         if gradient and self._alone:
             self._before = {id(parameter): _state(parameter) for parameter in parameters.values()}
         self._waiting: list[Call] = []
+        self._handles: list[RemovableHandle] = []
         self._measured: list[tuple[Call, list[tuple[nn.Parameter, tuple[int, int] | None]]]] = []
 
     def arrived(self, call: Call) -> None:
@@ -57,15 +64,30 @@ class EarlyMeasurement:
             return
         if id(call) in self._alone and not call.spent and not _graph_is_kept():
             self._waiting.append(call)
-        self._measure()
+            if self._gradient:
+                self._wait_for_the_gradient(call)
+        self.measure()
+
+    def _wait_for_the_gradient(self, call: Call) -> None:
+        assert call.owner is not None
+        for parameter in call.owner.parameters.values():
+            node: Any = get_gradient_edge(parameter).node  # it lives as long as the graph does, and no hook is left on it
+            self._handles.append(node.register_hook(self._wake))
 
     def end(self) -> None:
         """The pass is over. What was measured with a gradient that has changed since is worthless."""
-        self._measure()
-        self._waiting = []
+        self.measure()
+        self.stop()
         for call, states in self._measured:
             if any(_state(parameter) != before for parameter, before in states):
                 call.condensed = {}
+
+    def stop(self) -> None:
+        """Wait for nothing any more."""
+        self._waiting = []
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def withdraw(self) -> None:
         """Another pass begins: the gradient was not complete."""
@@ -73,7 +95,8 @@ class EarlyMeasurement:
             for call, _ in self._measured:
                 call.condensed = {}
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Measure those that are waiting and have all they need."""
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             if not self._ready(call):

@@ -158,6 +158,8 @@ class PerSampleProbe:
             # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
             module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles = []
+        if self._early is not None:
+            self._early.stop()
         self._reset()
 
     @property
@@ -183,7 +185,13 @@ class PerSampleProbe:
             self._early.withdraw()
         if not self._gradients and (self._one_backward or not self._products):
             self._early = EarlyMeasurement(
-                self._forwards, self.parameters, self._used_again, self._squares, self._products, self._directions
+                self._forwards,
+                self.parameters,
+                self._used_again,
+                self._squares,
+                self._products,
+                self._directions,
+                self._gradient_grew,
             )
         self._reached.append(set())
         self._in_backward = True
@@ -233,7 +241,9 @@ class PerSampleProbe:
             call.forget_deltas()
         self._reached = []
         self._calls = {}
-        self._early = None
+        if self._early is not None:
+            self._early.stop()
+            self._early = None
 
     def statistics(
         self,
@@ -400,6 +410,11 @@ class PerSampleProbe:
         self._reached[-1].add(call.forward)
         if self._early is not None:
             self._early.arrived(call)
+
+    @_harmless
+    def _gradient_grew(self, *_: object) -> None:
+        if self._early is not None and self._in_backward and not self._paused:
+            self._early.measure()
 
 
 def _edge(tensor: Tensor) -> GradientEdge | None:

@@ -502,7 +502,8 @@ def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> li
     with_itself = {name: gradient[name].detach() for name, check in checks.items() if check.expected is None}
     squares = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
     expected = torch.stack([squares[name].double().square() if c.expected is None else c.expected for name, c in checks.items()])
-    return torch.stack([along.sum(1), expected.double(), along.abs().sum(1)], 1).tolist()
+    magnitudes = torch.linalg.vector_norm(along, 1, dim=1)
+    return torch.stack([along.sum(1), expected.double(), magnitudes], 1).tolist()
 
 
 def check_direction(parameter: Tensor) -> RankOne:
@@ -521,6 +522,8 @@ def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -
 
 def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
     gradient = (gradient.to_dense() if gradient.is_sparse else gradient).to(left.dtype)
+    if gradient.dim() == 1:
+        return gradient @ left * right[0]
     return (gradient if gradient.dim() == 2 else gradient.reshape(left.numel(), right.numel())) @ right @ left
 
 

@@ -4,7 +4,8 @@ A rule never has to build the N gradients: it says how they factor, and the form
 inner products, sums of squares and, where somebody really needs them, the gradients themselves.
 
     OuterProducts    sum over positions t of  d_t a_t'      Linear, convolutions, recurrent weights
-    Chunks           the same, some samples at a time        convolutions with large patches
+    Windows          the same, a_t windows of an image       convolutions
+    Chunks           the same, some samples at a time        what Windows is made of
     Sums             sum over positions t of  d_t            the biases of these layers
     Rows             rows of a table                         Embedding, EmbeddingBag
     Sum              rows of a table and outer products      an embedding that is also the output layer
@@ -23,6 +24,7 @@ from cockpit_lite.probes.per_sample.forms.dense import Dense
 from cockpit_lite.probes.per_sample.forms.form import CHUNK, Form, Measured, accurate
 from cockpit_lite.probes.per_sample.forms.outer_products import OuterProducts, Side, Sums
 from cockpit_lite.probes.per_sample.forms.table import Rows, Sum
+from cockpit_lite.probes.per_sample.forms.windows import Windows
 
 __all__ = [
     "CHUNK",
@@ -36,6 +38,7 @@ __all__ = [
     "Side",
     "Sum",
     "Sums",
+    "Windows",
     "accurate",
     "add",
 ]

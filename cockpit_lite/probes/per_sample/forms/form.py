@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cockpit_lite.norms import PIECE
 
-#: Elements that a chunk of materialised per-sample gradients may hold: 4 MB in float32, which caches hold, too.
-CHUNK = 1_000_000
+#: Elements that a chunk of materialised per-sample gradients may hold: 2 MB in float32, which caches hold, too.
+CHUNK = 500_000
 
 #: Two sides of a direction ``left right'``: as long as the parameter's first axis, and as all its other axes together.
 RankOne = tuple[Tensor, Tensor]
