@@ -65,7 +65,8 @@ class ProbeBatch:
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._model, self._parameters = model, parameters
+        self._model = model
+        self._probe = PerSampleProbe(model, parameters)
         self._handles: list[RemovableHandle] = []
         self._call: _FirstCall | None = None
         self._kept: Arguments | None = None
@@ -94,7 +95,10 @@ class ProbeBatch:
             return
         try:
             inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-            self._call = _FirstCall(inner)
+            parameters = {name: parameter for name, parameter in inner.named_parameters() if parameter.requires_grad}
+            if list(map(id, parameters.values())) != list(map(id, self._probe.parameters.values())):
+                self._probe = PerSampleProbe(inner, parameters)  # kept, since it learns how the samples lie in the model
+            self._call = _FirstCall(inner, self._probe)
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
             logger.debug("a call of the model is not watched", exc_info=error)
 
@@ -150,11 +154,9 @@ class _FirstCall:
         arguments: What it was given, once it has returned.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, probe: PerSampleProbe) -> None:
         self.arguments: Arguments | None = None
-        self._model = model
-        self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._probe = PerSampleProbe(model, self._parameters)
+        self._model, self._probe, self._parameters = model, probe, probe.parameters
         self._forward = ForwardCall(_Watched(model, self._probe))
 
     def kernel(self, arguments: Arguments, projections: int) -> tuple[TangentKernel, int]:
