@@ -24,8 +24,8 @@ def parameter_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
     # One fused call for all; half precision would overflow at 65504.
     values = [tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for tensor in tensors.values()]
-    norms = torch._foreach_norm([value for value in values if not _is_long(value)])
-    short = iter(norms)
+    brief = [value for value in values if not _is_long(value)]
+    short = iter(torch._foreach_norm(brief) if brief else [])
     return {name: _norm_in_pieces(value) if _is_long(value) else next(short) for name, value in zip(tensors, values, strict=True)}
 
 

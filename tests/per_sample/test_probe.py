@@ -612,3 +612,10 @@ def test_calls_of_functions_in_python_and_views_are_watched() -> None:
     model, (inputs, targets) = Two(), data(4)
     statistics, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets))
     assert_norms(statistics, contributions(model, inputs, targets, 1 / 4))
+
+
+def test_a_single_large_parameter() -> None:
+    model, inputs = nn.Linear(400, 400, bias=False), torch.randn(3, 400)
+    statistics, gradient = watched(model, lambda: model(inputs).square().sum())
+    assert not statistics.not_covered
+    torch.testing.assert_close(statistics.products["weight"].sum(), gradient["weight"].square().sum())
