@@ -286,17 +286,23 @@ class Survey:
 
     @cached_property
     def _meetings(self) -> list[Call]:
-        """Calls that are given the samples and not split into them; a table of positions is not given the samples."""
+        """Calls that are given the samples and not split into them.
 
-        def carries(tensor: Tensor, size: int) -> bool:
-            return tensor.dim() > 0 and (tensor.shape[0] % size == 0 if tensor.is_floating_point() else tensor.shape[0] == size)
+        A table of positions is not given the samples; or only to see how long they are, and then returns nothing for each.
+        """
+
+        def carries(tensor: Tensor, call: Call, size: int) -> bool:
+            if not tensor.dim() or tensor.shape[0] % size:
+                return False
+            output = call.outputs[0]
+            return tensor.is_floating_point() or (tensor.shape[0] == size and output.dim() > 0 and output.shape[0] % size == 0)
 
         return [
             call
             for call in self.calls
             if call.layout is not None
             and call.layout.reason
-            and any(carries(tensor, self.forwards[call.forward].batch_size or 1) for tensor in call.tensors())
+            and any(carries(tensor, call, self.forwards[call.forward].batch_size or 1) for tensor in call.tensors())
         ]
 
     def _training(self) -> bool:
