@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 PIECE = 1 << 17
 
 
-def in_pieces(tensor: Tensor) -> Sequence[Tensor]:
+def in_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the flat tensor, in pieces if it is long and on a CPU."""
     flat = tensor.reshape(-1)
     return flat.split(PIECE) if _is_long(flat) else (flat,)

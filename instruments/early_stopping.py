@@ -32,5 +32,5 @@ class EarlyStopping(Instrument):
         if not sums:
             raise NotMeasured("no parameter has elements")
         whole = torch.stack([part.sample.to(sums[0].sample.device) for part in sums]).sum()
-        mean = whole / sum(part.count for part in sums)
+        mean = whole / sum(part.elements for part in sums)
         return {"early_stopping": reading(step.per_sample, 1 - step.per_sample.batch_size * mean)}

@@ -33,6 +33,6 @@ class GradientSignalToNoise(Instrument):
             raise NotMeasured("no parameter has elements")
         device = next(iter(sums.values())).population.device
         whole = torch.stack([part.population.to(device) for part in sums.values()]).sum()
-        mean = whole / sum(part.count for part in sums.values())
-        by_parameter = {name: reading(step.per_sample, part.population / part.count) for name, part in sums.items()}
+        mean = whole / sum(part.elements for part in sums.values())
+        by_parameter = {name: reading(step.per_sample, part.population / part.elements) for name, part in sums.items()}
         return {"gsnr": reading(step.per_sample, mean), **layerwise("gsnr", by_parameter)}

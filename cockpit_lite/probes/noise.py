@@ -70,12 +70,12 @@ class SignalToNoise(NamedTuple):
     Attributes:
         population: Sum of ``G_j^2 / (var_j + 1e-5)``, ``var_j = 1/N sum g_nj^2 - G_j^2``, a scalar tensor.
         sample: Sum of ``G_j^2 / (s_j + 1e-5)``, ``s_j = N/(N-1) var_j`` the sample variance.
-        count: Number of elements.
+        elements: How many there are.
     """
 
     population: Tensor
     sample: Tensor
-    count: int
+    elements: int
 
 
 def signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
