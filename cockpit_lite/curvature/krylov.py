@@ -82,7 +82,9 @@ class _Ritz:
 class Krylov:
     """A subspace in which a symmetric matrix is known.
 
-    Nothing is computed before the first question. The host looks at the small coefficients, never at vectors.
+    Nothing is computed before the first question. The host looks at the small coefficients, never at vectors; on an
+    accelerator, where a look waits for what was launched so far, only after several products, between which the basis grows by
+    the last product as in the Lanczos method.
 
     Args:
         product: Matrix times vector.
@@ -90,6 +92,7 @@ class Krylov:
         generator: For a little noise, on the device of the vectors.
         first_product: The product of the first start, if it is known.
         memory: Bytes that basis and products may take.
+        look_every: After how many products the host looks; by default 1 on a CPU and 3 elsewhere.
 
     Attributes:
         spent: How many products were spent here.
@@ -104,6 +107,7 @@ class Krylov:
         *,
         first_product: Tensor | None = None,
         memory: int = MEMORY,
+        look_every: int | None = None,
     ):
         self.spent = 0
         self._product = product
@@ -114,6 +118,8 @@ class Krylov:
         self.dimension = like.numel()
         self.capacity = self._fitting(memory)
         self._like = like
+        self._look_every = look_every or (1 if like.device.type == "cpu" else 3)
+        self._usable = torch.ones(self.capacity, dtype=torch.bool, device=like.device)
         self._basis: Tensor | None = None
         self._products = like.new_empty(0, 0)
         self._small = like.new_empty(0, 0)  # V'W
@@ -188,7 +194,13 @@ class Krylov:
             residual = self._remainders[0 if len(pairs.values) < count else worst]
             if self._count == self.capacity:
                 self._cut(max(count, 2), largest)
+            known = len(self._look().values)
             self._grow(residual)
+            for _ in range(self._look_every - 1):
+                if self.spent < max_products and self._count < self.capacity:
+                    self._add(self._products[self._count - 1], None)
+            if self._look_every > 1:
+                self._exhausted = len(self._look().values) == known
 
     # The basis
 
@@ -219,16 +231,22 @@ class Krylov:
         for _ in range(2):
             fresh = torch.addmv(fresh, spanned.T, spanned @ fresh, alpha=-1)
             left = torch.linalg.vector_norm(fresh)
-            if bool(left > _UNCANCELLED * length):  # nothing was cancelled, so nothing but rounding is left along the basis
+            # Where nothing was cancelled, nothing but rounding is left along the basis.
+            if self._look_every == 1 and bool(left > _UNCANCELLED * length):
                 break
         # Written so that a vector that is not finite counts as nothing new.
-        if not bool(left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length):
+        usable = left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length
+        if self._look_every == 1 and not bool(usable):
             return False
         if position == len(self._basis):  # most searches end before: the rest of the memory is not taken beforehand
             self._basis, self._products = self._longer(self._basis), self._longer(self._products)
-        torch.div(fresh, left, out=self._basis[position])
+        if self._look_every == 1:
+            torch.div(fresh, left, out=self._basis[position])
+        else:  # without asking the host: a row of zeros, which the next look leaves out
+            self._usable[position] = usable
+            self._basis[position] = torch.where(usable, fresh / left, torch.zeros_like(fresh))
         if known_product is not None and not position:
-            torch.div(known_product, left, out=self._products[position])
+            self._products[position] = torch.where(usable, known_product / left, torch.zeros_like(known_product))
         else:
             self._products[position] = self._product(self._basis[position])
             self.spent += 1
@@ -257,7 +275,7 @@ class Krylov:
         assert self._basis is not None
         ritz = self._look()
         keep = min(keep, self.capacity - 2)
-        order = list(range(self._count))
+        order = list(range(len(ritz.values)))
         chosen = [*order[:1], *order[-keep:]] if largest else [*order[:keep], *order[-1:]]
         weights = ritz.weights[:, chosen].to(self._basis)
         count = len(chosen)
@@ -266,21 +284,31 @@ class Krylov:
         self._small.zero_()
         self._small[:count, :count] = self._basis[:count] @ self._products[:count].T
         self._count, self._ritz = count, None
+        self._usable[:] = True
 
     # The small problem
 
     def _look(self) -> _Ritz:
         if self._ritz is None:
-            small = self._small[: self._count, : self._count].cpu().double()
+            count = self._count
+            seen = torch.cat([self._small[:count, :count], self._usable[None, :count].to(self._small)]).cpu().double()
+            small, rows = seen[:count], torch.nonzero(seen[count])[:, 0]
+            if not len(rows):  # no start was of any use
+                self._add(self._random(), None)
+                return self._look()
             if bool(torch.isfinite(small).all()):
-                self._ritz = _Ritz(*torch.linalg.eigh(small))
+                values, vectors = torch.linalg.eigh(small[rows][:, rows])
             else:
-                self._ritz = _Ritz(torch.full((self._count,), math.nan, dtype=torch.float64), torch.eye(self._count).double())
+                values, vectors = torch.full((len(rows),), math.nan).double(), torch.eye(len(rows)).double()
+            weights = torch.zeros(count, len(rows), dtype=torch.float64)
+            weights[rows] = vectors
+            self._ritz = _Ritz(values, weights)
         return self._ritz
 
     def _pairs(self, count: int, tolerance: float, largest: bool) -> RitzPairs:
         ritz = self._look()
-        positions = list(range(self._count)[::-1][:count] if largest else range(self._count)[:count])
+        known = len(ritz.values)
+        positions = list(range(known)[::-1][:count] if largest else range(known)[:count])
         values = ritz.values.tolist()
         size = max(abs(value) for value in values)
         weights = ritz.weights[:, positions].to(self._like)
@@ -293,9 +321,9 @@ class Krylov:
         rounding = _NEGLIGIBLE.get(self._like.dtype, 1e-5) * size
         close = all(error <= max(tolerance * scale, rounding) for error, scale in zip(errors, scales, strict=True))
         # A single vector, near the top, has a small residual, too: the bottom is not the same pair again.
-        enough = (len(positions) == count and (largest or self._count > 1)) or self._exhausted
+        enough = (len(positions) == count and (largest or known > 1)) or self._exhausted
         pairs = tuple(values[position] for position in positions), tuple(residuals), tuple(errors)
-        return RitzPairs(*pairs, vectors, (enough and close) or self._count == self.dimension)
+        return RitzPairs(*pairs, vectors, (enough and close) or known == self.dimension)
 
 
 def _error(values: Sequence[float], position: int, residual: float, inwards: int) -> float:

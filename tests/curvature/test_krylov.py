@@ -161,3 +161,34 @@ def test_the_global_random_numbers_are_left_alone() -> None:
     start: Callable[[int], Tensor] = torch.ones
     Search(A, start(50).double()).top()
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_on_an_accelerator_the_host_looks_now_and_then(every: int) -> None:
+    A = matrix(torch.cat([torch.tensor([-4.0, 8.0, 10.0]), torch.linspace(-0.5, 0.5, 97)]))
+    search = Search(A, random(100), look_every=every)
+    top, bottom = search.top(2, tolerance=1e-4, max_products=60), search.bottom(tolerance=1e-3, max_products=60)
+    assert top.converged and bottom.converged
+    assert top.values == pytest.approx((10, 8), rel=1e-4)
+    assert bottom.values == pytest.approx((-4,), rel=1e-2)
+    assert (search.basis @ search.basis.T - torch.eye(len(search.basis))).abs().max() < 1e-10
+    budget = Search(matrix(torch.linspace(9, 10, 300)), random(300), look_every=every)
+    assert not budget.top(tolerance=1e-9, max_products=7).converged
+    assert budget.count == 7
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_rows_of_zeros_are_left_out(every: int) -> None:
+    A = torch.diag(torch.tensor([-5.0, -4.0] + [-1.0] * 20, dtype=torch.float64))
+    start = torch.zeros(22, dtype=torch.float64)
+    start[:2] = 1
+    search = Search(A, 0 * start, start, 2 * start, start * math.nan, look_every=every)
+    assert search.top(tolerance=1e-4, max_products=40).values[0] == pytest.approx(-1, rel=1e-4)
+    zero = Search(torch.zeros(5, 5, dtype=torch.float64), look_every=every)
+    assert zero.top().values == (0.0,)
+    nothing = Search(A, 0 * start, first_product=0 * start, look_every=every)
+    assert nothing.top(tolerance=1e-4, max_products=40).values[0] == pytest.approx(-1, rel=1e-4)
+    bad = Search(torch.full((5, 5), math.nan, dtype=torch.float64), look_every=every)
+    assert math.isnan(bad.top().values[0])
+    single = Search(torch.tensor([[7.0]]), torch.tensor([0.1]), look_every=every)
+    assert single.top().values[0] == pytest.approx(7)
