@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,12 +197,14 @@ def costs(task: Task, instruments: Sequence[str], rounds: int) -> tuple[float, f
     optimizers = task.optimizer(plain), task.optimizer(watched)
     batches = task.batches()
 
-    def step(model: nn.Module, optimizer: Optimizer) -> float:
-        chosen = next(batches)
-        start = time.process_time()
+    def step(model: nn.Module, optimizer: Optimizer) -> None:
         optimizer.zero_grad()
-        task.loss(model, chosen).backward()
+        task.loss(model, next(batches)).backward()
         optimizer.step()
+
+    def timed(model: nn.Module, optimizer: Optimizer) -> float:
+        start = time.process_time()
+        step(model, optimizer)
         return time.process_time() - start
 
     ratios = []
@@ -212,9 +215,9 @@ def costs(task: Task, instruments: Sequence[str], rounds: int) -> tuple[float, f
         cockpit._write_results = lambda: None  # type: ignore[method-assign]  # no report of a run that nobody looks at
         with cockpit:
             for _ in range(3 + rounds):
-                beside = step(plain, optimizers[0])
-                ratios.append(step(watched, optimizers[1]) / beside)
-            peaks = [peak(lambda index=index: step((plain, watched)[index], optimizers[index])) for index in (0, 1)]
+                beside = timed(plain, optimizers[0])
+                ratios.append(timed(watched, optimizers[1]) / beside)
+            peaks = [peak(partial(step, model, optimizer)) for model, optimizer in zip((plain, watched), optimizers, strict=True)]
     there = 2 * sum(parameter.nbytes for parameter in plain.parameters())
     return statistics.median(ratios[3:]), (there + peaks[1]) / (there + peaks[0])
 
@@ -336,11 +339,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each training (default 100)")
     parser.add_argument("--rounds", type=int, default=10, help="of timing (default 10)")
     parser.add_argument("--largest", type=float, default=1e8, help="number of parameters of the largest net (default 1e8)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NET", help="only trainings whose name begins so")
     options = parser.parse_args()
     torch.set_num_threads(1)
     misses: list[str] = []
     along, whole, traces = [], [], []
     for task in tasks():
+        if options.only and not task.name.startswith(tuple(options.only)):
+            continue
         for method, found in eigenvalues(task, options.steps).items():
             along.append([task.name, method, *found.cells()])
             if method == "cockpit-lite":
@@ -364,8 +370,8 @@ def main() -> None:
     sizes = [10**exponent for exponent in range(5, 9) if 10**exponent <= options.largest]
     sections = [
         (__doc__ or "").strip(),
-        f"**Largest eigenvalue**, every {EVERY} steps of {options.steps}: Hessian-vector products, and errors against searches to "
-        f"1e-4. Targets: {PRODUCTS_TARGET} or less on the median, {MOST_PRODUCTS_TARGET} at most, largest error under "
+        f"**Largest eigenvalue**, every {EVERY} steps of {options.steps}: Hessian-vector products, and errors against searches "
+        f"to 1e-4. Targets: {PRODUCTS_TARGET} or less on the median, {MOST_PRODUCTS_TARGET} at most, largest error under "
         f"{ERROR_TARGET:.0%}. Products with the last layers, which cost less, are not counted here but in the times below.",
         table(["training", "method", "products, median", "most", "error, median", "largest"], along),
         "**Whole tracked step** in forward+backwards, the plain step included, and peak memory over plain: with "
