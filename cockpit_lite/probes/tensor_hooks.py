@@ -44,11 +44,6 @@ def registrations() -> int:
     return _registrations
 
 
-def register_hook_unseen(tensor: Tensor, hook: Callable[[Tensor], Any]) -> RemovableHandle:
-    """Register a hook of ours, which is not counted."""
-    return _register_hook(tensor, hook)
-
-
 def _count(tensor: Tensor) -> None:
     global _registrations
     if not tensor.is_leaf:
