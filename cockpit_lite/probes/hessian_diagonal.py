@@ -11,6 +11,7 @@ Reference: F. Dangel, F. Kunstner, P. Hennig, BackPACK: Packing more into Backpr
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from backpack import backpack, extend
@@ -44,13 +45,15 @@ def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
     names = [name for name, _ in replay.model.named_parameters(remove_duplicate=False)]
     if len(names) > len(dict(replay.model.named_parameters())):
         raise NotMeasured("a parameter is used by two modules, and BackPACK would keep the part of one")
+    if replay.call.kwargs or not any(isinstance(value, Tensor) for value in replay.call.args):
+        raise NotMeasured("the model is called with keywords, and BackPACK knows positions only")
     head = replay.heads[0]
     model = _ready_for_hooks(shadow_tree(replay.model))
     with quietly(replay.model.parameters(), replay.model.buffers()):
         # Our own hooks rest on all modules; BackPACK places its own on the shadows alone.
         try:
             extend(model)
-            output = model(*replay.call.args, **replay.call.kwargs)
+            output = model(*map(_differentiable, replay.call.args))
             _require_prediction(head, output)
             function, target, factor = _loss(head, output.detach())
             loss = extend(function)(output, target)
@@ -82,6 +85,15 @@ def _ready_for_hooks(model: nn.Module) -> nn.Module:
             if "_hooks" in name and type(value) is dict:
                 vars(module)[name] = OrderedDict(value)
     return model
+
+
+def _differentiable(value: Any) -> Any:
+    """Return an input that asks for a gradient: PyTorch warns of backward hooks, which are BackPACK's, where none does."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise NotMeasured("the model is given integers, and BackPACK knows no lookup")
+        return value.detach().requires_grad_()
+    return value
 
 
 def _require_prediction(head: LossHead, output: object) -> None:
