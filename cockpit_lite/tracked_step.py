@@ -185,11 +185,11 @@ class TrackedStep:
         if SAMPLED_CURVATURE in self._needs:
             probes.sampled_curvature.start()
         if WIRING in self._needs:
-            probes.wiring.start()
+            probes.wiring.start(hooks=not self._has_compiled_parts())
         if PROBE_BATCH in self._needs:
             probes.probe_batch.start()
         if DATA in self._needs:
-            probes.data.start()
+            probes.data.start(hooks=not self._has_compiled_parts())
 
     def before_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
@@ -343,9 +343,13 @@ class TrackedStep:
 
     # Activations
 
+    def _has_compiled_parts(self) -> bool:
+        modules = self._probes.model.modules()
+        return any(is_compiled(module) or module._compiled_call_impl is not None for module in modules)
+
     def _watch_activations(self) -> None:
-        probe, modules = self._probes.activations, self._probes.model.modules()
-        if any(is_compiled(module) or module._compiled_call_impl is not None for module in modules):
+        probe = self._probes.activations
+        if self._has_compiled_parts():
             probe.failure = _COMPILED
         else:
             probe.start(samples=ACTIVATION_SAMPLES in self._needs)

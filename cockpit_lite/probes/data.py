@@ -94,10 +94,11 @@ class DataProbe:
         self._output: Tensor | None = None
         self._loss_inputs: LossInputs | None = None
 
-    def start(self) -> None:
-        """Begin to watch a step."""
+    def start(self, hooks: bool = True) -> None:
+        """Begin to watch a step; without hooks, which compiled code would not take, the batch is not seen."""
         self.stop()
-        self._handle = register_module_forward_hook(self._after_call, with_kwargs=True)
+        if hooks:
+            self._handle = register_module_forward_hook(self._after_call, with_kwargs=True)
 
     def stop(self) -> None:
         """Take the hook away and forget the data. May be called twice."""
@@ -117,8 +118,10 @@ class DataProbe:
         return Data(self._inputs, self._output, self._loss_inputs, self._padding_index)
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if module is not self._model or self.paused or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or module is not self._model or self.paused or not torch.is_grad_enabled():
             return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # a call under vmap or jvp has no batch that could be looked at
         try:
             self._inputs, self._output = _first((args, dict(kwargs))), _first(output)
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it

@@ -89,8 +89,10 @@ class ProbeBatch:
         self._handles, self._call = [], None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module is not self._model or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or module is not self._model or not torch.is_grad_enabled():
             return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # a call under vmap or jvp has no samples that could be kept
         if self._call is not None and self._call.arguments is not None:  # else it raised, and the user has gone on
             return
         try:

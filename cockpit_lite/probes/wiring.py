@@ -80,9 +80,11 @@ class WiringProbe:
         self._called: dict[int, nn.Module] = {}  # in the order of their first call
         self._found = Wiring()
 
-    def start(self) -> None:
-        """Begin to watch a step."""
+    def start(self, hooks: bool = True) -> None:
+        """Begin to watch a step; without hooks, which compiled code would not take, calls and modes are not seen."""
         self.stop()
+        if not hooks:
+            return
         self._names = {id(module): name or type(module).__name__ for name, module in self._model.named_modules()}
         self._handle = register_module_forward_pre_hook(self._before_call)
 
