@@ -40,6 +40,11 @@ def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
     if len(replay.heads) != 1:
         raise NotMeasured("the loss is made of several terms")
     for name, module in replay.model.named_modules():
+        if next(module.children(), None) is not None and type(module) is not nn.Sequential:
+            kind = type(module).__name__
+            raise NotMeasured(
+                f"BackPACK cannot follow this model (it knows chains of modules, and {kind} has a forward of its own)"
+            )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise NotMeasured(f"the module {name!r} draws random numbers, which cannot be drawn again here")
     names = [name for name, _ in replay.model.named_parameters(remove_duplicate=False)]
