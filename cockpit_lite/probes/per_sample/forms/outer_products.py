@@ -11,6 +11,9 @@ from cockpit_lite.probes.per_sample.forms import form as base
 from cockpit_lite.probes.per_sample.forms.dense import Dense
 from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, products_of, squares_of
 
+#: Up to so many positions a sum of squares is one product over pairs of positions: writing the gradients takes longer.
+FEW_POSITIONS = 8
+
 
 class Side:
     """One side of outer products; what several parameters of a layer ask of it is calculated once.
@@ -112,11 +115,13 @@ class OuterProducts(Form):
         """By the shortest of several ways, all exact.
 
         One position: norms and squares of an outer product are products of those of its sides. Few positions: c c' summed is
-        the inner product of two T x T Gram matrices. Many positions, or where squares are wanted: the gradients themselves, a
-        chunk of samples at a time, and everything from one pass over them.
+        the inner product of two T x T Gram matrices, and a sum of squares is one over pairs of positions. Many positions: the
+        gradients themselves, a chunk of samples at a time, and everything from one pass over them.
         """
-        if not self.left.single and self.inputs.shape[2] > 1 and (squares or self._gradients_are_small()):
-            return self._by_gradients(directions, along, squares)
+        if not self.left.single and self.inputs.shape[2] > 1:
+            by_pairs = squares and self.inputs.shape[2] <= FEW_POSITIONS
+            if (squares and not by_pairs) or self._gradients_are_small():
+                return self._by_gradients(directions, along, squares)
         return Measured(
             (self.left.norms() * self.right.norms()).square_() if self.left.single else self._norms_by_sides(),
             tuple(self._forward(direction) for direction in directions),
@@ -150,8 +155,16 @@ class OuterProducts(Form):
             return (self.left.sums().square().T @ self.right.sums().square()).reshape(self.shape)
         if self.inputs.shape[2] == 0:
             return self.deltas.new_zeros(self.shape)
-        inputs, deltas = self.inputs[:, :, 0].square().transpose(0, 1), self.deltas[:, :, 0].square().transpose(0, 1)
-        return (deltas.transpose(1, 2) @ inputs).reshape(self.shape)
+        # the square of a sum over positions is a sum over pairs of them; those of two different ones are there twice
+        first, second = torch.triu_indices(self.inputs.shape[2], self.inputs.shape[2], device=self.deltas.device)
+        twice = 2.0 - (first == second).to(self.deltas.dtype)
+        total = self.deltas.new_zeros(self.deltas.shape[1], self.deltas.shape[3], self.inputs.shape[3])
+        samples = max(1, 4 * base.CHUNK // max(1, len(first) * self.inputs[0, :, 0].numel()))
+        for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True):
+            inputs = (a[:, :, first] * a[:, :, second]).transpose(0, 1).flatten(1, 2)
+            deltas = (d[:, :, first] * d[:, :, second]).mul_(twice[:, None]).transpose(0, 1).flatten(1, 2)
+            total.baddbmm_(deltas.transpose(1, 2), inputs)
+        return total.clamp_(min=0).reshape(self.shape)
 
     def _forward(self, direction: Tensor) -> Tensor:
         """Return the inner products of the deltas with what the layer would answer if its weight were ``direction``."""
