@@ -20,6 +20,7 @@ from cockpit_lite.isolation import warn
 from cockpit_lite.presets import ALWAYS
 from cockpit_lite.probes import loss_scale
 from cockpit_lite.probes.backward import objective
+from cockpit_lite.probes.last_step import versions
 from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
@@ -69,6 +70,7 @@ class Observer:
         # The step under way
         self._losses: list[Tensor | float] = []
         self._backwards = 0
+        self._versions: tuple[int, ...] = ()  # of the parameters, when the first such pass was thrown away
         self._without_step = 0  # backward passes whose gradient no optimizer used
         self._updated: set[int] = set()  # optimizers that have stepped
         self._closure = ""  # "expected", "first" evaluation, "again"
@@ -97,6 +99,8 @@ class Observer:
     def _throw_away(self) -> None:
         """Begin the step again: the gradient was set to zero before any optimizer used it."""
         if self._scale is None:  # a gradient scaler skips steps on purpose
+            if not self._without_step:
+                self._versions = versions(self._probes.parameters)
             self._without_step += self._backwards
             if self._without_step % _OFTEN == 0:
                 self._report_missing_steps(self._without_step)
@@ -105,6 +109,8 @@ class Observer:
             self._tracked.discard()
 
     def _report_missing_steps(self, backwards: int) -> None:
+        if self._versions and versions(self._probes.parameters) != self._versions:
+            return  # somebody else changes the weights
         self._recorder.take(Row(self.index, {"backwards_without_step": float(backwards)}))
 
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cockpit_lite.errors import NotMeasured
+
 
 @dataclass
 class PerSampleStatistics:
@@ -59,4 +61,6 @@ class PerSampleStatistics:
 
 def _sum(values: dict[str, Tensor]) -> Tensor:
     parts = list(values.values())
+    if not parts:
+        raise NotMeasured("the samples were not compared with the gradient, or no parameter is covered")
     return parts[0] if len(parts) == 1 else torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
