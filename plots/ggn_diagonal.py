@@ -20,7 +20,7 @@ NAME = "ggn_diagonal"
 def ggn_diagonal(run: Run, ax: Axes) -> None:
     """Draw the mean curvature of the weights of each parameter over the steps."""
     layers = [f"{NAME}/{layer}" for layer in run.layers(NAME)]
-    with panel(run, ax, "Curvature of a weight", unit="mean by parameter", scale="auto", needs=[NAME, *layers]) as p:
+    with panel(run, ax, "Gauss-Newton diagonal", unit="mean by parameter", scale="auto", needs=[NAME, *layers]) as p:
         if p.missing:
             return
         draw_layers(p, run, NAME)

@@ -19,7 +19,7 @@ NAME = "hessian_diagonal"
 def hessian_diagonal(run: Run, ax: Axes) -> None:
     """Draw the mean curvature of the weights of each parameter over the steps."""
     layers = [f"{NAME}/{layer}" for layer in run.layers(NAME)]
-    with panel(run, ax, "Curvature of a weight", unit="exact, mean by parameter", scale="auto", needs=[NAME, *layers]) as p:
+    with panel(run, ax, "Hessian diagonal", unit="mean by parameter", scale="auto", needs=[NAME, *layers]) as p:
         if p.missing:
             return
         draw_layers(p, run, NAME)
