@@ -204,6 +204,8 @@ class TrackedStep:
         """
         with self._timed():
             if not earlier_backwards:
+                if tensors:
+                    self._probes.forward.settle(tensors[0])
                 if WIRING in self._needs:
                     self._probes.wiring.before_backward()
                 if DATA in self._needs and len(tensors) == 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from cockpit_lite.curvature.second_forward import ForwardCall
 
 logger = logging.getLogger("cockpit_lite")
+
+#: Calls whose inputs and outputs are held at a time.
+MOST_CALLS = 4
 
 
 class ForwardProbe:
@@ -24,15 +27,26 @@ class ForwardProbe:
     wrapper that ``torch.compile`` makes gets the hooks itself, since PyTorch warns of the others there; a model compiled in
     another way is not watched, since a hook would have it compiled again.
 
-    Attributes:
-        call: The last call that came to its end, or None.
+    The last few calls are kept: validation with gradients may come between the call that is trained on and its backward pass.
     """
 
     def __init__(self, model: nn.Module):
-        self.call: ForwardCall | None = None
+        self._calls: list[ForwardCall] = []
         self._model = model
         self._begun: list[ForwardCall] = []
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def call(self) -> ForwardCall | None:
+        """The last call that came to its end, or None."""
+        return self._calls[-1] if self._calls else None
+
+    def settle(self, loss: Tensor) -> None:
+        """Keep only the last call that the loss was made of, and let the others go; without one all stay as they are."""
+        if len(self._calls) > 1:
+            behind = nodes_behind(loss)
+            used = [call for call in self._calls if any(output.grad_fn in behind for output in call.outputs())]
+            self._calls = used[-1:] or self._calls
 
     def start(self) -> None:
         """Watch the calls from now on."""
@@ -55,7 +69,7 @@ class ForwardProbe:
             handle.remove()
             # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
             module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
-        self._handles, self._begun, self.call = [], [], None
+        self._handles, self._begun, self._calls = [], [], []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling() or module is not self._model:
@@ -72,9 +86,21 @@ class ForwardProbe:
         call = self._begun.pop()
         try:
             call.finish(args, kwargs, output)
-            self.call = call
+            self._calls = [*self._calls[1 - MOST_CALLS :], call]
         except Exception as error:
             logger.debug("a call of the model is not watched", exc_info=error)
+
+
+def nodes_behind(loss: Tensor) -> set[Any]:
+    """Return the nodes of the graph that the loss was made by."""
+    found: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -19,6 +19,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
+from cockpit_lite.curvature.forward_probe import MOST_CALLS, nodes_behind
+
 logger = logging.getLogger("cockpit_lite")
 
 #: No further nodes are looked at: the loss function is close to the root.
@@ -74,6 +76,15 @@ class Data:
     padding_index: int | None
 
 
+@dataclass(frozen=True)
+class _Call:
+    """Inputs and output of one call, detached, and the node of the graph that made the output."""
+
+    inputs: Tensor | None
+    output: Tensor | None
+    node: Any
+
+
 class DataProbe:
     """Watches the calls of the model between :meth:`start` and :meth:`stop`.
 
@@ -90,8 +101,7 @@ class DataProbe:
         self._reset()
 
     def _reset(self) -> None:
-        self._inputs: Tensor | None = None
-        self._output: Tensor | None = None
+        self._calls: list[_Call] = []
         self._loss_inputs: LossInputs | None = None
 
     def start(self, hooks: bool = True) -> None:
@@ -112,10 +122,14 @@ class DataProbe:
     def before_backward(self, loss: Tensor) -> None:
         """Read off the graph of the loss what its function was given."""
         self._loss_inputs = loss_inputs(loss)
+        if len(self._calls) > 1:  # validation with gradients may have come between
+            behind = nodes_behind(loss)
+            self._calls = [call for call in self._calls if call.node in behind][-1:] or self._calls[-1:]
 
     def data(self) -> Data:
         """Return what was seen."""
-        return Data(self._inputs, self._output, self._loss_inputs, self._padding_index)
+        last = self._calls[-1] if self._calls else _Call(None, None, None)
+        return Data(last.inputs, last.output, self._loss_inputs, self._padding_index)
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if torch.compiler.is_compiling() or module is not self._model or self.paused or not torch.is_grad_enabled():
@@ -123,15 +137,20 @@ class DataProbe:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return  # a call under vmap or jvp has no batch that could be looked at
         try:
-            self._inputs, self._output = _first((args, dict(kwargs))), _first(output)
+            inputs, result = _first((args, dict(kwargs))), _first(output)
+            call = _Call(
+                None if inputs is None else inputs.detach(),
+                None if result is None else result.detach(),
+                None if result is None else result.grad_fn,
+            )
+            self._calls = [*self._calls[1 - MOST_CALLS :], call]
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
             logger.debug("the data of a call were not noted", exc_info=error)
 
 
 def _first(value: Any) -> Tensor | None:
     found = (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor) and leaf.dim())
-    first = next(found, None)
-    return None if first is None else first.detach()
+    return next(found, None)
 
 
 def loss_inputs(loss: Tensor) -> LossInputs | None:
