@@ -63,7 +63,8 @@ class Windows(Chunks):
         fan_in = channels * self.kernel.numel()
         additions = sum(self.kernel) * max(pixels, positions) ** 2
         by_pixels = pixels**2 * channels + positions**2 * fan_out + ADDITION * additions
-        return by_pixels < min(positions * fan_in * fan_out, positions**2 * (fan_in + fan_out))
+        writing = ADDITION * positions * fan_in  # the windows out
+        return by_pixels < writing + min(positions * fan_in * fan_out, positions**2 * (fan_in + fan_out))
 
     def _norms_by_pixels(self) -> Tensor:
         samples = max(1, base.CHUNK // (self.groups * self.images.shape[2:].numel() ** 2))
