@@ -64,7 +64,7 @@ NEEDS: dict[str, str] = {
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
     SAMPLED_CURVATURE: "with CURVATURE: step.curvature.gauss_newton_trace() and .gauss_newton_diagonal(), from sampled labels",
-    REPLAY: "step.replay: the loss of the same batch at other weights, and its slope and curvature along a direction; with 'update'",
+    REPLAY: "step.replay: the loss of the same batch at other weights, and its slope and curvature along a direction",
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.curvature.trace import TraceEstimate
+from cockpit_lite.errors import NotMeasured
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class GaussNewtonSample:
 
         The standard error is that of a sum of independent parts, estimated from their spread, in which the differences between
         samples count, too: it is rather too large than too small.
+
+        Raises:
+            NotMeasured: if one of them was not known when the gradient was drawn.
         """
         names = list(names)
+        self._check(names)
         together = [self.gradient[name].square().sum() for name in names if name not in self.squared_norms]
         apart = [self.squared_norms[name].to(self.gradient[names[0]].device) for name in names if name in self.squared_norms]
         parts = torch.stack([value.to(self.gradient[names[0]].device) for value in together]) if together else None
@@ -56,7 +61,12 @@ class GaussNewtonSample:
             error = error + (count * samples.var() if count > 1 else 2 * samples.sum().square())
         return TraceEstimate(value, error.sqrt())
 
+    def _check(self, names: Iterable[str]) -> None:
+        if any(name not in self.gradient for name in names):
+            raise NotMeasured("parameters began to be trained after the cockpit had been entered")
+
     def diagonal(self, name: str) -> Tensor:
         """Return an unbiased estimate of the diagonal that belongs to a parameter, in its shape."""
+        self._check([name])
         squares = self.sum_of_squares.get(name)
         return self.gradient[name].square() if squares is None else squares

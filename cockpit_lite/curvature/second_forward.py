@@ -225,6 +225,7 @@ def _twins(model: nn.Module) -> Iterator[None]:
             replace(checkpoint.CheckpointFunction, "apply", without_reentrance)
             replace(torch, "_weight_norm", _weight_norm)
             replace(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm)
+            replace(nn.functional, "hardsigmoid", _hardsigmoid)
             yield
         finally:
             for owner, name, original in replaced:
@@ -233,6 +234,10 @@ def _twins(model: nn.Module) -> Iterator[None]:
 
 def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     return direction * (length / torch.norm_except_dim(direction, 2, dim))
+
+
+def _hardsigmoid(inputs: Tensor, inplace: bool = False) -> Tensor:
+    return nn.functional.relu6(inputs + 3) / 6
 
 
 def _generator(device: torch.device) -> Any:

@@ -84,7 +84,11 @@ class SampledCurvature:
             )
         finally:
             self._probe.backward_ends()
-        gradient = {name: slope for name, slope in zip(self._parameters, slopes, strict=True) if slope is not None}
+        gradient = {
+            name: slope.to_dense() if slope.is_sparse else slope
+            for name, slope in zip(self._parameters, slopes, strict=True)
+            if slope is not None
+        }
         squared_norms: dict[str, Tensor] = {}
         sum_of_squares: dict[str, Tensor] = {}
         if self._watching:

@@ -299,3 +299,21 @@ def test_functions_without_a_second_derivative_are_found_there_too(where: str) -
     loss = (_Once.apply(output) if where == "loss" else output).pow(2).sum()
     with pytest.raises(NotMeasured, match="_Once is marked once_differentiable"):
         curvature_of(loss, model, call).product(torch.ones(8))
+
+
+def test_hard_sigmoid_has_a_twin() -> None:
+    """Its own backward cannot be differentiated, so without a second forward no curvature of a mobile net would be known."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Hardsigmoid(), nn.Linear(6, 3)).double()
+    inputs, labels = torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    probe = ForwardProbe(model)
+    probe.start()
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    parameters = dict(model.named_parameters())
+    vectors = [torch.randn_like(parameter) for parameter in parameters.values()]
+    found = Curvature(loss, parameters, torch.Generator(), model=model, forward=probe.call).hessian_vector_product(vectors)
+    probe.stop()
+    hidden = (model[0](inputs).add(3).clamp(0, 6) / 6) @ model[2].weight.T + model[2].bias
+    slopes = torch.autograd.grad(nn.functional.cross_entropy(hidden, labels), list(parameters.values()), create_graph=True)
+    expected = torch.autograd.grad(slopes, list(parameters.values()), vectors)
+    torch.testing.assert_close(found, list(expected))

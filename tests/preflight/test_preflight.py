@@ -110,7 +110,9 @@ def test_what_the_rules_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")  # the three steps are none of the user's
 
 
-@pytest.mark.parametrize("name", ["mlp", "lstm", "gpt_tied", "encoder_dropout", "vae", "sum_loss", "graph_of_samples", "physics_informed"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "lstm", "gpt_tied", "encoder_dropout", "vae", "sum_loss", "graph_of_samples", "physics_informed"]
+)
 def test_models_of_many_kinds(name: str) -> None:
     architecture = ZOO[name]
     model = architecture.build()
