@@ -188,7 +188,7 @@ class LossAtStart(Rule):
 
     code = "CL205"
     name = "loss-at-start"
-    severity = "warning"
+    severity = "note"
     needs = ("loss_over_uniform",)
     follows_from = (
         "inputs-not-normalised",
