@@ -25,7 +25,7 @@ demo: $(VENV)/installed-demo ## environment, install, and the main job: train on
 
 .PHONY: test
 test: $(VENV)/installed-test ## environment, install, and all tests
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist worksteal $(ARGS)
 
 .PHONY: test-models
 test-models: $(VENV)/installed-models ## environment, install, and the tests over real model families: torchvision, timm, transformers
@@ -35,7 +35,7 @@ test-models: $(VENV)/installed-models ## environment, install, and the tests ove
 check: $(VENV)/installed-dev ## what a change must pass: ruff, types, tests
 	$(RUN) ruff check .
 	$(RUN) mypy
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist worksteal $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/installed-dev ## the quick part of check: ruff and types

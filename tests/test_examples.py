@@ -55,10 +55,11 @@ def test_the_first_script_says_where_its_report_is(tmp_path: Path) -> None:
 def test_the_learning_rate_that_follows_from_the_measured_limit_learns(tmp_path: Path) -> None:
     told = tell("story_learning_rate.py", 120, tmp_path)
     broken, mended = told.runs
-    assert alerts(broken) == ["learning-rate-too-high"]
+    assert alerts(broken)[0] == "learning-rate-too-high"
     assert len(broken.series("loss")[0]) < 120  # stopped at the alert
-    measured = broken.alerts[0].evidence["limit of a plain step"]
-    assert mended.series("learning_rate")[1][0] == pytest.approx(broken.alerts[0].evidence["suggested learning rate"])
+    evidence = broken.report().findings[0].evidence
+    measured = evidence["limit of a plain step"]
+    assert mended.series("learning_rate")[1][0] == pytest.approx(evidence["suggested learning rate"])
     assert f"{measured:.2g} was the limit" in told.text.replace("\n", " ")  # the advice is shown, and names the same number
     assert alerts(mended) == []
     assert accuracy(broken) < 0.5 < 0.85 < accuracy(mended)
@@ -67,7 +68,7 @@ def test_the_learning_rate_that_follows_from_the_measured_limit_learns(tmp_path:
 def test_centred_inputs_leave_the_curvature_nothing_to_take_back(tmp_path: Path) -> None:
     told = tell("story_input_scale.py", 150, tmp_path)
     crawling, mended = told.runs
-    assert alerts(crawling) == ["ill-conditioning"]
+    assert alerts(crawling)[0] == "ill-conditioning"
     assert alerts(mended) == []
     taken_back = [
         (run.series("taylor_curvature_term")[1] / run.series("taylor_gradient_term")[1])[10:].mean() for run in told.runs

@@ -54,6 +54,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if index:
             console.print()
         console.print(part)
+    for title, file in (("Cockpit", PICTURE_FILE), ("Report", HTML_FILE)):
+        if (report.run.folder / file).is_file():  # in one line, however long: it is copied
+            console.print(Text(f"{title}: {printable(report.run.folder / file)}"), soft_wrap=True)
 
 
 def _verdict(report: Report) -> Text:
@@ -95,9 +98,6 @@ def _facts(report: Report) -> Group:
     if report.run.bad_lines:
         lines.append(Text(f"{count(report.run.bad_lines, 'line')} of the log could not be read and left out.", style="yellow"))
     lines.append(Text(one_line(report.cost.text)))
-    for title, file in (("Cockpit", PICTURE_FILE), ("Report", HTML_FILE)):
-        if (report.run.folder / file).is_file():
-            lines.append(Text(f"{title}: {printable(report.run.folder / file)}"))
     return Group(*lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,22 @@ from tests import reference
 from tests.per_sample.checker import relative_error
 from tests.per_sample.test_forms import outer, table
 from tests.zoo import ZOO
+
+
+@pytest.fixture(autouse=True)
+def _probes_stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop what a test has started, also where it failed in between."""
+    started: list[PerSampleProbe] = []
+    start = PerSampleProbe.start
+
+    def remembered(self: PerSampleProbe, *args: Any, **kwargs: Any) -> None:
+        started.append(self)
+        start(self, *args, **kwargs)
+
+    monkeypatch.setattr(PerSampleProbe, "start", remembered)
+    yield
+    for probe in started:
+        probe.stop()
 
 
 def watched(

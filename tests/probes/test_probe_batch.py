@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,22 @@ from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import probe_batch, tensor_hooks
 from cockpit_lite.probes.probe_batch import ProbeBatch
 from tests.zoo import ZOO, Architecture
+
+
+@pytest.fixture(autouse=True)
+def _probes_stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop what a test has started, also where it failed in between."""
+    started: list[ProbeBatch] = []
+    start = ProbeBatch.start
+
+    def remembered(self: ProbeBatch, *args: Any, **kwargs: Any) -> None:
+        started.append(self)
+        start(self, *args, **kwargs)
+
+    monkeypatch.setattr(ProbeBatch, "start", remembered)
+    yield
+    for probe in started:
+        probe.stop()
 
 
 def seen(model: nn.Module, *args: Any, **kwargs: Any) -> ProbeBatch:
