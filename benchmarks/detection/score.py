@@ -23,7 +23,8 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     z, share = 1.96, hits / count
     middle = share + z * z / (2 * count)
     width = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
+    scale = 1 + z * z / count
+    return max((middle - width) / scale, 0.0), min((middle + width) / scale, 1.0)
 
 
 def harmful(records: Iterable[Record]) -> list[Record]:
