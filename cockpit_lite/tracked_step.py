@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, GaussNewtonSample, is_compiled
+from cockpit_lite.curvature.forward_probe import has_compiled_parts
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
@@ -185,11 +186,11 @@ class TrackedStep:
         if SAMPLED_CURVATURE in self._needs:
             probes.sampled_curvature.start()
         if WIRING in self._needs:
-            probes.wiring.start(hooks=not self._has_compiled_parts())
+            probes.wiring.start(hooks=not has_compiled_parts(self._probes.model))
         if PROBE_BATCH in self._needs:
             probes.probe_batch.start()
         if DATA in self._needs:
-            probes.data.start(hooks=not self._has_compiled_parts())
+            probes.data.start(hooks=not has_compiled_parts(self._probes.model))
 
     def before_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
@@ -345,13 +346,9 @@ class TrackedStep:
 
     # Activations
 
-    def _has_compiled_parts(self) -> bool:
-        modules = self._probes.model.modules()
-        return any(is_compiled(module) or module._compiled_call_impl is not None for module in modules)
-
     def _watch_activations(self) -> None:
         probe = self._probes.activations
-        if self._has_compiled_parts():
+        if has_compiled_parts(self._probes.model):
             probe.failure = _COMPILED
         else:
             probe.start(samples=ACTIVATION_SAMPLES in self._needs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class ForwardProbe:
                 model.register_forward_pre_hook(self._before),
                 model.register_forward_hook(self._after, with_kwargs=True),
             ]
-        elif not any(is_compiled(module) or module._compiled_call_impl is not None for module in model.modules()):
+        elif not has_compiled_parts(model):
             self._handles = [
                 register_module_forward_pre_hook(self._before),
                 register_module_forward_hook(self._after, with_kwargs=True),
@@ -65,10 +65,7 @@ class ForwardProbe:
 
     def stop(self) -> None:
         """Take the hooks away and forget the call, which holds the model's inputs and outputs. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
-            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        remove_hooks(self._handles)
         self._handles, self._begun, self._calls = [], [], []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -106,3 +103,15 @@ def nodes_behind(loss: Tensor) -> set[Any]:
 def is_compiled(module: nn.Module) -> bool:
     """Return whether the module is the wrapper that ``torch.compile`` makes."""
     return type(module).__name__ == "OptimizedModule"  # its import takes seconds
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Return whether the model or a module in it is compiled, in whichever way: a hook would have it compiled again."""
+    return any(is_compiled(module) or module._compiled_call_impl is not None for module in model.modules())
+
+
+def remove_hooks(handles: Iterable[RemovableHandle]) -> None:
+    """Remove hooks on all modules, altogether: PyTorch forgets a part (seen in 2.15), and then warns of hooks that are gone."""
+    for handle in handles:
+        handle.remove()
+        module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)

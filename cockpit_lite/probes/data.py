@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
-from cockpit_lite.curvature.forward_probe import MOST_CALLS, nodes_behind
+from cockpit_lite.curvature.forward_probe import MOST_CALLS, nodes_behind, remove_hooks
 
 logger = logging.getLogger("cockpit_lite")
 
@@ -113,9 +112,7 @@ class DataProbe:
     def stop(self) -> None:
         """Take the hook away and forget the data. May be called twice."""
         if self._handle is not None:
-            self._handle.remove()
-            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
-            module_registry._global_forward_hooks_with_kwargs.pop(self._handle.id, None)
+            remove_hooks([self._handle])
             self._handle = None
         self._reset()
 

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from cockpit_lite.curvature.forward_probe import is_compiled
+from cockpit_lite.curvature.forward_probe import has_compiled_parts, remove_hooks
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
@@ -74,7 +74,7 @@ class ProbeBatch:
     def start(self) -> None:
         """Watch for the first call of the model in a step: all later ones of ours repeat it, with other samples."""
         self.stop()
-        if not any(is_compiled(module) or module._compiled_call_impl is not None for module in self._model.modules()):
+        if not has_compiled_parts(self._model):
             self._handles = [
                 register_module_forward_pre_hook(self._before_call),
                 register_module_forward_hook(self._after_call, with_kwargs=True),
@@ -82,10 +82,7 @@ class ProbeBatch:
 
     def stop(self) -> None:
         """Take the hooks away, and forget the step's call. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
-            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        remove_hooks(self._handles)
         self._handles, self._call = [], None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from cockpit_lite.curvature.forward_probe import remove_hooks
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.around import Learned
@@ -153,10 +153,7 @@ class PerSampleProbe:
 
     def stop(self) -> None:
         """Stop watching. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-            # PyTorch forgets to (seen in 2.15), and then warns of hooks that are no longer there.
-            module_registry._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        remove_hooks(self._handles)
         self._handles = []
         if self._early is not None:
             self._early.stop()
