@@ -36,12 +36,7 @@ class Recorder:
         ignored: Ignored | None = None,
     ):
         self.alerts: list[Alert] = []
-        optimizers = writer.info.get("optimizer", ())
-        self.history = History(
-            writer.info.get("shapes"),
-            [about["class"] for about in optimizers],
-            max((about.get("momentum", 0.0) for about in optimizers), default=0.0),
-        )
+        self.history = History.of_run(writer.info)
         self._writer: RunWriter | None = writer
         self._all_rules = tuple(rules)
         self._ignored = Ignored((), rules) if ignored is None else ignored

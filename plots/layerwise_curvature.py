@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.layers import layer_table, shorten_middle
+from cockpit_lite.plots.by_layer import draw_by_parameter, verdict_by_parameter
+from cockpit_lite.plots.layers import LayerTable, shorten_middle
 from cockpit_lite.plots.numbers import percent, short
-from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
 from cockpit_lite.run import Run
 
@@ -17,22 +16,16 @@ NAME = "layerwise_curvature"
 
 def layerwise_curvature(run: Run, ax: Axes) -> None:
     """Draw the trace of each parameter's block of the Hessian over the steps."""
-    layers = [f"{NAME}/{layer}" for layer in run.layers(NAME)]
-    with panel(run, ax, "Curvature by layer", unit="trace of the block", scale="auto", needs=[NAME, *layers]) as p:
-        if p.missing:
-            return
-        draw_layers(p, run, NAME)
-        p.read(verdict(run))
+    draw_by_parameter(run, ax, NAME, "Curvature by layer", "trace of the block", verdict(run))
 
 
 def verdict(run: Run) -> Verdict | None:
     """Name the parameter that carries most of the curvature."""
-    table = layer_table(run, NAME)
-    if table is None:
-        return None
-    broken = table.broken()
-    if broken:
-        return Verdict(f"{shorten_middle(broken[0], 30)} is not finite", "trouble")
+    return verdict_by_parameter(run, NAME, describe)
+
+
+def describe(run: Run, table: LayerTable) -> Verdict | None:
+    """Name the parameter that carries most of the curvature."""
     last = table.last()
     positive = np.where(np.isfinite(last) & (last > 0), last, 0.0)
     if not positive.any():

@@ -13,13 +13,7 @@ from cockpit_lite.run_log import LineReader, decode, read_info
 
 def diagnose(folder: Path) -> list[Alert]:
     """Return the findings of a run as today's rules see it, ranked."""
-    info = read_info(folder)
-    optimizers = info.get("optimizer", ())
-    history = History(
-        info.get("shapes"),
-        [about["class"] for about in optimizers],
-        max((about.get("momentum", 0.0) for about in optimizers), default=0.0),
-    )
+    history = History.of_run(read_info(folder))
     rules = [rule for rule in RULES if not rule.does_not_apply(history)]
     found: list[Alert] = []
     for line in LineReader(folder / "readings.jsonl").new_lines():

@@ -19,6 +19,7 @@ from benchmarks.detection.tasks import TASKS, Task
 from cockpit_lite import Alert, Cockpit, load_run
 from cockpit_lite.diagnosis import RULES
 from cockpit_lite.diagnosis.ranking import rank
+from cockpit_lite.preflight import QuietCockpit
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 #: Steps of a healthy training.
@@ -108,7 +109,7 @@ def execute(case: Case, keep: Path | None = None) -> dict[str, Any]:
         CONTROLS[case.control](setup)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cockpit = _QuietCockpit(_model(setup), setup.optimizer(), run=Path(folder) / "run", schedule=_often, budget=None)
+        cockpit = QuietCockpit(_model(setup), setup.optimizer(), run=Path(folder) / "run", schedule=_often, budget=None)
         metric = _train(setup, cockpit, steps)
         run = load_run(cockpit.folder)
         if keep is not None:
@@ -128,15 +129,6 @@ def execute(case: Case, keep: Path | None = None) -> dict[str, Any]:
 def described(alerts: Iterable[Alert]) -> list[tuple[str, int, str, tuple[str, ...]]]:
     """Return name, step, severity and places of findings."""
     return [(alert.name, alert.step, alert.severity, alert.where[:3]) for alert in alerts]
-
-
-class _QuietCockpit(Cockpit):
-    @staticmethod
-    def _announce(alert: Any) -> None:
-        pass
-
-    def _write_results(self) -> None:
-        pass
 
 
 def _often(step: int) -> bool:

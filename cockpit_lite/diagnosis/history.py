@@ -60,6 +60,13 @@ class History:
         self._layers: dict[str, dict[str, float]] = {}
         self._searched: dict[tuple[str, Callable[[float], bool]], int] = {}
 
+    @classmethod
+    def of_run(cls, info: Mapping[str, Any]) -> History:
+        """Return an empty history of the run that ``run.json`` describes."""
+        optimizers = info.get("optimizer", ())
+        momentum = max((about.get("momentum", 0.0) for about in optimizers), default=0.0)
+        return cls(info.get("shapes"), [about["class"] for about in optimizers], momentum)
+
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the scalar readings of one step; arrays are not kept, and of layerwise readings only the last ones."""
         self.step = max(self.step, step)

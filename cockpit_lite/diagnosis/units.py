@@ -146,8 +146,7 @@ class DeadUnits(Rule):
         shares = history.values("dead_units")[-min(count, 40) :]
         if len(shares) < min(count, 40) or not min(shares) > self.share:
             return None
-        layers = {name: share for name, share in history.layers("dead_units").items() if share > self.share}
-        names = tuple(sorted(layers, key=lambda name: -layers[name]))
+        names = _layers_above(history, "dead_units", self.share)
         return self.alert(
             history,
             where=names,
@@ -191,8 +190,7 @@ class SaturatedUnits(Rule):
         shares = history.values("saturation")[-self.measured :]
         if len(shares) < self.measured or not min(shares) > self.share:
             return None
-        layers = {name: share for name, share in history.layers("saturation").items() if share > self.share}
-        names = tuple(sorted(layers, key=lambda name: -layers[name]))
+        names = _layers_above(history, "saturation", self.share)
         return self.alert(
             history,
             where=names,
@@ -260,6 +258,12 @@ class RepresentationCollapse(Rule):
             evidence={"effective rank at first": before, "effective rank": now, "threshold": before / self.factor},
             confidence=0.7,
         )
+
+
+def _layers_above(history: History, reading: str, limit: float) -> tuple[str, ...]:
+    """Return the layers whose last reading is above the limit, the highest first."""
+    layers = {name: value for name, value in history.layers(reading).items() if value > limit}
+    return tuple(sorted(layers, key=lambda name: -layers[name]))
 
 
 def _rate(history: History) -> str:

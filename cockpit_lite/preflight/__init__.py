@@ -115,7 +115,7 @@ def _rules(model: nn.Module, optimizers: Sequence[Optimizer], batch: Any, loss: 
     model.train()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        cockpit = _QuietCockpit(model, optimizers, run=run, instruments="standard", schedule=Every(1), budget=None)
+        cockpit = QuietCockpit(model, optimizers, run=run, instruments="standard", schedule=Every(1), budget=None)
         with cockpit:
             for _ in range(_STEPS):
                 for optimizer in optimizers:
@@ -135,7 +135,7 @@ def _rules(model: nn.Module, optimizers: Sequence[Optimizer], batch: Any, loss: 
     return failed + passed
 
 
-class _QuietCockpit(Cockpit):
+class QuietCockpit(Cockpit):
     """Leaves neither a report nor a line in the terminal."""
 
     @staticmethod
