@@ -12,7 +12,7 @@ import pytest
 from cockpit_lite import cli
 from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis.rule import Rule
-from cockpit_lite.report import html
+from cockpit_lite.report import gauges, html
 from cockpit_lite.run_log import RunWriter
 
 
@@ -28,6 +28,7 @@ class LossRises(Rule):
 def rules(monkeypatch):
     monkeypatch.setattr("cockpit_lite.diagnosis.RULES", (LossRises(),))
     monkeypatch.setattr(html, "draw_picture", lambda report: html.Picture(problem="left out by the test"))
+    monkeypatch.setattr(gauges, "overview_png", lambda run: b"")
 
 
 @pytest.fixture

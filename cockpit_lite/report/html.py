@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,48 +15,49 @@ from markupsafe import Markup
 from cockpit_lite.plots.facts import described
 from cockpit_lite.report.chart import charts
 from cockpit_lite.report.explain import blocks, code_spans
+from cockpit_lite.report.svg import colour_rules
 from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
 
 if TYPE_CHECKING:
-    from cockpit_lite.plots.layout import Layout
+    from cockpit_lite.report.gauges import GaugePage
     from cockpit_lite.report.model import Report
 
 _FOLDER = Path(__file__).parent
-_DOTS_PER_INCH = 150  # sharp on a screen with more than 96 of them, and well below 1 MB
-_DOTS_PER_INCH_FOLDED = 100  # the user waits for them, and may never open them
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The cockpit page as PNG files, or the reason why there is none.
+    """The gauges of a run, or the reason why there are none.
 
     Attributes:
-        light: On white.
-        dark: On black.
-        folded: Names and pictures of the pages behind it, on white; the style sheet turns them round.
+        pages: The overview, and the pages behind it.
         problem: Why there is no picture.
     """
 
-    light: bytes = b""
-    dark: bytes = b""
-    folded: tuple[tuple[str, bytes], ...] = ()
+    pages: tuple[GaugePage, ...] = ()
     problem: str = ""
 
 
-def render_html(report: Report, picture: Picture | None = None) -> str:
-    """Return the page, with ``picture`` if it has been drawn already."""
+def render_html(report: Report) -> str:
+    """Return the page."""
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-            picture=draw_picture(report) if picture is None else picture,
+            style=style_sheet(),
+            colours=colour_rules(),
+            picture=draw_picture(report),
             charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
             settings=_flat(report.info),
             version=_version(),
         )
     )
+
+
+def style_sheet() -> Markup:
+    """Return the style sheet that reports and comparisons share."""
+    return Markup((_FOLDER / "report.css").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)
@@ -79,33 +79,20 @@ def _environment() -> Environment:
         spans=code_spans,
         safe_svg=Markup,
         described=described,
-        png_uri=_png_uri,
     )
     return environment
 
 
 def draw_picture(report: Report) -> Picture:
-    """Draw the cockpit page of the report's run; never raises."""
+    """Draw the gauges of the report's run; never raises."""
     if not report.steps:
         return Picture(problem="there is nothing to draw")
     try:
-        from cockpit_lite.plots.layout import OVERVIEW, pages
-        from cockpit_lite.plots.page import Page
+        from cockpit_lite.report.gauges import gauge_pages  # loads matplotlib
 
-        def draw(theme: str, layout: Layout, dots: int) -> bytes:
-            page = Page(theme, layout)
-            page.update(report.run)
-            return page.png(dots)
-
-        light, dark = (draw(theme, OVERVIEW, _DOTS_PER_INCH) for theme in ("light", "dark"))
-        folded = tuple((name, draw("light", layout, _DOTS_PER_INCH_FOLDED)) for name, layout in pages(report.run).items())
+        return Picture(gauge_pages(report.run))
     except Exception as error:  # a report without its picture is still a report
         return Picture(problem=shorten(f"drawing it failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
-    return Picture(light, dark, folded)
-
-
-def _png_uri(png: bytes) -> Markup:
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
 
 
 def _flat(info: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -239,20 +239,21 @@ class Report:
         """Write ``report.html``, ``report.json`` and ``cockpit.png`` into ``folder`` (default: that of the run).
 
         Returns:
-            The path of ``report.html``. There is no picture of a run without steps, nor where drawing fails; the page says why.
+            The path of ``report.html``. There is no ``cockpit.png`` of a run without steps, nor where drawing fails.
 
         Raises:
             OSError: if the folder cannot be written.
         """
-        from cockpit_lite.report.html import draw_picture, render_html
+        from cockpit_lite.report.gauges import overview_png
+        from cockpit_lite.report.html import render_html
 
         target = Path(folder) if folder is not None else self.run.folder
         target.mkdir(parents=True, exist_ok=True)
         write_atomically(target / JSON_FILE, self.to_json())
-        picture = draw_picture(self)
-        if picture.light:
-            write_atomically(target / PICTURE_FILE, picture.light)
-        return write_atomically(target / HTML_FILE, render_html(self, picture))
+        page = render_html(self)
+        if self.steps and (picture := overview_png(self.run)):
+            write_atomically(target / PICTURE_FILE, picture)
+        return write_atomically(target / HTML_FILE, page)
 
 
 def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import base64
 import itertools
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from cockpit_lite.plots.page import Page as PlotsPage
+from cockpit_lite.plots.style import DARK, LIGHT
 from cockpit_lite.report import build_report
+from cockpit_lite.report.svg import colour_rules, colours
 from cockpit_lite.run import Run
 from cockpit_lite.run_log import RunWriter
 from tests.report.cases import RULES, alert, record
@@ -83,24 +83,22 @@ def test_hostile_names_stay_text(make_run, pictures):
         alerts=(alert(name=HOSTILE, where=(HOSTILE,), cause=HOSTILE, advice=HOSTILE, evidence={HOSTILE: HOSTILE}),),
         final={"status": HOSTILE, "cost": {"share": 0.1, "instruments": {HOSTILE: 1.0}}},
     )
-    report = build_report(run, RULES)
-    page = Page(report.to_html())
+    text = build_report(run, RULES).save().read_text(encoding="utf-8")  # a lone surrogate can be written
+    page = Page(text)
     assert page.all("script") == []
     assert all(image["src"].startswith("data:") for image in page.all("img"))
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert "60481729" not in "".join(page.text)
-    assert "\x1b" not in report.to_html()
-    report.save()  # a lone surrogate can be written
+    assert "\x1b" not in text
 
 
-def test_the_page_needs_nothing_beside_it(make_run, pictures):
-    html = build_report(make_run(alerts=(alert(),)), RULES).to_html()
-    page = Page(html)
-    assert not re.search(r"""(?:src|href|srcset)=["'](?!data:|\#)""", html)
-    assert not re.search(r"url\(|@import", html)
+def test_the_page_needs_nothing_beside_it(drawn):
+    page = Page(drawn)
+    assert not re.search(r"""(?:src|href|srcset)=["'](?!data:|\#)""", drawn)
+    assert not re.search(r"url\((?!#)|@import", drawn)
     assert page.all("script") == []
     assert "default-src 'none'" in page.all("meta")[-1]["content"]
-    assert len(html) < 3_000_000
+    assert len(drawn) < 3_000_000
 
 
 def test_the_page_can_be_read_without_eyes(make_run):
@@ -121,11 +119,11 @@ def test_light_and_dark_have_every_colour_and_enough_contrast(make_run):
     style = re.search(r"<style>(.*?)</style>", build_report(make_run(steps=2), RULES).to_html(), re.DOTALL).group(1)
     light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in style.split("prefers-color-scheme: dark")[:2])
     assert light.keys() == dark.keys()
-    for colours in (light, dark):
+    for palette in (light, dark):
         for text, ground in [("ink", "page"), ("ink", "soft"), ("quiet", "page"), ("quiet", "card"), ("link", "page")] + [
             (tone, f"{tone}-soft") for tone in ("error", "warning", "note", "clean", "unknown")
         ]:
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+            assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
 
 
 def contrast(one: str, other: str) -> float:
@@ -146,49 +144,75 @@ def test_only_an_unfinished_run_is_called_so(make_run, final):
     assert ("The log does not say that the run has ended" in html) == (final is None)
 
 
-def test_the_cockpit_is_shown_light_and_dark(make_run, pictures):
-    page = Page(build_report(make_run(), RULES).to_html())
-    (image,), (source,) = page.all("img"), page.all("source")
-    assert source["media"] == "screen and (prefers-color-scheme: dark)"
-    light, dark = (base64.b64decode(uri.removeprefix("data:image/png;base64,")) for uri in (image["src"], source["srcset"]))
-    assert light.startswith(b"\x89PNG")
-    assert dark.startswith(b"\x89PNG")
-    assert light != dark
+def test_the_gauges_take_the_colours_of_the_page(drawn):
+    gauges = re.search(r'<section id="cockpit".*?</section>\n\n', drawn, re.DOTALL).group(0)
+    own = {colour for theme in (LIGHT, DARK) for colour in colours(theme).values()}
+    plain = re.sub(r'<svg[^>]*class="turned".*?</svg>', "", gauges, flags=re.DOTALL)
+    assert "var(--gauge-text)" in plain
+    assert [colour for colour in re.findall(r"#[0-9a-f]{6}\b", plain) if colour in own] == []
+    used = set(re.findall(r"var\(--(gauge-[\w-]+)\)", gauges))
+    light, dark = (set(re.findall(r"--(gauge-[\w-]+):", part)) for part in colour_rules().split("@media"))
+    assert used <= light == dark
+
+
+def test_colours_that_are_one_in_the_light_are_one_in_the_dark():
+    light, dark = colours(LIGHT), colours(DARK)
+    for one, other in itertools.combinations(light, 2):
+        assert light[one] != light[other] or dark[one] == dark[other]
+
+
+def test_every_gauge_says_in_words_what_it_shows(drawn):
+    labels = [svg["aria-label"] for svg in Page(drawn).all("svg")]
+    assert any(label.startswith("Loss: loss ") for label in labels)
+    assert any(re.search("not measured, because its instrument was not switched on$", label) for label in labels)
+
+
+def test_no_two_pictures_share_an_identifier(drawn):
+    identifiers = re.findall(r' id="([^"]+)"', drawn)
+    assert len(identifiers) == len(set(identifiers))
+    referred = set(re.findall(r"url\(#([^)]+)\)", drawn)) | set(re.findall(r'xlink:href="#([^"]+)"', drawn))
+    assert referred
+    assert referred <= set(identifiers)
 
 
 def test_readings_that_are_not_on_the_cockpit_are_folded_below_it(make_run, pictures):
     run = make_run(layers=("0.weight",))
     writer = RunWriter(run.folder.with_name("more"), run.info)
     for step in range(5):
-        writer.step(step, {"loss": 1.0, "gsnr": 0.5, "early_stopping": -1.0, "cabs": 8.0, "a_reading_of_mine": 3.0})
+        values = {
+            "loss": 1.0,
+            "gsnr": 0.5,
+            "early_stopping": -1.0,
+            "cabs": 8.0,
+            "a_reading_of_mine": 3.0 + step,
+            "never_changes": 1.0,
+        }
+        writer.step(step, values)
     writer.close()
     page = Page(build_report(Run(writer.folder), RULES).to_html())
-    cockpit, *folded = page.all("img")
-    assert len(folded) == 2
     assert {"Gradients", "More"} <= set(page.text)
-    assert all(base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG") for image in folded)
-    assert all(image["alt"] and image["src"] != cockpit["src"] for image in folded)
+    labels = [svg["aria-label"] for svg in page.all("svg")]
+    assert any(label.startswith("A reading of mine: 5") for label in labels)
+    assert not any("ever changes" in label for label in labels)
+    assert "never_changes" in page.text  # in the table
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_picture_only(make_run, pictures, monkeypatch):
     def fail(*arguments, **more):
         raise RuntimeError("no <fonts>")
 
-    monkeypatch.setattr("cockpit_lite.plots.page.Page.update", fail)
-    page = Page(build_report(make_run(), RULES).to_html())
-    assert page.all("img") == []
+    monkeypatch.setattr("cockpit_lite.plots.panel.Panel.end", fail)
+    report = build_report(make_run(), RULES)
+    assert not (report.save().parent / "cockpit.png").exists()
+    page = Page(report.to_html())
+    assert page.all("svg") == []
     assert "No picture: drawing it failed (RuntimeError: no <fonts>)." in "".join(page.text)
 
 
-def test_the_picture_is_drawn_once_for_the_page_and_beside_it(make_run, pictures, monkeypatch):
-    drawn = []
-    real = PlotsPage.png
-    monkeypatch.setattr(PlotsPage, "png", lambda self, dpi: drawn.append(real(self, dpi)) or drawn[-1])
+def test_the_overview_lies_beside_the_page(make_run, pictures):
     run = make_run()
-    path = build_report(run, RULES).save()
-    assert len(drawn) == 2
-    assert (run.folder / "cockpit.png").read_bytes() == drawn[0]
-    assert base64.b64encode(drawn[0]).decode() in path.read_text(encoding="utf-8")
+    build_report(run, RULES).save()
+    assert (run.folder / "cockpit.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""A matplotlib figure as inline SVG: small, without ids that could meet those of another, in the colours of the page around it.
+
+The colours of the theme become variables of the style sheet, so one picture serves light, dark and paper. A picture that holds
+a heat map, whose pixels know no variables, keeps its colours and is marked to be turned round in the dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import fields
+from html import escape
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from cockpit_lite.plots import style
+from cockpit_lite.plots.style import Theme
+from cockpit_lite.report.text import printable
+
+#: How much of a series colour the legend of a band shows; see ``Panel.band``.
+_PALE = 0.3
+
+_HEADER = re.compile(r"^.*?<svg[^>]*>", re.DOTALL)
+_DEFINED = re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL)
+_IDENTIFIER = re.compile(r' id="([^"]*)"')
+_REFERENCE = re.compile(r'url\(#([^)"]*)\)|xlink:href="#([^"]*)"')
+_COORDINATES = re.compile(r'\b(d|x|y|width|height|transform|points)="([^"]*)"')
+_DECIMALS = re.compile(r"(\d\.\d)\d+")
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+
+
+def inline_svg(figure: Figure, label: str, key: str) -> Markup:
+    """Return the figure as an ``<svg>`` element.
+
+    Args:
+        figure: In the light theme; what is behind its axes is left to the page.
+        label: The text alternative.
+        key: Told apart from that of every other picture on the page by its letters and digits.
+    """
+    figure.patch.set_visible(False)
+    drawn = io.StringIO()
+    # A name in a script that no installed font knows is the reader's browser's to draw: text stays text.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cockpit-lite", "path.simplify_threshold": 0.5}):
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})
+    body = _DEFINED.sub("", _HEADER.sub("", drawn.getvalue(), count=1))
+    body = _own_identifiers(body, key)
+    body = _COORDINATES.sub(lambda match: f'{match[1]}="{_short_path(match[2])}"', body)
+    body = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", body)
+    body = re.sub(r">\s+<", "><", body)
+    turned = "<image" in body
+    if not turned:
+        body = _COLOUR.sub(lambda match: _VARIABLES.get(match[0], match[0]), body)
+    width, height = (72 * size for size in figure.get_size_inches())
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(printable(label), quote=True)}"'
+    look = ' class="turned"' if turned else ""
+    return Markup(f"{head}{look}>{printable(body)}")
+
+
+def colour_rules() -> Markup:
+    """Return the style sheet's rules that give the variables their colours, light, dark and on paper."""
+    light, dark = ("".join(f"--gauge-{name}: {value};" for name, value in colours(theme).items()) for theme in _THEMES)
+    return Markup(f":root {{{light}}}\n@media screen and (prefers-color-scheme: dark) {{ :root {{{dark}}} }}")
+
+
+def colours(theme: Theme) -> dict[str, str]:
+    """Return the colours of a theme by the names of their variables."""
+    found: dict[str, str] = {}
+    for field in fields(theme):
+        value = getattr(theme, field.name)
+        if isinstance(value, str):
+            found[field.name] = value
+    for index, shade in enumerate(theme.series):
+        found[f"series-{index}"] = shade
+        found[f"series-{index}-pale"] = style.mix(shade, theme.card, _PALE)
+    return found
+
+
+_THEMES = (style.LIGHT, style.DARK)
+#: Two colours that are equal in the light are equal in the dark, too; a test holds it.
+_VARIABLES = {value: f"var(--gauge-{name})" for name, value in reversed(colours(style.LIGHT).items())}
+
+
+def _own_identifiers(body: str, key: str) -> str:
+    """Drop the identifiers that nothing refers to, and tell the others apart from those of other pictures."""
+    prefix = re.sub(r"\W", "-", key)
+    used = {first or second for first, second in _REFERENCE.findall(body)}
+    body = _IDENTIFIER.sub(lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", body)
+    return _REFERENCE.sub(lambda match: f"url(#{prefix}-{match[1]})" if match[1] else f'xlink:href="#{prefix}-{match[2]}"', body)
+
+
+def _short_path(numbers: str) -> str:
+    r"""Return coordinates to a tenth of a point, on one line.
+
+    >>> _short_path("M 12.3456 7 \nL 1.04 2 \n")
+    'M 12.3 7 L 1.0 2'
+    """
+    return " ".join(_DECIMALS.sub(r"\1", numbers).split())
