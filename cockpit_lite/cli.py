@@ -1,4 +1,4 @@
-"""The command line: demo, watch, report, explain, check.
+"""The command line: demo, run, watch, report, explain, check.
 
 Torch, matplotlib and jinja2 are imported by the commands that use them, so that ``check`` and ``explain`` answer at once.
 Exit codes: 0 done and clean, 1 findings (``check``), 2 wrong usage or a run that could not be read.
@@ -70,6 +70,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_demo)
 
+    run = commands.add_parser(
+        "run",
+        help="run a training script as it is, and watch what it trains",
+        usage="cockpit-lite run [options] [-m] SCRIPT [its arguments]",
+        description="Run a training script, unchanged, as python does, and watch the models that it trains. "
+        "The exit code is the script's own.",
+    )
+    run.add_argument("--run", metavar="DIR", help="folder for the run (default: a new one under runs/)")
+    run.add_argument(
+        "--instruments",
+        metavar="NAMES",
+        default="standard",
+        help="light, standard, full, or names joined by commas (default: standard)",
+    )
+    run.add_argument(
+        "--budget",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of training time that measuring may cost (default: 0.05)",
+    )
+    run.add_argument("--live", choices=("window", "terminal"), help="watch while it trains")
+    run.add_argument(
+        "--fail-on", choices=SEVERITIES, help="exit with 1 if the script ended well and has such findings, or graver ones"
+    )
+    run.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is the name of a module, as for python -m")
+    run.add_argument("script", metavar="SCRIPT", help="the training script")
+    run.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="its own arguments")
+    run.set_defaults(command=_run)
+
     watch = commands.add_parser("watch", help="follow a run that is going on, or look at one that has ended")
     watch.add_argument("run", metavar="RUN", help="folder of the run")
     where = watch.add_mutually_exclusive_group()
@@ -118,6 +148,21 @@ def _demo(options: argparse.Namespace) -> int:
     live = "window" if options.live else None
     run_demo(broken=options.broken, run=options.run, steps=options.steps, live=live, seed=options.seed)
     return CLEAN
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cockpit_lite.run import load_run
+    from cockpit_lite.script import Watch, run_script
+
+    watch = Watch(options.run, instruments=options.instruments.split(","), budget=options.budget, live=options.live)
+    code = run_script(options.script, options.arguments, watch, is_module=options.is_module)
+    if not watch.folders:
+        sys.stderr.write("cockpit-lite: no training was seen: no module was called that holds parameters of an optimizer.\n")
+    if code == CLEAN and options.fail_on is not None:
+        failing = _failing(options.fail_on)
+        found = (alert for folder in watch.folders for alert in load_run(folder).alerts)
+        return FINDINGS if any(alert.severity in failing for alert in found) else CLEAN
+    return code
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -181,7 +226,7 @@ def _check(options: argparse.Namespace) -> int:
     report = build_report(load_run(options.run))
     if report.run.bad_lines:
         sys.stderr.write(f"cockpit-lite: {count(report.run.bad_lines, 'line')} of the log could not be read.\n")
-    failing = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
+    failing = _failing(options.fail_on)
     console = _console()
     findings = [alert for alert in report.findings if alert.severity in failing]
     for alert in findings:
@@ -192,6 +237,10 @@ def _check(options: argparse.Namespace) -> int:
         return _fail(report.summary)
     console.print(one_line(f"{report.summary} {report.ending}"), markup=False, highlight=False, soft_wrap=True)
     return CLEAN
+
+
+def _failing(mildest: str) -> Sequence[str]:
+    return SEVERITIES[: SEVERITIES.index(mildest) + 1]
 
 
 def _console() -> Console:
