@@ -1,10 +1,13 @@
-"""Weights with and without the cockpit, bit by bit, for each optimizer.
+"""Training with and without the cockpit, bit by bit: every optimizer for long, and every way of training with every optimizer.
 
 A net with dropout and batch norm is trained for 50 steps on scikit-learn's digits, twice from the same seeds: plain, and with
 every instrument measuring at every step. Compared are the bits of the weights, and apart from them of everything else that the
 training leaves behind: losses, gradients, buffers, optimizer state, the states of the random number generators, hooks.
 
 The last row is the control: the comparison must see it when one weight is moved by one unit in its last place after the training.
+
+Then the combinations of ``tests/combinations.py``: ways to train (accumulation, autocast, several cockpits, threads, ...), each
+with every optimizer, on the architectures of the zoo in turn, a few steps each.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.page import arguments, publish, table
 from cockpit_lite import load_run
-from tests.identity import EVERYTHING, Outcome, Watch, cockpit, compare, outcome
+from tests.combinations import COMBINATIONS, FEATURES, Combination
+from tests.identity import EVERYTHING, CockpitFactory, Outcome, Watch, cockpit, compare, outcome
 from tests.optimizers import OPTIMIZERS, OptimizerCase
 
 STEPS = 50
@@ -81,9 +85,37 @@ def verdict(found: list[str]) -> str:
     return "identical" if not found else f"**{len(found)} differ**, first {found[0]}"
 
 
+def combination_differences(combination: Combination, folder: Path) -> tuple[list[str], int]:
+    """Train one combination plain and watched; return what differs, and how many readings were taken meanwhile."""
+    plain = outcome(combination.train, None, seed=0)
+    with contextlib.redirect_stderr(io.StringIO()):  # alerts
+        watched = outcome(combination.train, CockpitFactory(folder, False, EVERYTHING), seed=0)
+    runs = [load_run(run) for run in folder.parent.glob(f"{folder.name}*")]
+    return list(compare(plain.observed, watched.observed)), sum(len(run.series(name)[0]) for run in runs for name in run.names)
+
+
+def combinations_table(chosen: Sequence[Combination], folder: Path) -> tuple[str, int, list[str]]:
+    """Return the table by way of training, how many combinations were identical, and a line for each that was not."""
+    counts = {feature: [0, 0, 0] for feature in FEATURES}
+    failures = []
+    for number, combination in enumerate(chosen):
+        found, readings = combination_differences(combination, folder / f"combination-{number}")
+        count = counts[combination.feature]
+        count[0] += not found
+        count[1] += 1
+        count[2] += readings
+        if found:
+            failures.append(f"- {combination.name}: {found[0]}")
+    rows = [[feature, f"{same} of {tried}", readings] for feature, (same, tried, readings) in counts.items() if tried]
+    header = ["way of training", "everything identical", "readings taken meanwhile"]
+    return table(header, rows), sum(count[0] for count in counts.values()), failures
+
+
 def main() -> None:
-    """Compare all optimizers and write the section."""
-    options = arguments(__doc__).parse_args()
+    """Compare everything and write the section."""
+    parser = arguments(__doc__)
+    parser.add_argument("--combinations", type=int, default=len(COMBINATIONS), help="how many of them (default: all)")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     data = images()
     rows = []
@@ -100,6 +132,8 @@ def main() -> None:
             readings = load_run(run)
             measured = sum(len(readings.series(name)[0]) for name in readings.names)
             rows.append([case.name, verdict(weights), verdict(rest), measured])
+        chosen = COMBINATIONS[:: max(len(COMBINATIONS) // options.combinations, 1)][: options.combinations]
+        combined, same, failures = combinations_table(chosen, Path(folder))
     first = OPTIMIZERS[0]
     control, rest = differences(
         outcome(training(first, *data), None, seed=0), outcome(training(first, *data, nudge=True), None, seed=0)
@@ -118,6 +152,22 @@ gradients, buffers, optimizer state, states of the random number generators, hoo
 Weights bit-identical for {identical} of {len(OPTIMIZERS)} optimizers (target: all): {target}.
 
 {table(header, rows)}
+
+### {len(chosen)} combinations of nets, optimizers and ways to train
+
+{len({combination.architecture.name for combination in chosen})} architectures of the zoo, {len(OPTIMIZERS)} optimizers,
+{
+        len(FEATURES)
+    } ways of training, a few steps each. Compared are weights, buffers, gradients, optimizer state, losses, random number
+generators (Python's, numpy's, torch's), modes, hooks, keys of the state dictionaries, warnings and exceptions.
+
+**{same} of {len(chosen)}** identical in everything (target: all of at least 200): {
+        "met" if same == len(chosen) >= 200 else "**missed**"
+    }.
+
+{combined}
+
+{chr(10).join(failures)}
 """
     publish("identity", "Watching changes nothing", body, options.print_only)
 

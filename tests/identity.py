@@ -86,14 +86,14 @@ def assert_identical(
         The recorded (first) run, so that a test can check that something was measured at all.
     """
     plain = outcome(train, None, seed)
-    watched = outcome(train, _CockpitFactory(run, report, EVERYTHING if cockpit_options is None else cockpit_options), seed)
+    watched = outcome(train, CockpitFactory(run, report, EVERYTHING if cockpit_options is None else cockpit_options), seed)
     differences = list(compare(plain.observed, watched.observed))
     assert not differences, "watching changed the training:\n" + "\n".join(differences[:20])
     return load_run(run)
 
 
-class _CockpitFactory:
-    """Makes cockpits with a run folder each."""
+class CockpitFactory:
+    """Makes cockpits with a run folder each: ``run``, ``run-2`` and so on."""
 
     def __init__(self, run: Path, report: bool, options: Mapping[str, Any]) -> None:
         self.run, self.report, self.options, self.count = run, report, options, 0

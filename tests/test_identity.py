@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cockpit_lite import load_run
+from tests.combinations import COMBINATIONS, FEATURES, Combination
 from tests.identity import EVERYTHING, Watch, assert_identical, cockpit, compare, outcome
 from tests.optimizers import OPTIMIZERS, OptimizerCase
 from tests.zoo import ZOO, Architecture
@@ -174,6 +175,25 @@ def test_the_whole_zoo(architecture: Architecture, tmp_path: Path) -> None:
 
     run = assert_identical(train, tmp_path / "run")
     assert list(run.series("loss")[0]) == [0, 1, 2, 3]
+
+
+#: One of each way of training, with an optimizer that is another one each time; benchmarks.identity runs them all.
+SLICE = [
+    of_feature[number % len(of_feature)]
+    for number, of_feature in enumerate([c for c in COMBINATIONS if c.feature == feature] for feature in FEATURES)
+]
+
+
+@pytest.mark.parametrize("combination", SLICE, ids=lambda combination: combination.name)
+def test_every_way_of_training(combination: Combination, tmp_path: Path) -> None:
+    run = assert_identical(combination.train, tmp_path / "run")
+    assert len(run.series("loss")[0]) >= 2
+
+
+def test_every_way_of_training_meets_every_optimizer_and_every_net() -> None:
+    assert len(COMBINATIONS) >= 200 and len({combination.name for combination in COMBINATIONS}) == len(COMBINATIONS)
+    assert {combination.architecture.name for combination in COMBINATIONS} == set(ZOO)
+    assert all({c.case.name for c in COMBINATIONS if c.feature == feature} >= {"sgd", "adahessian"} for feature in FEATURES)
 
 
 @pytest.mark.parametrize("instruments", ["light", "standard", "full"])

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.forward_probe import MOST_CALLS, nodes_behind, remove_hooks
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head.nodes import saved, signed
 
 logger = logging.getLogger("cockpit_lite")
 
@@ -161,7 +163,7 @@ def loss_inputs(loss: Tensor) -> LossInputs | None:
         seen.add(node)
         try:
             found = _read(node)
-        except RuntimeError:  # its tensors are gone, or were changed in place
+        except NotMeasured:  # its tensors are gone, were changed in place, or would be computed again by the user's checkpoint
             return None
         if found is not None:
             return found
@@ -173,16 +175,15 @@ def _read(node: Any) -> LossInputs | None:
     kind = type(node).__name__
     before = node.next_functions[0][0] if node.next_functions else None
     if kind in ("NllLossBackward0", "NllLoss2DBackward0"):
-        ignored = node._saved_ignore_index
-        ignored = ignored - 2**64 if ignored >= 2**63 else ignored  # shown without its sign
+        prediction, target, ignored = saved(node, "self"), saved(node, "target"), signed(saved(node, "ignore_index"))
         softmax = _through_shapes(before)
         if type(softmax).__name__ == "LogSoftmaxBackward0":
             made_by = softmax.next_functions[0][0]
-            return LossInputs("cross_entropy", node._saved_self.detach(), node._saved_target, _operation(made_by), ignored)
-        return LossInputs("nll", node._saved_self.detach(), node._saved_target, _operation(before), ignored)
+            return LossInputs("cross_entropy", prediction, target, _operation(made_by), ignored)
+        return LossInputs("nll", prediction, target, _operation(before), ignored)
     if kind in _REGRESSION or kind in _BINARY:
         name = _REGRESSION.get(kind) or _BINARY[kind]
-        return LossInputs(name, node._saved_self.detach(), node._saved_target.detach(), _operation(before))
+        return LossInputs(name, saved(node, "self"), saved(node, "target"), _operation(before))
     return None
 
 
