@@ -11,8 +11,8 @@ large ones get gradients of the same magnitude. Bad: rows that spread far to bot
 gradients); rows at different columns (layers of different scale that get very different gradients); mass in the middle column
 (dead units, vanishing gradients); large parameters whose gradients all have the sign that makes them larger still.
 
-From a random sample of elements, the same as that of ``grad_hist_1d``; ``exact=True`` looks at all of them. About a kilobyte a
-measured step.
+From a random sample of elements, the same as that of ``grad_hist_1d`` of the whole model; ``exact=True`` looks at all of them.
+About a kilobyte a measured step.
 
 Source: F. Schneider, F. Dangel, P. Hennig, "Cockpit" (NeurIPS 2021), section 2.2 and figure 3.
 """
@@ -23,21 +23,30 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Reading, Readings, layerwise
+from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
 from cockpit_lite.probes.bins import SymmetricBins
-from cockpit_lite.probes.per_sample.histogram import element_histograms
+from cockpit_lite.probes.per_sample.histogram import Binning, model_histogram, parameter_histograms
+from cockpit_lite.probes.per_sample.sampled import SampledElements
 from cockpit_lite.step import Step
 
 PARAMETER_BINS = SymmetricBins(low=-4, high=1, per_decade=1)
 GRADIENT_BINS = SymmetricBins(low=-8, high=3, per_decade=1)
-SHAPE = (PARAMETER_BINS.count, GRADIENT_BINS.count)
+
+
+def joint_index(sample: SampledElements) -> Tensor:
+    """Return row times number of columns plus column, where one more row and one more column hold what is NaN."""
+    rows = PARAMETER_BINS.index(sample.parameters) * (GRADIENT_BINS.count + 1)
+    return GRADIENT_BINS.index(sample.gradients, sample.logarithms).add_(rows)
+
+
+BINNING = Binning((PARAMETER_BINS.count, GRADIENT_BINS.count), joint_index)
 
 
 class GradHist2d(Instrument):
     """Writes ``grad_hist_2d`` of the whole model, and its bins.
 
     Args:
-        elements: How many elements of the model to draw at a measurement, beside 32 of every parameter.
+        elements: How many elements of the model to draw at a measurement, beside 32 of every parameter with ``layers``.
         exact: Whether to look at every element of every sample instead: slow, from one training step's time for a transformer
             to hundreds for an MLP.
         layers: Whether to write ``grad_hist_2d/<parameter>``, too: a kilobyte each.
@@ -55,21 +64,9 @@ class GradHist2d(Instrument):
         self.layers = layers
 
     def measure(self, step: Step) -> Readings:
-        found = element_histograms(step, _binning, SHAPE[0] * SHAPE[1], self.elements)
-        readings = {"grad_hist_2d": found.reading(), **layerwise("grad_hist_2d", found.layer_readings() if self.layers else {})}
-        bins = torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()])
-        return {name: _as_table(reading) for name, reading in readings.items()} | {"grad_hist_2d_bins": bins}
-
-
-def _binning(gradients: Tensor, parameters: Tensor) -> Tensor:
-    """Return row times number of columns plus column; what is NaN in one of the two is in no bin."""
-    rows, columns = PARAMETER_BINS.index(parameters), GRADIENT_BINS.index(gradients)
-    nowhere = (rows == SHAPE[0]) | (columns == SHAPE[1])
-    return (rows * SHAPE[1] + columns).masked_fill_(nowhere, SHAPE[0] * SHAPE[1])
-
-
-def _as_table(reading: Tensor | Reading) -> Tensor | Reading:
-    if isinstance(reading, Reading):
-        assert isinstance(reading.value, Tensor)
-        return Reading(reading.value.reshape(SHAPE), reading.kind, note=reading.note)
-    return reading.reshape(SHAPE)
+        names = list(step.per_sample_gradients.shapes) if self.layers else []
+        return {
+            "grad_hist_2d": model_histogram(step, BINNING, self.elements),
+            "grad_hist_2d_bins": torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()]),
+            **layerwise("grad_hist_2d", parameter_histograms(step, BINNING, names, self.elements is None)),
+        }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import SGD
 from cockpit_lite import load_run
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import Instrument, Reading
+from cockpit_lite.instruments import grad_hist_1d
 from cockpit_lite.instruments.grad_hist_1d import BINS, GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GRADIENT_BINS, PARAMETER_BINS, GradHist2d
 from cockpit_lite.probes.per_sample import LayerGradients, PerSampleStatistics
@@ -41,6 +42,9 @@ class MadeUp(dict[str, LayerGradients]):
 
     def __iter__(self) -> Any:
         return iter(self.items())
+
+    def of(self, names: Collection[str]) -> Any:
+        return iter([(name, layer) for name, layer in self.items() if name in names])
 
 
 def made_up_step(contributions: dict[str, Tensor], index: int = 0) -> Step:
@@ -73,8 +77,9 @@ def watched(architecture: Architecture, instrument: Instrument, folder: Path) ->
     + [(ZOO[name], GradHist2d) for name in ("mlp", "conv", "gpt_tied", "lstm_bidirectional", "lora")],
     ids=lambda entry: entry.name,
 )
-def test_exact_over_the_zoo(architecture: Architecture, kind: Any, tmp_path: Path) -> None:
+def test_exact_over_the_zoo(architecture: Architecture, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bins whose elements are all above the rounding errors of float32 hold what numpy counts in float64."""
+    monkeypatch.setattr(grad_hist_1d, "LAYERS_A_STEP", 1000)
     run, model = watched(architecture, kind(exact=True, layers=True), tmp_path / "run")
     contributions = reference.contributions(architecture, model, architecture.batch(N, torch.Generator().manual_seed(5)))
     names = run.layers(kind.name)
@@ -117,8 +122,9 @@ def contributions(samples: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("samples", [5, 67, 3 * SAMPLES])
 @pytest.mark.parametrize("kind", [GradHist1d, GradHist2d])
-def test_a_sample_is_unbiased(kind: Any, samples: int) -> None:
+def test_a_sample_is_unbiased(kind: Any, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over many draws comes as close to the exact histograms as its own standard error allows."""
+    monkeypatch.setattr(grad_hist_1d, "LAYERS_A_STEP", len(SIZES))
     made = contributions(samples)
     exact = kind(exact=True, layers=True).measure(made_up_step(made))
     draws: dict[str, list[Tensor]] = {}
@@ -132,7 +138,8 @@ def test_a_sample_is_unbiased(kind: Any, samples: int) -> None:
         drawn, expected = torch.stack(draws[reading]), value(exact[reading])
         error = drawn.std(0) / math.sqrt(len(drawn))
         assert drawn.std(0).max() > 100 or (samples == 5 and reading != name), "nothing was drawn"
-        assert ((drawn.mean(0) - expected).abs() <= 4.5 * error + 2).all(), reading
+        rare = 20  # of a million: in 400 draws too few are met for an error of their own
+        assert ((drawn.mean(0) - expected).abs() <= 4.5 * error + rare).all(), reading
 
 
 def test_small_models_are_looked_at_whole() -> None:
@@ -147,7 +154,7 @@ def test_a_sample_says_that_it_is_one() -> None:
     reading = GradHist1d(elements=40).measure(made_up_step(contributions(200)))["grad_hist_1d"]
     assert isinstance(reading, Reading)
     assert reading.kind == "estimated"
-    assert reading.note == "from 91 of 1220 elements of 33 samples"
+    assert reading.note == "from 40 of 1220 elements of 33 samples"
 
 
 def test_parameters_that_are_not_covered_are_said() -> None:
@@ -187,12 +194,13 @@ def coarser() -> Tensor:
     return GRADIENT_BINS.index(inside)
 
 
-@pytest.mark.parametrize(("parameters", "every"), [(4, 1), (5, 2), (60, 15)])
-def test_layers_are_written_as_often_as_the_log_allows(parameters: int, every: int) -> None:
+@pytest.mark.parametrize(("parameters", "every"), [(1, 1), (2, 1), (5, 3), (60, 30)])
+def test_parameters_take_turns(parameters: int, every: int) -> None:
     made = {f"p{number}": torch.randn(3, 2) for number in range(parameters)}
     instrument = GradHist1d()
-    written = [len([name for name in instrument.measure(made_up_step(made)) if "/" in name]) for _ in range(2 * every + 1)]
-    assert written == [parameters, *itertools.repeat(0, every - 1)] * 2 + [parameters]
+    written = [[name for name in instrument.measure(made_up_step(made)) if "/" in name] for _ in range(every)]
+    assert {name for names in written for name in names} == {f"grad_hist_1d/{name}" for name in made}
+    assert {len(names) for names in written} == {min(parameters, 2)}
     assert not any("/" in name for name in GradHist1d(layers=False).measure(made_up_step(made)))
 
 
@@ -220,7 +228,7 @@ def test_batch_normalisation_makes_them_conditional(tmp_path: Path) -> None:
         model(torch.randn(24, 4)).square().mean().backward()
         optimizer.step()
     run = load_run(tmp_path / "run")
-    for name in ("grad_hist_1d", "grad_hist_1d/0.weight", "grad_hist_2d"):
+    for name in ("grad_hist_1d", f"grad_hist_1d/{run.layers('grad_hist_1d')[0]}", "grad_hist_2d"):
         assert run.how(name)[0]["kind"] == "conditional"
 
 

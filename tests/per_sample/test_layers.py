@@ -16,7 +16,7 @@ from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.per_sample import layers as layers_module
 from cockpit_lite.probes.per_sample import survey as survey_module
 from cockpit_lite.probes.per_sample.elements import elements, rows, samples, stored
-from cockpit_lite.probes.per_sample.forms import Chunks, Condensed, Dense, Form, OuterProducts, add
+from cockpit_lite.probes.per_sample.forms import Chunks, Condensed, Dense, Form, OuterProducts, Windows, add
 from cockpit_lite.probes.per_sample.layers import LayerGradients, PerSampleGradients
 from tests import reference
 from tests.per_sample.checker import relative_error
@@ -205,6 +205,27 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
         torch.testing.assert_close(
             samples(form, start, end + 1).reshape(-1, form.shape[0], whole.shape[2]), whole[start : end + 1]
         )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 999), SIZE, st.integers(1, 2), *[st.integers(1, 3)] * 5)
+def test_elements_of_windows(
+    seed: int, n: int, groups: int, size: int, stride: int, dilation: int, fan_in: int, axes: int
+) -> None:
+    """Of a convolution they are read off the images, where they make a block of rows and columns and where they do not."""
+    generator = torch.Generator().manual_seed(seed)
+    steps, gaps, shape = [stride, 1, 2][:axes], [dilation, 2, 1][:axes], torch.Size([2 * groups, fan_in, *[size, 2, 1][:axes]])
+    positions = torch.randint(1, 4, (axes,), generator=generator).tolist()
+    axis = zip(positions, steps, shape[2:], gaps, strict=True)
+    pixels = [count * step + (width - 1) * gap for count, step, width, gap in axis]  # strides leave some at the end
+    images = torch.randn(n, fan_in * groups, *pixels, generator=generator)
+    deltas = torch.randn(n, 2 * groups, *positions, generator=generator)
+    form = Windows(images, deltas, steps, gaps, groups, shape)
+    whole = form.gradients().flatten(1)
+    layer = LayerGradients([form], shape)
+    for indices in (layer.choose(6, generator), torch.randint(shape.numel(), (9,), generator=generator)):
+        for of in (slice(None), slice(n - 1, n, 2)):
+            torch.testing.assert_close(elements(form, indices, of), whole[of][:, indices])
 
 
 def test_a_form_that_was_let_go_says_so() -> None:

@@ -16,7 +16,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from cockpit_lite.probes.per_sample.forms import CHUNK, Chunks, Dense, Form, OuterProducts, Rows, Sum
+from cockpit_lite.probes.per_sample.forms import CHUNK, Chunks, Dense, Form, OuterProducts, Rows, Sum, Windows
 
 
 @singledispatch
@@ -86,13 +86,10 @@ def _(form: OuterProducts, indices: Tensor, of: slice) -> Tensor:
         inputs = every_input[:, 0, 0].index_select(1, ins.to(every_input.device))
         return inputs.mul_(every_delta[:, 0, 0].index_select(1, outs.to(every_delta.device)))
     if groups == 1 and positions > 1:
-        unique_outs, at_outs = torch.unique(outs, return_inverse=True)
-        unique_ins, at_ins = torch.unique(ins, return_inverse=True)
-        if len(unique_outs) * len(unique_ins) <= 4 * len(indices):  # nearly a block: one product of a few columns
-            deltas = every_delta[:, 0].index_select(2, unique_outs.to(every_delta.device))
-            inputs = every_input[:, 0].index_select(2, unique_ins.to(every_input.device))
-            block = (deltas.transpose(1, 2) @ inputs).flatten(1)
-            return block[:, (at_outs * len(unique_ins) + at_ins).to(block.device)]
+        block = _Block(outs, ins)
+        if block.is_dense():
+            inputs = every_input[:, 0].index_select(2, block.ins.to(every_input.device)).transpose(1, 2)
+            return block.elements(every_delta[:, 0].transpose(1, 2), inputs)
     group, outs, ins = (which.to(every_delta.device) for which in (outs // fan_out, outs % fan_out, ins))
     some = max(1, CHUNK // max(1, positions * len(indices)))
     found = []
@@ -102,6 +99,28 @@ def _(form: OuterProducts, indices: Tensor, of: slice) -> Tensor:
         else:  # advanced indices put the chosen axis first: (k, n, T)
             found.append((inputs[:, group, :, ins] * deltas[:, group, :, outs]).sum(2).T)
     return torch.cat(found)
+
+
+class _Block:
+    """The rows and columns of a matrix that some of its elements lie in.
+
+    Args:
+        outs: The rows of the elements, integers on the CPU, shape (k,).
+        ins: Their columns.
+    """
+
+    def __init__(self, outs: Tensor, ins: Tensor) -> None:
+        self.outs, self._at_outs = torch.unique(outs, return_inverse=True)
+        self.ins, self._at_ins = torch.unique(ins, return_inverse=True)
+
+    def is_dense(self) -> bool:
+        """Whether one product of a few rows and columns is cheaper than one element after the other."""
+        return len(self.outs) * len(self.ins) <= 4 * len(self._at_outs)
+
+    def elements(self, deltas: Tensor, inputs: Tensor) -> Tensor:
+        """Return the elements, shape (n, k), from all rows (n, O, T) and the chosen columns (n, columns, T)."""
+        block = (deltas.index_select(1, self.outs.to(deltas.device)) @ inputs.transpose(1, 2)).flatten(1)
+        return block.index_select(1, (self._at_outs * len(self.ins) + self._at_ins).to(block.device))
 
 
 @rows.register
@@ -133,10 +152,20 @@ def _parts(form: Chunks) -> Iterator[OuterProducts]:
 
 
 @elements.register
-def _(form: Chunks, indices: Tensor, of: slice) -> Tensor:
+def _chunk_elements(form: Chunks, indices: Tensor, of: slice) -> Tensor:
     start, stop, step = of.indices(form.batch_size)
     chosen = (slice(first, min(first + form.samples * step, stop), step) for first in range(start, stop, form.samples * step))
     return torch.cat([elements(form.make(some), indices, slice(None)) for some in chosen])
+
+
+@elements.register
+def _(form: Windows, indices: Tensor, of: slice) -> Tensor:
+    fan_in = form.shape[1:].numel()
+    block = _Block(indices // fan_in, indices % fan_in)
+    if form.groups > 1 or not block.is_dense():
+        return _chunk_elements(form, indices, of)
+    answers = form.answers[of]
+    return block.elements(answers.flatten(2), torch.stack([form.column(place, of) for place in block.ins.tolist()], 1))
 
 
 @rows.register

@@ -12,7 +12,7 @@ other, and what is asked of a layer is computed in chunks::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import isqrt
 from typing import TYPE_CHECKING
@@ -145,9 +145,13 @@ class PerSampleGradients:
         self.shapes = {name: parameters[name].shape for name in names}
 
     def __iter__(self) -> Iterator[tuple[str, LayerGradients]]:
-        left = set(self.shapes)
-        forms = self._survey.forms()
-        while True:
+        return self.of(self.shapes)
+
+    def of(self, names: Collection[str]) -> Iterator[tuple[str, LayerGradients]]:
+        """Yield some of the parameters; the other layers cost nothing."""
+        left = set(names)
+        forms = self._survey.forms(frozenset(left))
+        while left:
             with torch.no_grad(), self._paused():
                 name, parts = next(forms, (None, {}))
             if name is None:

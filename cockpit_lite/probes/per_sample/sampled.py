@@ -1,26 +1,29 @@
 """A random sample of the elements of all per-sample gradients: what histograms are made of.
 
-The N x D elements of a batch are too many to look at, and most of them say the same. Of every parameter some elements are
-drawn, each as likely as any other of it, and looked at in all samples. Every parameter gets the same few, for a histogram of
-its own, and the rest are shared out by size, where they serve the histogram of the whole model best. That one weights the
-parameters by their sizes, so in the mean over many draws both are exactly those of all elements. New ones are drawn at every
-step, so that what one draw misses is not missed for good. Of a large batch every so manieth sample is looked at, beginning
-with any.
+The N x D elements of a batch are too many to look at, and most of them say the same. Some are drawn, new ones at every step, so
+that what one draw misses is not missed for good, and looked at in all samples; of a large batch in every so manieth sample,
+beginning with any.
+
+For the whole model an element of any parameter is drawn as likely as any other: the parameters share the elements out by size,
+and where that leaves a fraction, chance decides. So small parameters are drawn now and then only, and those that are not cost
+nothing. For a histogram of its own a parameter is drawn from by itself. In the mean over many draws both are exactly those of
+all elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.bins import logarithms_of
 from cockpit_lite.step import Step
 
-#: Elements that are drawn of every parameter, however small beside the others.
+#: Elements that are drawn of a parameter for a histogram of its own.
 LEAST = 32
 #: A batch of twice as many samples and more is not looked at whole.
 SAMPLES = 32
@@ -33,56 +36,89 @@ class SampledElements:
     Attributes:
         names: Names of the parameters.
         sizes: How many elements each parameter has.
-        draws: How many were drawn of each.
-        owners: To which parameter an element belongs, integers, shape (K,).
+        shares: What share of all that were drawn from each parameter stands for; they sum to one.
+        draws: How many elements were drawn of each.
+        of: How many there were to be drawn from, those of parameters of which none was drawn included.
         gradients: ``g_nj = N c_nj`` of n of the samples, in float32, shape (n, K).
         parameters: ``theta_j``, in float32, shape (K,).
     """
 
     names: list[str]
     sizes: list[int]
+    shares: list[float]
     draws: list[int]
-    owners: Tensor
+    of: int
     gradients: Tensor
     parameters: Tensor
 
-    @property
-    def complete(self) -> list[bool]:
-        """Return for every parameter whether all of its elements are there."""
-        return [size == draws for size, draws in zip(self.sizes, self.draws, strict=True)]
+    @cached_property
+    def owners(self) -> Tensor:
+        """To which parameter an element belongs, integers, shape (K,)."""
+        counts = torch.tensor(self.draws)
+        return torch.repeat_interleave(counts, output_size=self.gradients.shape[1]).to(self.gradients.device)
+
+    @cached_property
+    def logarithms(self) -> Tensor:
+        """Logarithms of the gradients' magnitudes, shape (n, K): several histograms ask for them."""
+        return logarithms_of(self.gradients)
 
 
 @lru_cache(maxsize=8)
 def sampler(elements: int) -> Callable[[Step], SampledElements]:
-    """Return the function that draws, for ``step.once``: instruments that ask for as many elements share them.
+    """Return the function that draws of the whole model, for ``step.once``: instruments that ask for as many elements share them.
 
     Args:
-        elements: How many are shared out by size, beside :data:`LEAST` of every parameter.
+        elements: How many; a model that has no more is taken whole.
     """
 
     def draw(step: Step) -> SampledElements:
-        layers = step.per_sample_gradients
-        total = sum(shape.numel() for shape in layers.shapes.values())
-        if not total or not layers.batch_size:
-            raise NotMeasured("no per-sample gradient was seen on this step")
+        sizes = {name: shape.numel() for name, shape in step.per_sample_gradients.shapes.items()}
         generator = torch.Generator().manual_seed(step.index)  # the user's random numbers stay theirs
-        every = max(1, layers.batch_size // SAMPLES)
-        first = int(torch.randint(every, (), generator=generator))
-        names, sizes, draws, gradients, parameters = [], [], [], [], []
-        for name, layer in layers:
-            size = layer.shape.numel()
-            indices = layer.choose(LEAST + round(elements * size / total), generator)
-            weights = step.parameters[name].detach().reshape(-1)
-            names.append(name)
-            sizes.append(size)
-            draws.append(len(indices))
-            gradients.append(layer.elements(indices, first, every).mul_(layers.batch_size).to(torch.float32))
-            parameters.append(weights.index_select(0, indices.to(weights.device)).to(torch.float32))
-        owners = torch.repeat_interleave(torch.tensor(draws))
-        found = [_joined(parts, gradients[0]) for parts in ([owners], gradients, parameters)]
-        return SampledElements(names, sizes, draws, *found)
+        counts = sizes if sum(sizes.values()) <= elements else _shared_out(sizes, elements, generator)
+        return _drawn(step, counts, generator)
 
     return draw
+
+
+def sample_of(step: Step, names: Sequence[str]) -> SampledElements:
+    """Return a sample of the elements of some parameters, as many of each."""
+    return _drawn(step, dict.fromkeys(names, LEAST), torch.Generator().manual_seed(step.index))
+
+
+def _shared_out(sizes: Mapping[str, int], elements: int, generator: torch.Generator) -> dict[str, int]:
+    """Return how many of the elements each parameter gets: in the mean over the draws exactly its share by size."""
+    total, before = sum(sizes.values()), 0
+    place = float(torch.rand((), generator=generator, dtype=torch.float64))
+    counts = {}
+    for name, size in sizes.items():
+        first, before = int(place + before * elements / total), before + size
+        counts[name] = int(place + before * elements / total) - first
+    return counts
+
+
+def _drawn(step: Step, counts: Mapping[str, int], generator: torch.Generator) -> SampledElements:
+    layers = step.per_sample_gradients
+    names = [name for name, count in counts.items() if count]
+    if not names or not layers.batch_size:
+        raise NotMeasured("no per-sample gradient was seen on this step")
+    every = max(1, layers.batch_size // SAMPLES)
+    first = int(torch.randint(every, (), generator=generator)) if every > 1 else 0
+    gradients, parameters = {}, {}
+    for name, layer in layers.of(names):
+        indices = layer.choose(counts[name], generator)
+        weights = step.parameters[name].detach().reshape(-1)
+        gradients[name] = layer.elements(indices, first, every)
+        parameters[name] = weights.index_select(0, indices if weights.is_cpu else indices.to(weights.device))
+    like = gradients[names[0]]
+    return SampledElements(
+        names,
+        [layers.shapes[name].numel() for name in names],
+        [counts[name] / sum(counts.values()) for name in names],
+        [gradients[name].shape[1] for name in names],
+        sum(layers.shapes[name].numel() for name in counts),
+        _joined([gradients[name] for name in names], like).mul_(layers.batch_size),
+        _joined([parameters[name] for name in names], like),
+    )
 
 
 def all_elements(step: Step) -> Iterator[tuple[str, SampledElements]]:
@@ -91,11 +127,11 @@ def all_elements(step: Step) -> Iterator[tuple[str, SampledElements]]:
     for name, layer in layers:
         size = layer.shape.numel()
         weights = step.parameters[name].detach().reshape(-1).to(torch.float32)
-        owners = torch.zeros(size, dtype=torch.long, device=weights.device)
         for part in layer.gradients():
             gradients = part.reshape(len(part), -1).to(torch.float32) * layers.batch_size
-            yield name, SampledElements([name], [size], [size], owners, gradients, weights)
+            yield name, SampledElements([name], [size], [1.0], [size], size, gradients, weights)
 
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    return torch.cat([part.to(like.device) for part in parts], -1)
+    """Return the parts side by side in float32, a tensor of its own."""
+    return torch.cat([part.to(like.device, torch.float32) for part in parts], -1)

@@ -136,20 +136,24 @@ class Survey:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
 
-    def forms(self) -> Iterator[tuple[str, dict[int, Form]]]:
-        """Yield name and forms by micro-batch of the covered parameters once more, a layer at a time.
+    def forms(self, wanted: frozenset[str]) -> Iterator[tuple[str, dict[int, Form]]]:
+        """Yield name and forms by micro-batch of some covered parameters once more, a layer at a time.
 
         After :meth:`statistics`, and before the weights change. A micro-batch that does not use the parameter is missing.
         """
+        around = [(calls, [name for name in names if name in wanted]) for calls, names in self.around]
         elsewhere = dict.fromkeys([*(name for _, names in self.around for name in names), *self.not_covered], "")
-        kept = {name: parts for name, parts in self._kept.items() if name not in elsewhere}
+        kept = {name: parts for name, parts in self._kept.items() if name in wanted and name not in elsewhere}
         yield from kept.items()
-        elsewhere.update(dict.fromkeys(kept, ""))
+        if len(kept) == len(wanted):
+            return
+        elsewhere.update(dict.fromkeys((name for name in self.parameters if name in kept or name not in wanted), ""))
         for calls in self._groups():
             yield from self._forms(calls, self.sizes, dict(elsewhere)).items()
-        for calls, names in self.around:
-            yield from self._repeated(calls, names).items()
-        for name in sorted(self.unused):
+        for calls, names in around:
+            if names:
+                yield from self._repeated(calls, names).items()
+        for name in sorted(self.unused & wanted):
             yield name, {}
 
     def _keep_small(self, forms: FormsByName) -> None:

@@ -57,6 +57,20 @@ class Windows(Chunks):
             None if along is None else self._convolved_along(*along),
         )
 
+    def column(self, place: int, of: slice) -> Tensor:
+        """Return what the windows of some samples hold at one place, shape (n, positions); without groups.
+
+        Args:
+            place: Counts the elements of a window as the parameter does: channel, then row and column under the kernel.
+            of: Which samples.
+        """
+        chosen: list[slice] = []
+        axes = zip(self.kernel, self.stride, self.dilation, self.answers.shape[2:], strict=True)
+        for width, step, gap, count in reversed(list(axes)):
+            place, offset = divmod(place, width)
+            chosen.insert(0, slice(offset * gap, offset * gap + (count - 1) * step + 1, step))
+        return self.images[of, place][(slice(None), *chosen)].flatten(1)
+
     def _pixels_are_few(self) -> bool:
         pixels, positions = self.images.shape[2:].numel(), self.answers.shape[2:].numel()
         channels, fan_out = self.images.shape[1] // self.groups, self.shape[0] // self.groups
