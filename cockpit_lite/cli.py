@@ -1,4 +1,4 @@
-"""The command line: demo, run, watch, report, explain, check.
+"""The command line: demo, run, watch, report, compare, replay, explain, check.
 
 Torch, matplotlib and jinja2 are imported by the commands that use them, so that ``check`` and ``explain`` answer at once.
 Exit codes: 0 done and clean, 1 findings (``check``), 2 wrong usage or a run that could not be read.
@@ -124,6 +124,34 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--terminal", dest="form", action="store_const", const="terminal", help="print the summary, write nothing")
     report.set_defaults(command=_report, form="all")
 
+    replay = commands.add_parser(
+        "replay",
+        help="run a step that went wrong once more, and name the operation that did it",
+        description="Run a kept step again: put its weights into a model that your function makes, feed it the batch, and name "
+        "the first module and operation that makes NaN or infinity of finite numbers, forward or backward. Exit with 1 if there "
+        "is one. The file of the step executes nothing; the function that you name does.",
+    )
+    replay.add_argument("run", metavar="RUN", help="folder of the run, or the file of a kept step in its folder black_box")
+    replay.add_argument("--model", required=True, metavar="MODULE:FUNCTION", help="makes the model, such as train:make_model")
+    replay.add_argument("--loss", metavar="MODULE:FUNCTION", help="the loss, called with the model's output and the targets")
+    replay.add_argument("--step", type=int, metavar="N", help="which of the kept steps (default: the first)")
+    replay.add_argument("--device", default="cpu", metavar="NAME", help="where to run, such as cuda (default: cpu)")
+    replay.add_argument("--json", action="store_true", help="print the answer as JSON")
+    replay.set_defaults(command=_replay)
+
+    compare = commands.add_parser(
+        "compare",
+        help="put runs side by side: shared readings, settings that differ, findings that came or went",
+        description="Compare runs with the first: write a page, print a summary. A run that cannot be read is left out and named.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="folders of the runs, at least two")
+    compare.add_argument("--output", metavar="FILE", default="comparison.html", help="the page (default: comparison.html)")
+    view = compare.add_mutually_exclusive_group()
+    view.add_argument("--html", dest="form", action="store_const", const="html", help="write the page and print its path only")
+    view.add_argument("--json", dest="form", action="store_const", const="json", help="print the JSON, write nothing")
+    view.add_argument("--terminal", dest="form", action="store_const", const="terminal", help="print the summary, write nothing")
+    compare.set_defaults(command=_compare, form="all")
+
     explain = commands.add_parser("explain", help="say what a finding means and how to mend it; without a code, list them all")
     explain.add_argument(
         "code", metavar="CODE", nargs="?", help="code or name of a finding, such as CL201 or exploding-gradients"
@@ -189,21 +217,51 @@ def _report(options: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from cockpit_lite.black_box import answer, command
+
+    verdict = command.run(options.run, options.model, options.loss, options.step, options.device)
+    if options.json:
+        sys.stdout.write(answer.to_json(verdict))
+    else:
+        answer.print_verdict(verdict, _console())
+    return CLEAN if verdict.kind == "nothing" else FINDINGS
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from cockpit_lite.compare import compare_runs
+    from cockpit_lite.report.text import one_line
+
+    comparison = compare_runs(options.runs)
+    for one in comparison.left_out:
+        sys.stderr.write(f"cockpit-lite: left out: {one_line(one.reason)}\n")
+    if options.form == "json":
+        sys.stdout.write(comparison.to_json())
+        return CLEAN
+    if options.form != "html":
+        comparison.print(_console())
+    if options.form != "terminal":
+        page = comparison.save(options.output)
+        sys.stdout.write(f"{page}\n" if options.form == "html" else f"Comparison: {one_line(page)}\n")
+    return CLEAN
+
+
 def _explain(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from cockpit_lite.diagnosis import RULES
+    from cockpit_lite.diagnosis import known_rules
     from cockpit_lite.report.terminal import STYLES, print_explanation
 
     console = _console()
+    rules = known_rules()
     if options.code is None:
         table = Table.grid(padding=(0, 2))
-        for rule in sorted(RULES, key=lambda rule: rule.code):
+        for rule in rules:
             table.add_row(rule.code, Text(rule.severity, style=STYLES[rule.severity]), rule.name)
         console.print(table)
         return CLEAN
-    print_explanation(_find_rule(options.code, RULES), console)
+    print_explanation(_find_rule(options.code, rules), console)
     return CLEAN
 
 

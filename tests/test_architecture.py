@@ -92,15 +92,17 @@ def inside(*parents: str) -> list[Module]:
 
 
 READER = ("run", "run_log", "alert", "errors")
+PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found by name, and a failing one is said once
 
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
 DIRECTIONS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("errors", "alert", "schedule"): ((), ()),
     ("run_log",): (("errors",), ()),
     ("run",): ((*READER, "report"), ("numpy",)),  # run.report() is a short way to the report
-    ("diagnosis",): (READER, ("numpy",)),
+    ("diagnosis",): ((*READER, *PLUGINS), ("numpy",)),
     ("report",): ((*READER, "diagnosis", "plots"), ("numpy", "matplotlib", "rich", "jinja2", "markupsafe")),
-    ("plots",): (READER, ("numpy", "matplotlib")),
+    ("compare",): ((*READER, "diagnosis", "plots", "report"), ("numpy", "matplotlib", "rich", "markupsafe")),
+    ("plots",): ((*READER, *PLUGINS), ("numpy", "matplotlib")),
     ("curvature",): (("errors",), ("torch", "backpack")),
     ("instrument",): (("errors", "step"), ("torch",)),
 }
@@ -136,7 +138,7 @@ def names_used(module: Module) -> set[str]:
 def test_the_core_names_no_concrete_instrument() -> None:
     classes = instrument_classes()
     assert classes
-    readers = ("instruments", "plots", "report", "diagnosis", "integrations", "live", "cli", "demo")
+    readers = ("instruments", "plots", "report", "compare", "diagnosis", "integrations", "live", "cli", "demo")
     core = [module for module in modules() if module.name != PROJECT and not within(module.name, readers)]
     assert {"cockpit", "step", "instrument"} <= {module.name.removeprefix(f"{PROJECT}.") for module in core}
     assert {module.name: found for module in core if (found := names_used(module) & classes)} == {}
@@ -177,7 +179,7 @@ def test_opening_a_run_can_execute_nothing() -> None:
     forbidden = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     wrong = {module.name: found for module in modules() if (found := {i.split(".")[0] for i in module.imports} & forbidden)}
     assert wrong == {}
-    readers = inside("run", "run_log", "alert", "diagnosis", "report", "plots")
+    readers = inside("run", "run_log", "alert", "diagnosis", "report", "compare", "plots")
     assert [module.name for module in readers if calls(module) & {"eval", "exec", "__import__"}] == []
 
 
@@ -195,7 +197,7 @@ def test_every_module_says_what_it_is_for() -> None:
     assert [module.name for module in modules() if not (ast.get_docstring(module.tree) or "").strip()] == []
 
 
-@pytest.mark.parametrize("name", ["run", "run_log", "alert", "schedule", "diagnosis", "report", "plots", "cli"])
+@pytest.mark.parametrize("name", ["run", "run_log", "alert", "schedule", "diagnosis", "report", "compare", "plots", "cli"])
 def test_reading_a_run_does_not_import_torch(name: str) -> None:
     code = f"import sys, {PROJECT}.{name}; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -241,3 +241,22 @@ def test_a_terminal_that_knows_ascii_only_gets_a_report(make_run):
     result = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"?g?" in result.stdout
+
+
+def test_compare_writes_a_page_and_says_what_was_left_out(make_run, tmp_path, capsys, monkeypatch):
+    first = make_run("error")
+    (tmp_path / "run").rename(tmp_path / "first")
+    second, page = make_run(), tmp_path / "pages.html"
+    first = str(tmp_path / "first")
+    assert cli.main(["compare", first, second, str(tmp_path / "nothing"), "--output", str(page)]) == 0
+    output, errors = capsys.readouterr()
+    assert "Went away: loss-rises." in output
+    assert output.endswith(f"Comparison: {page}\n")
+    assert errors.startswith("cockpit-lite: left out: ") and "nothing is not a folder" in errors
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    page.unlink()
+    assert cli.main(["compare", first, second, "--json", "--output", str(page)]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["change"] == "went"
+    assert not page.exists()
+    assert cli.main(["compare", first, str(tmp_path / "nothing")]) == 2
+    assert "There are not two runs to compare." in capsys.readouterr().err

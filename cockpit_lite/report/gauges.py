@@ -8,7 +8,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnchoredOffsetbox, TextArea
 
 from cockpit_lite.plots import style
 from cockpit_lite.plots.facts import scalars
@@ -88,7 +87,7 @@ def draw_gauge(run: Run, gauge: Gauge, key: str, *, wide: bool = False) -> Marku
     """Draw one gauge; ``key`` tells it apart from the others on the page."""
     figure, ax = blank(wide=wide)
     gauge(run, ax)
-    return inline_svg(figure, spoken(ax), key)
+    return inline_svg(figure, key)
 
 
 def blank(*, wide: bool = False) -> tuple[Figure, Axes]:
@@ -98,19 +97,3 @@ def blank(*, wide: bool = False) -> tuple[Figure, Axes]:
     right = _RIGHT + (_RIGHT_AXIS if wide else 0.0)
     box = (_LEFT / width, _BELOW / _HEIGHT, (width - _LEFT - right) / width, (_HEIGHT - _ABOVE - _BELOW) / _HEIGHT)
     return figure, figure.add_axes(box)
-
-
-def spoken(ax: Axes) -> str:
-    """Return what a gauge says in words, for those who do not see it: its title, then the line under it."""
-    # The title sits above the upper left corner of the axes, the line under the gauge hangs below: see Artists.words.
-    rows = {box.loc: _words(box) for box in ax.findobj(AnchoredOffsetbox)}
-    title, verdict = (rows.get(AnchoredOffsetbox.codes[corner], "") for corner in ("lower left", "upper left"))
-    explained = verdict or " ".join(
-        " ".join(text.get_text().split()) for text in ax.texts if text.get_horizontalalignment() == "center"
-    )
-    return f"{title}: {explained}" if explained else title
-
-
-def _words(box: AnchoredOffsetbox) -> str:
-    symbols = {symbol for symbol in style.SYMBOLS.values() if symbol}
-    return " ".join(text for area in box.findobj(TextArea) if (text := area.get_text()) not in symbols)

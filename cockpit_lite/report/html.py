@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
@@ -15,6 +15,7 @@ from markupsafe import Markup
 from cockpit_lite.plots.facts import described
 from cockpit_lite.report.chart import charts
 from cockpit_lite.report.explain import blocks, code_spans
+from cockpit_lite.report.settings import flat_settings
 from cockpit_lite.report.svg import colour_rules
 from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
 
@@ -40,36 +41,39 @@ class Picture:
 
 def render_html(report: Report) -> str:
     """Return the page."""
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            style=style_sheet(),
-            colours=colour_rules(),
-            picture=draw_picture(report),
-            charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
-            settings=_flat(report.info),
-            version=_version(),
-        )
+    return render(
+        _FOLDER / "report.html.j2",
+        report=report,
+        picture=draw_picture(report),
+        charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
+        settings=flat_settings(report.info),
     )
 
 
-def style_sheet() -> Markup:
-    """Return the style sheet that reports and comparisons share."""
+def render(template: Path, **content: Any) -> str:
+    """Return a page from a template that may build on those of this folder, with ``content`` escaped where it is shown."""
+    return (
+        _environment(template.parent)
+        .get_template(template.name)
+        .render(style=_style_sheet(), colours=colour_rules(), version=_version(), **content)
+    )
+
+
+def _style_sheet() -> Markup:
     return Markup((_FOLDER / "report.css").read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
+@cache
+def _environment(folder: Path) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader([folder, _FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),
     )
+    environment.globals["zip"] = zip
     environment.filters.update(
         value=format_value,
         seconds=format_seconds,
@@ -93,22 +97,6 @@ def draw_picture(report: Report) -> Picture:
         return Picture(gauge_pages(report.run))
     except Exception as error:  # a report without its picture is still a report
         return Picture(problem=shorten(f"drawing it failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
-
-
-def _flat(info: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return nested settings as rows, ``optimizer.lr`` and the like; what the report shows elsewhere is left out."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in info.items():
-        if not prefix and key == "cost":
-            continue
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            for index, item in enumerate(value):
-                rows += _flat(item, f"{prefix}{key}[{index}].")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
 
 
 def _version() -> str:

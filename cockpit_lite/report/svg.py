@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import fields
-from html import escape
+from html import escape, unescape
 
 import matplotlib
 from markupsafe import Markup
@@ -29,15 +29,17 @@ _IDENTIFIER = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r'url\(#([^)"]*)\)|xlink:href="#([^"]*)"')
 _COORDINATES = re.compile(r'\b(d|x|y|width|height|transform|points)="([^"]*)"')
 _DECIMALS = re.compile(r"(\d\.\d)\d+")
+_TEXT = re.compile(r'<text [^>]*?style="([^"]*)"[^>]*>(.*?)</text>', re.DOTALL)
+_SIZE = re.compile(r"font-size: ([\d.]+)px")
+_TAG = re.compile(r"<[^>]*>")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 
 
-def inline_svg(figure: Figure, label: str, key: str) -> Markup:
-    """Return the figure as an ``<svg>`` element.
+def inline_svg(figure: Figure, key: str) -> Markup:
+    """Return the figure of a gauge as an ``<svg>`` element, whose text alternative is what the gauge says in words.
 
     Args:
         figure: In the light theme; what is behind its axes is left to the page.
-        label: The text alternative.
         key: Told apart from that of every other picture on the page by its letters and digits.
     """
     figure.patch.set_visible(False)
@@ -46,6 +48,7 @@ def inline_svg(figure: Figure, label: str, key: str) -> Markup:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cockpit-lite", "path.simplify_threshold": 0.5}):
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})
     body = _DEFINED.sub("", _HEADER.sub("", drawn.getvalue(), count=1))
+    label = _spoken(body)
     body = _own_identifiers(body, key)
     body = _COORDINATES.sub(lambda match: f'{match[1]}="{_short_path(match[2])}"', body)
     body = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", body)
@@ -81,6 +84,20 @@ def colours(theme: Theme) -> dict[str, str]:
 _THEMES = (style.LIGHT, style.DARK)
 #: Two colours that are equal in the light are equal in the dark, too; a test holds it.
 _VARIABLES = {value: f"var(--gauge-{name})" for name, value in reversed(colours(style.LIGHT).items())}
+
+
+def _spoken(body: str) -> str:
+    """Return what a gauge says in words, for those who do not see it: its title, and the line under it or why it is empty."""
+    title, line = [], []
+    for look, text in _TEXT.findall(body):
+        text = unescape(_TAG.sub("", text)).strip()
+        found = _SIZE.search(look)
+        size = float(found[1]) if found else 0.0
+        if size == style.TITLE_SIZE:
+            title.append(text)
+        elif size == style.VERDICT_SIZE and text not in style.SYMBOLS.values():
+            line.append(text)
+    return ": ".join(" ".join(part) for part in (title, line) if part)
 
 
 def _own_identifiers(body: str, key: str) -> str:
