@@ -31,6 +31,10 @@ test: $(VENV)/installed-test ## environment, install, and all tests
 test-models: $(VENV)/installed-models ## environment, install, and the tests over real model families: torchvision, timm, transformers
 	$(RUN) pytest tests/models $(ARGS)
 
+.PHONY: test-integrations
+test-integrations: $(VENV)/installed-integrations ## environment, install, and the tests inside Lightning, Hugging Face and the trackers
+	$(RUN) pytest tests/integrations $(ARGS)
+
 .PHONY: check
 check: $(VENV)/installed-dev ## what a change must pass: ruff, types, tests
 	$(RUN) ruff check .

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from cockpit_lite.errors import (
         CockpitError,
         CockpitWarning,
+        NotAKeptStepError,
         NotARunError,
         NotMeasured,
+        ReplayError,
         RunExistsError,
         SetupError,
         UnknownInstrumentError,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cockpit_lite.instrument import Instrument, Reading
     from cockpit_lite.run import Run, load_run
     from cockpit_lite.schedule import Every, LogSpaced
+    from cockpit_lite.sink import Sink
 
 _HOMES = {
     "Alert": "alert",
@@ -36,12 +39,15 @@ _HOMES = {
     "Every": "schedule",
     "Instrument": "instrument",
     "LogSpaced": "schedule",
+    "NotAKeptStepError": "errors",
     "NotARunError": "errors",
     "NotMeasured": "errors",
     "Reading": "instrument",
+    "ReplayError": "errors",
     "Run": "run",
     "RunExistsError": "errors",
     "SetupError": "errors",
+    "Sink": "sink",
     "UnknownInstrumentError": "errors",
     "load_run": "run",
 }
@@ -54,12 +60,15 @@ __all__ = [
     "Every",
     "Instrument",
     "LogSpaced",
+    "NotAKeptStepError",
     "NotARunError",
     "NotMeasured",
     "Reading",
+    "ReplayError",
     "Run",
     "RunExistsError",
     "SetupError",
+    "Sink",
     "UnknownInstrumentError",
     "load_run",
 ]

@@ -18,7 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cockpit_lite.alert import Alert
-from cockpit_lite.diagnosis import RULES
+from cockpit_lite.black_box.box import DEFAULT_LIMIT, BlackBox
+from cockpit_lite.diagnosis import known_rules
 from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.errors import RunExistsError, SetupError
 from cockpit_lite.instrument import Instrument
@@ -35,6 +36,7 @@ from cockpit_lite.report.terminal import print_alert
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.schedule import Budget, Schedule
+from cockpit_lite.sink import Sink, resolve_sinks
 
 if TYPE_CHECKING:
     from cockpit_lite.live import Viewer
@@ -72,6 +74,10 @@ class Cockpit:
         live: ``None``, ``"window"``, ``"notebook"`` or ``"terminal"``: watch while it trains.
         on_alert: Called once with each :class:`~cockpit_lite.alert.Alert`.
         ignore: Codes or names of findings that are not wanted, ``"CL305"``; of some modules only: ``"CL305@encoder.*"``.
+        sinks: Where readings and alerts go besides the run folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``, ``"trackio"``,
+            ``"csv"``, or :class:`~cockpit_lite.sink.Sink` objects.
+        black_box: Whether to keep the first step whose loss or gradient is not finite, for ``cockpit-lite replay``; or how many
+            bytes the kept steps of the run may take, by default a gibibyte.
 
     Raises:
         SetupError: if the model has no parameters, the optimizer holds none of them, or an option is not understood.
@@ -92,6 +98,8 @@ class Cockpit:
         live: str | None = None,
         on_alert: Callable[[Alert], Any] | None = None,
         ignore: Iterable[str] = (),
+        sinks: str | Sink | Iterable[str | Sink] = (),
+        black_box: bool | int = True,
     ):
         self._model = _check_model(model)
         self._optimizers = _check_optimizers(optimizer)
@@ -114,7 +122,13 @@ class Cockpit:
         if on_alert is not None and not callable(on_alert):
             raise SetupError(f"on_alert= takes a callable, not {on_alert!r}.")
         self._on_alert = on_alert
-        self._ignored = Ignored(ignore, RULES)
+        self._rules = known_rules()
+        self._ignored = Ignored(ignore, self._rules)
+        self._sinks = resolve_sinks(sinks)
+        if not isinstance(black_box, int) or black_box < 0:
+            raise SetupError(f"black_box= takes True, False or a number of bytes, not {black_box!r}.")
+        self._black_box_limit = DEFAULT_LIMIT if black_box is True else int(black_box)
+        self._black_box: BlackBox | None = None
         self._viewer: Viewer | None = None
         self._recorder: Recorder | None = None
         self._observer: Observer | None = None
@@ -124,7 +138,7 @@ class Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
         writer = self._open_run()
-        self._recorder = Recorder(writer, RULES, self._on_alert, self._announce, self._ignored)
+        self._recorder = Recorder(writer, self._rules, self._on_alert, self._announce, self._ignored, self._sinks)
         try:
             for instrument in self._instruments:
                 instrument.start(self._parameters)
@@ -135,6 +149,8 @@ class Cockpit:
             self._recorder.close(status="failed", ended=_now().isoformat(timespec="seconds"), steps=0, exception=_spelled(error))
             raise
         self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
+        if self._black_box_limit:
+            self._black_box = self._start_black_box(self._observer, self._recorder)
         listen(self._observer)
         loss_scale.watch()
         tensor_hooks.watch()
@@ -149,6 +165,9 @@ class Cockpit:
         observer, recorder = self._observer, self._recorder
         if observer is None or recorder is None or self._optimizer_probe is None:
             return
+        if self._black_box is not None:
+            stop_listening(self._black_box)
+            self._black_box.stop()
         stop_listening(observer)
         loss_scale.stop_watching()
         tensor_hooks.stop_watching()
@@ -199,6 +218,16 @@ class Cockpit:
         if numbers:
             self._recorder.log(max(self.step - 1, 0), numbers)
 
+    def keep_step(self) -> None:
+        """Keep the step under way, or the next one, for ``cockpit-lite replay``: its batch, weights and random numbers.
+
+        Call it before ``backward()``. The files lie in the run folder under ``black_box``, as far as there is room for them.
+        """
+        if self._black_box is None:
+            warn("keep_step() was ignored: the black box is open inside the with block only, and black_box=False closes it.")
+        else:
+            self._black_box.ask()
+
     def report(self) -> Report:
         """Return the diagnostic report of the run: of all of it after the block, inside of what has been recorded so far.
 
@@ -209,6 +238,22 @@ class Cockpit:
             raise SetupError("There is no run yet: call report() inside the with block or after it.")
         self._recorder.flush()
         return load_run(self._folder).report()
+
+    def _start_black_box(self, observer: Observer, recorder: Recorder) -> BlackBox:
+        black_box = BlackBox(
+            self._model,
+            self._parameters,
+            self._optimizers,
+            self._folder,
+            self._black_box_limit,
+            step=lambda: observer.index,
+            measuring=lambda: observer.measuring,
+            measured=lambda: observer.measured,
+            kept=lambda step: recorder.log(step, {"step_kept": 1.0}),
+        )
+        black_box.start()
+        listen(black_box)  # before the observer, whose own passes over the graph come between its two calls
+        return black_box
 
     def _open_run(self) -> RunWriter:
         while True:

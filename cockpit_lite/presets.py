@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cockpit_lite.errors import SetupError, UnknownInstrumentError
 from cockpit_lite.instrument import Instrument
 from cockpit_lite.instruments import INSTRUMENTS
+from cockpit_lite.isolation import warn
+from cockpit_lite.plugins import INSTRUMENTS as PLUGINS
+from cockpit_lite.plugins import plugins
 
 #: Recorded at every step in any case.
 ALWAYS = ("loss", "learning_rate", "step_time")
@@ -25,13 +28,14 @@ def resolve(instruments: str | Instrument | Iterable[str | Instrument | type[Ins
     """
     several = isinstance(instruments, Iterable) and not isinstance(instruments, (str, Instrument))
     entries: list[Any] = list(instruments) if several else [instruments]  # type: ignore[arg-type]
-    chosen: dict[str, Instrument] = {name: INSTRUMENTS[name]() for name in ALWAYS}
+    known = _known()
+    chosen: dict[str, Instrument] = {name: known[name]() for name in ALWAYS}
     given: set[str] = set()
     for entry in entries:
         if isinstance(entry, str):
-            for name in _names(entry):
+            for name in _names(entry, known):
                 if name not in chosen:
-                    chosen[name] = INSTRUMENTS[name]()
+                    chosen[name] = known[name]()
             continue
         instance = entry() if isinstance(entry, type) and issubclass(entry, Instrument) else entry
         if not isinstance(instance, Instrument):
@@ -44,13 +48,25 @@ def resolve(instruments: str | Instrument | Iterable[str | Instrument | type[Ins
     return list(chosen.values())
 
 
-def _names(entry: str) -> list[str]:
+def _known() -> dict[str, type[Instrument]]:
+    """Return every instrument there is, those of plug-ins included; what comes with cockpit-lite cannot be replaced by them."""
+    others: dict[str, type[Instrument]] = {}
+    for plugin, instrument in plugins(PLUGINS).items():
+        try:
+            instrument().validate()
+            others[instrument.name] = instrument
+        except Exception as error:
+            warn(f"The instrument of the plug-in {plugin!r} is left out.", error)
+    return {**others, **INSTRUMENTS}
+
+
+def _names(entry: str, known: Mapping[str, type[Instrument]]) -> list[str]:
     if entry in PRESETS:
         included = PRESETS[: PRESETS.index(entry) + 1]
-        return [name for name, instrument in INSTRUMENTS.items() if instrument.preset in included]
-    if entry in INSTRUMENTS:
+        return [name for name, instrument in known.items() if instrument.preset in included]
+    if entry in known:
         return [entry]
     raise UnknownInstrumentError(
         f"There is no instrument or preset named {entry!r}. "
-        f"Presets: {', '.join(PRESETS)}. Instruments: {', '.join(sorted(INSTRUMENTS))}."
+        f"Presets: {', '.join(PRESETS)}. Instruments: {', '.join(sorted(known))}."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cockpit_lite.alert import Alert
@@ -13,6 +13,7 @@ from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.isolation import warn
 from cockpit_lite.run_log import RunWriter
+from cockpit_lite.sink import Sink
 from cockpit_lite.transfer import HostTransfer, Row
 
 
@@ -25,6 +26,7 @@ class Recorder:
         on_alert: The user's callback, called once with each alert.
         announce: Prints an alert.
         ignored: Findings that are not wanted.
+        sinks: Where readings and alerts go besides the log.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Recorder:
         on_alert: Callable[[Alert], Any] | None,
         announce: Callable[[Alert], None],
         ignored: Ignored | None = None,
+        sinks: Sequence[Sink] = (),
     ):
         self.alerts: list[Alert] = []
         self.history = History.of_run(writer.info)
@@ -47,6 +50,8 @@ class Recorder:
         self._announce = announce
         self._transfer = HostTransfer()
         self._reasons: dict[str, str] = {}
+        self._sinks = list(sinks)
+        self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info))
         if silent:
             self._write(lambda writer: writer.not_measured(0, silent))
 
@@ -59,6 +64,7 @@ class Recorder:
         """Record what the user logs."""
         self.history.add(step, values)
         self._write(lambda writer: writer.step(step, values))
+        self._tell_sinks(lambda sink: sink.take(step, values))
 
     def flush(self) -> None:
         """Put everything that has arrived on disk."""
@@ -72,12 +78,15 @@ class Recorder:
             self._record(row)
         self._write(lambda writer: writer.close(**final))
         self._writer = None
+        self._tell_sinks(lambda sink: sink.close())
+        self._sinks = []
 
     def _record(self, row: Row) -> None:
         if row.steps is not None:
             steps = row.steps
             self.history.add_block(steps, row.values)
             self._write(lambda writer: writer.block(steps, row.values))
+            self._tell_sinks(lambda sink: _take_block(sink, steps, row.values))
             if not all(
                 map(math.isfinite, row.values.get("loss", ()))
             ):  # the one thing that cannot wait for the next measured step
@@ -85,6 +94,7 @@ class Recorder:
             return
         self.history.add(row.step, row.values)
         self._write(lambda writer: writer.step(row.step, row.values, row.how))
+        self._tell_sinks(lambda sink: sink.take(row.step, row.values))
         # A reading that was measured has no reason any more; the others are written when they change.
         reasons = {name: reason for name, reason in row.reasons.items() if name not in row.values}
         changed = {name: reason for name, reason in reasons.items() if self._reasons.get(name) != reason}
@@ -104,6 +114,14 @@ class Recorder:
             self._writer.abandon()
             self._writer = None
             warn(f"The run log in {folder} cannot be written any more and was switched off; training goes on.", error)
+
+    def _tell_sinks(self, action: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                action(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                warn(f"The sink {sink.name!r} failed and was switched off; training and the run's own log go on.", error)
 
     def _check_rules(self) -> None:
         found: list[Alert] = []
@@ -128,6 +146,7 @@ class Recorder:
     def _raise(self, alert: Alert) -> None:
         self.alerts.append(alert)
         self._write(lambda writer: writer.alert(alert.to_dict()))
+        self._tell_sinks(lambda sink: sink.alert(alert))
         try:
             self._announce(alert)
         except Exception as error:
@@ -138,3 +157,8 @@ class Recorder:
             except Exception as error:
                 self._on_alert = None
                 warn("on_alert raised an exception and was switched off.", error)
+
+
+def _take_block(sink: Sink, steps: Sequence[int], values: Mapping[str, Sequence[Any]]) -> None:
+    for position, step in enumerate(steps):
+        sink.take(step, {name: column[position] for name, column in values.items()})

@@ -49,6 +49,7 @@ from cockpit_lite.plots.tic_trace import tic_trace
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
+from cockpit_lite.plugins import GAUGES, plugins
 from cockpit_lite.run import Run
 
 Gauge = Callable[[Run, Axes], None]
@@ -173,7 +174,9 @@ def pages(run: Run) -> dict[str, Layout]:
             rest += page.gauges()
     placed = shown(OVERVIEW).union(*(shown(layout) for layout in PAGES.values()), shown_by(step_time))
     numbers = {name.partition("/")[0] for name in run.names if len(scalars(run, name)[0])}  # arrays need a gauge of their own
-    rest += [reading(name) for name in sorted(numbers - placed) if not name.endswith(_WITH_THE_LOSS)]
+    others = plugins(GAUGES)
+    rest += [others[name] for name in sorted(others) if name in measured - placed]
+    rest += [reading(name) for name in sorted(numbers - placed - others.keys()) if not name.endswith(_WITH_THE_LOSS)]
     new = measured.difference(shown(OVERVIEW), *(shown(layout) for layout in found.values()))
     rest = list({gauge.__name__: gauge for gauge in reversed(_wanted(rest, new))}.values())[::-1]
     for number in range(0, len(rest), _COLUMNS * _ROWS):

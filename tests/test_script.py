@@ -121,7 +121,7 @@ for step in range(4):
         ("", 0, "completed"),
         ("sys.exit()", 0, "completed"),
         ("sys.exit(3)", 3, "failed"),
-        ("raise ValueError('mine')", 1, "failed"),
+        ("raise ValueError(1)", 1, "failed"),
     ],
 )
 def test_the_exit_code_is_the_scripts_own(

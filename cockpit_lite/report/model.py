@@ -264,9 +264,9 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
         rules: What was looked for; default: all the rules there are.
     """
     if rules is None:
-        from cockpit_lite.diagnosis import RULES
+        from cockpit_lite.diagnosis import known_rules
 
-        rules = RULES
+        rules = known_rules()
     rules = tuple(rules)
     found = {alert.code for alert in run.alerts}
     passed: list[Check] = []
