@@ -5,6 +5,8 @@
     │   └── UnknownInstrumentError                    no instrument of that name
     ├── RunExistsError        (also FileExistsError)  the folder already holds a run
     ├── NotARunError          (also ValueError)       the folder holds no run that can be read
+    ├── NotAKeptStepError     (also ValueError)       the file holds no step of a training that can be read
+    ├── ReplayError                                   a kept step cannot be run again
     └── NotMeasured                                   an instrument's way to say "not measured, because ..."
 
 They are raised before training starts or when a run is read. Inside the training loop nothing is raised:
@@ -32,6 +34,14 @@ class RunExistsError(CockpitError, FileExistsError):
 
 class NotARunError(CockpitError, ValueError):
     """The folder is not a run, or its ``run.json`` cannot be read."""
+
+
+class NotAKeptStepError(CockpitError, ValueError):
+    """There is no kept step, or its file is not one that cockpit-lite has written."""
+
+
+class ReplayError(CockpitError):
+    """A kept step cannot be run again; the message says what is missing."""
 
 
 class NotMeasured(CockpitError):

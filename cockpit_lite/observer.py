@@ -80,6 +80,16 @@ class Observer:
         self._halfway: list[Instrument] = []  # those that were due on the last step and want this one, too
         self._begin_step()
 
+    @property
+    def measuring(self) -> bool:
+        """Whether a forward or backward pass that runs now is one of ours."""
+        return self._probes.data.paused
+
+    @property
+    def measured(self) -> bool:
+        """Whether the step under way is a measured one."""
+        return self._tracked is not None
+
     # What the probes report
 
     def before_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -20,7 +20,8 @@ class NonFinite(Rule):
 
     How to be sure: look at the loss and the gradient norm of the steps before. If they grew for some steps, the NaN is a
     consequence (exploding gradients, or a learning rate that is too high); if they were ordinary, one operation or one sample is
-    to blame, and `torch.autograd.set_detect_anomaly(True)` names the operation.
+    to blame. The step is kept in the run folder, and `cockpit-lite replay RUN --model module:function` runs it again and names
+    the module and the operation; the function makes the model.
 
     How to mend it: work with logits and fused losses (`cross_entropy`, `binary_cross_entropy_with_logits`) instead of logarithms
     of probabilities, add an epsilon inside square roots and denominators, check the inputs with `torch.isfinite`.
@@ -56,11 +57,16 @@ class NonFinite(Rule):
             cause=f"The {what} is {in_words(value)} at step {step}{before_text}.",
             advice=(
                 "Stop: the weights are lost from the next step on. If loss or gradient grew before, lower the learning rate or "
-                "clip the gradient; if not, run the step again under torch.autograd.set_detect_anomaly(True), which names the "
-                "operation."
+                f"clip the gradient; if not, {_what_names_it(history)}, which names the operation."
             ),
             evidence={name: value, "step": step, **({f"{name} before": before[0]} if before else {})},
         )
+
+
+def _what_names_it(history: History) -> str:
+    if history.last("step_kept"):
+        return f"run step {history.steps('step_kept')[0]}, which was kept, again: cockpit-lite replay RUN --model module:function"
+    return "run the step again under torch.autograd.set_detect_anomaly(True)"
 
 
 def _is_not_finite(value: float) -> bool:
