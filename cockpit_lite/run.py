@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cockpit_lite.alert import Alert
-from cockpit_lite.run_log import ALERTS_FILE, READINGS_FILE, LineReader, decode, read_info
+from cockpit_lite.run_log import ALERTS_FILE, READINGS_FILE, LineReader, ReadingsReader, decode, read_info
 
 if TYPE_CHECKING:
     from cockpit_lite.report import Report
@@ -37,7 +37,7 @@ class Run:
         self._series: dict[str, _Series] = {}
         self._how: dict[str, dict[int, dict[str, Any]]] = {}
         self._bad_lines = 0
-        self._readings = LineReader(self.folder / READINGS_FILE)
+        self._readings = ReadingsReader(self.folder / READINGS_FILE)
         self._alerts = LineReader(self.folder / ALERTS_FILE)
         self.refresh()
 
@@ -98,6 +98,10 @@ class Run:
             raise KeyError(f"no reading {name!r} in {self.folder}" + (f": not measured, because {reason}" if reason else ""))
         return self._series[name].arrays()
 
+    def edition(self, name: str) -> int:
+        """Return a number that changes when earlier values of a reading have changed, not when new ones were appended."""
+        return self._series[name].edition if name in self._series else 0
+
     def how(self, name: str) -> dict[int, dict[str, Any]]:
         """Return step -> how the value was got, for the steps where it is more than exact."""
         return self._how.get(name, {})
@@ -151,6 +155,7 @@ class _Series:
         self._nested: list[Any] | None = None  # all values, once one of them is an array
         self._stacked: np.ndarray | None = None  # the same as one array
         self._in_order = True
+        self.edition = 0
 
     def extend(self, steps: np.ndarray, values: np.ndarray | list[Any], in_order: bool) -> None:
         """Append values, numbers or nested lists of them; ``in_order`` says whether the steps are among themselves."""
@@ -193,6 +198,7 @@ class _Series:
             self._nested = [self._nested[index] for index in order]
             self._stacked = None
         self._count, self._in_order = len(order), True
+        self.edition += 1
 
 
 def _numbers(column: list[Any]) -> np.ndarray | list[Any]:

@@ -12,9 +12,12 @@ Lines of ``readings.jsonl``::
      "how": {"hessian_trace": {"kind": "estimated", "standard_error": 0.2}}}       one measured step
     {"steps": [8, 9], "time": 1.31, "values": {"loss": [0.3, 0.2]}}                 a block of steps
     {"step": 7, "not_measured": {"norm_test": "the batch holds one sample"}}        written when a reason changes
+    {"layout": 2, "columns": ["loss", "hessian_trace", ["hessian_trace", "standard_error"]], "how": {...}}
+    {"step": 8, "time": 1.4, "layout": 2, "row": [0.3, 41, 0.2]}                    as the first, see row_layout.py
+    {"resumed": 8, "time": 9.5}                                                     what was recorded from step 8 on is void
 
-``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers, with nine significant digits,
-which is all that float32 has. NaN and the infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that
+``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers, with seven significant digits,
+which is what float32 knows. NaN and the infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that
 every line is strict JSON. ``how`` says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
 No pickle anywhere: opening a run never executes anything.
 """
@@ -27,11 +30,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any, TextIO
 
 from cockpit_lite.errors import NotARunError, RunExistsError
+from cockpit_lite.row_layout import Layouts, whole
 
 SCHEMA_VERSION = 1
 INFO_FILE = "run.json"
@@ -41,6 +46,9 @@ ALERTS_FILE = "alerts.jsonl"
 #: How a value was got. "exact": up to rounding. "estimated": carries a standard error or a residual.
 #: "conditional": exact given the batch statistics of batch normalisation.
 KINDS = ("exact", "estimated", "conditional", "gauss-newton", "sub-batch")
+
+#: Bytes. What is read at once must stay within memory, whatever a file holds.
+LONGEST_LINE = 2**25
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -61,20 +69,22 @@ def encode(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return readings as JSON: as :func:`encode` has it, with floats rounded to nine significant digits.
+    """Return readings as JSON: as :func:`encode` has it, with floats rounded to seven significant digits.
 
     >>> _text({"loss": 0.1234567890123, "grad_norm": math.nan, "batch_size": 32})
-    '{"loss":0.123456789,"grad_norm":"NaN","batch_size":32}'
+    '{"loss":0.1234568,"grad_norm":"NaN","batch_size":32}'
     """
     kind = type(value)  # exact types first: a measured step has hundreds of values, and is written inside the user's step
     if kind is float and math.isfinite(value):
-        return f"{value:.9g}"
+        return f"{value:.7g}"
     if kind is str:
         return _quoted(value)
+    if value is None:
+        return "null"
     if kind is list:
         kinds = set(map(type, value))
         if kinds == {float} and all(map(math.isfinite, value)):
-            return f"[{','.join([f'{item:.9g}' if item else '0' for item in value])}]"
+            return f"[{','.join([f'{item:.7g}' if item else '0' for item in value])}]"
         if not kinds <= {int}:  # the steps of a block are in faster hands below
             return f"[{','.join([_text(item) for item in value])}]"
     if kind is dict or isinstance(value, Mapping):
@@ -127,6 +137,7 @@ class RunWriter:
         self._clock = clock
         self._start = self._last_flush = clock()
         self._lines: list[str] = []
+        self._layouts = Layouts()
         with contextlib.ExitStack() as undo:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,10 +153,10 @@ class RunWriter:
 
     def step(self, step: int, values: Mapping[str, Any], how: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Append the readings of one step."""
-        line: dict[str, Any] = {"step": step, "time": self._time(), "values": values}
-        if how:
-            line["how"] = how
-        self._append(line)
+        *definition, row = self._layouts.lines(values, how or {})
+        for line in definition:
+            self._append(line)
+        self._append({"step": step, "time": self._time(), **row})
 
     def block(self, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         """Append scalar readings of several steps at once; each value list is as long as ``steps``."""
@@ -224,16 +235,34 @@ class LineReader:
         self.path = path
         self.bad_lines = 0
         self._offset = 0
+        self._too_long = False
 
-    def new_lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the new complete lines as dictionaries."""
+    def new_lines(self, starting: bytes = b"", until: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the new complete lines as dictionaries.
+
+        Args:
+            starting: Lines that begin otherwise are passed over.
+            until: No line is read that begins at or after this byte.
+        """
         try:
+            if not self.path.is_file():  # a pipe would never end to be read, nor would some devices
+                return
             with open(self.path, "rb") as file:
                 file.seek(self._offset)
-                for raw in file:
-                    if not raw.endswith(b"\n"):
+                for raw in iter(partial(file.readline, LONGEST_LINE), b""):
+                    if until is not None and self._offset >= until:
                         return
+                    if not raw.endswith(b"\n"):
+                        if len(raw) < LONGEST_LINE:
+                            return
+                        self._too_long = True  # nothing that a cockpit writes; it is passed over in pieces
                     self._offset += len(raw)
+                    if self._too_long:
+                        self._too_long = not raw.endswith(b"\n")
+                        self.bad_lines += not self._too_long
+                        continue
+                    if not raw.startswith(starting):
+                        continue
                     try:
                         line = json.loads(raw)
                         if b"\\u" in raw or b"\xed" in raw:  # how every surrogate begins, escaped or not
@@ -244,8 +273,42 @@ class LineReader:
                         yield line
                     else:
                         self.bad_lines += 1
-        except FileNotFoundError:
+        except OSError:  # not there yet, or no longer
             return
+
+
+class ReadingsReader(LineReader):
+    """Reads ``readings.jsonl``: of rows that refer to a layout it makes the whole lines that they stand for."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._layouts: dict[int, dict[str, Any]] | None = None
+
+    def new_lines(self, starting: bytes = b"", until: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the new complete lines as dictionaries with ``values`` by name; arguments as of LineReader."""
+        for line in super().new_lines(starting, until):
+            number = line.get("layout")
+            if number is None:
+                yield line
+                continue
+            layouts = self._known_layouts()
+            try:
+                if "columns" in line:
+                    layouts[number] = line
+                    continue
+                yield whole(line, layouts[number])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self.bad_lines += 1
+
+    def _known_layouts(self) -> dict[int, dict[str, Any]]:
+        """Return the layouts so far: who begins in the middle of the file finds them before it."""
+        if self._layouts is None:
+            self._layouts = {}
+            before = LineReader(self.path)
+            for line in before.new_lines(starting=b'{"layout"', until=self._offset):
+                if isinstance(line.get("layout"), int):
+                    self._layouts[line["layout"]] = line
+        return self._layouts
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -97,7 +97,8 @@ PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
 DIRECTIONS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("errors", "alert", "schedule"): ((), ()),
-    ("run_log",): (("errors",), ()),
+    ("run_log",): (("errors", "row_layout"), ()),
+    ("row_layout",): ((), ()),
     ("run",): ((*READER, "report"), ("numpy",)),  # run.report() is a short way to the report
     ("diagnosis",): ((*READER, *PLUGINS), ("numpy",)),
     ("report",): ((*READER, "diagnosis", "plots"), ("numpy", "matplotlib", "rich", "jinja2", "markupsafe")),

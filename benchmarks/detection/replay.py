@@ -8,7 +8,7 @@ from cockpit_lite.alert import Alert
 from cockpit_lite.diagnosis import RULES
 from cockpit_lite.diagnosis.history import History
 from cockpit_lite.diagnosis.ranking import rank
-from cockpit_lite.run_log import LineReader, decode, read_info
+from cockpit_lite.run_log import ReadingsReader, decode, read_info
 
 
 def diagnose(folder: Path) -> list[Alert]:
@@ -16,7 +16,7 @@ def diagnose(folder: Path) -> list[Alert]:
     history = History.of_run(read_info(folder))
     rules = [rule for rule in RULES if not rule.does_not_apply(history)]
     found: list[Alert] = []
-    for line in LineReader(folder / "readings.jsonl").new_lines():
+    for line in ReadingsReader(folder / "readings.jsonl").new_lines():
         if "values" not in line:
             continue
         if "steps" in line:
