@@ -12,9 +12,6 @@ Source: Mahsereci, Balles, Lassner, Hennig, Early stopping without a validation 
 
 from __future__ import annotations
 
-import torch
-
-from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES, Instrument, Readings
 from cockpit_lite.probes.noise import reading, signal_to_noise
 from cockpit_lite.step import Step
@@ -28,9 +25,6 @@ class EarlyStopping(Instrument):
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
-        sums = list(signal_to_noise(step).values())
-        if not sums:
-            raise NotMeasured("no parameter has elements")
-        whole = torch.stack([part.sample.to(sums[0].sample.device) for part in sums]).sum()
-        mean = whole / sum(part.elements for part in sums)
+        found = signal_to_noise(step)
+        mean = found.total.sample / sum(found.elements.values())
         return {"early_stopping": reading(step.per_sample, 1 - step.per_sample.batch_size * mean)}

@@ -17,13 +17,14 @@ Source: Roy, Vetterli, The effective rank: a measure of effective dimensionality
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import ACTIVATION_SAMPLES, ACTIVATIONS, Instrument, Reading, Readings, layerwise
-from cockpit_lite.probes.moments import stacked
 from cockpit_lite.probes.output_sample import MOST_ROWS
 from cockpit_lite.step import Step
 
@@ -31,27 +32,48 @@ from cockpit_lite.step import Step
 _ROUNDING = 10.0
 
 
-def effective_ranks(outputs: Tensor) -> Tensor:
-    """Return the effective rank of each matrix of a stack, shape (..., rows, units), with the mean over its rows taken off.
+class Spectrum(NamedTuple):
+    """Of a stack of matrices (layers, rows, units) with the mean over the rows taken off.
 
-    The singular values come from the smaller of the two Gram matrices, in double precision where the device has it. Where nothing
-    varies beyond rounding the rank is 0, where an output is not finite it is NaN.
+    Attributes:
+        singular_values: In any order, shape (layers, values).
+        varies: Whether anything varies beyond rounding, as 0 or 1; NaN where an output is not finite. Shape (layers,).
+    """
+
+    singular_values: Tensor
+    varies: Tensor
+
+
+def spectrum(outputs: Tensor) -> Spectrum:
+    """Return the spectrum of each matrix of a stack, shape (layers, rows, units).
+
+    The singular values come from the smaller of the two Gram matrices, in double precision where the device has it.
     """
     values = outputs if outputs.device.type == "mps" else outputs.double()
-    centred = values - values.mean(-2, keepdim=True)
+    mean = values.mean(-2, keepdim=True)
+    centred = values - mean
     gram = centred.mT @ centred if values.shape[-2] >= values.shape[-1] else centred @ centred.mT
+    spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     rounding = _ROUNDING * torch.finfo(outputs.dtype).eps
-    varies = gram.diagonal(dim1=-2, dim2=-1).sum(-1) > rounding**2 * values.square().sum((-2, -1))
-    # The decomposition refuses what is not finite; 0 times that is NaN, which marks it again in the end.
+    varies = spread > (mean.square().sum((-2, -1)) * values.shape[-2] + spread) * rounding**2
+    # The decomposition refuses what is not finite; 0 times that is NaN.
     squared = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0)).clamp_(min=0.0)
-    ranks = exponential_entropy(squared.sqrt())
-    return torch.where(varies, ranks, 0.0) + 0.0 * gram.sum((-2, -1))
+    return Spectrum(squared.sqrt_(), varies + 0.0 * spread)
+
+
+def effective_ranks(spectra: Sequence[Spectrum]) -> Tensor:
+    """Return the effective rank of each matrix, shape (layers,): 0 where nothing varies, NaN where an output is not finite."""
+    if len(spectra) == 1:
+        return exponential_entropy(spectra[0].singular_values) * spectra[0].varies
+    most = max(values.shape[1] for values, _ in spectra)
+    values = torch.cat([F.pad(values, (0, most - values.shape[1])) for values, _ in spectra])  # zeros do not count
+    return exponential_entropy(values) * torch.cat([varies for _, varies in spectra])
 
 
 def exponential_entropy(values: Tensor) -> Tensor:
     """Return exp(- sum p log p) over the last axis, p the values as shares of their sum: how many of them there are in effect."""
-    shares = values / values.sum(-1, keepdim=True)
-    return torch.exp(-torch.xlogy(shares, shares).sum(-1))
+    shares = values / values.sum(-1, keepdim=True).clamp_(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum(-1).exp_()
 
 
 def shares_of_width(samples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -61,10 +83,14 @@ def shares_of_width(samples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor
     for name, matrix in matrices.items():
         if min(matrix.shape[0] - 1, matrix.shape[1]) > 1:
             groups.setdefault((matrix.shape, matrix.device, matrix.dtype), []).append(name)
-    shares: dict[str, Tensor] = {}
-    for ((rows, units), _, _), names in groups.items():
-        ranks = effective_ranks(torch.stack([matrices[name] for name in names]))
-        shares.update(zip(names, (ranks / min(rows - 1, units)).unbind(), strict=True))
+    if not groups:
+        return {}
+    names = [name for group in groups.values() for name in group]
+    found = [spectrum(torch.stack([matrices[name] for name in group])) for group in groups.values()]
+    device = found[0].varies.device
+    ranks = effective_ranks([Spectrum(*(part.to(device) for part in each)) for each in found])
+    possible = [min(matrices[name].shape[0] - 1, matrices[name].shape[1]) for name in names]
+    shares = dict(zip(names, (ranks / torch.tensor(possible, device=device)).unbind(), strict=True))
     return {name: shares[name] for name in samples if name in shares}
 
 
@@ -87,6 +113,6 @@ class EffectiveRank(Instrument):
             raise NotMeasured("no layer with a weight matrix put out several units for several samples on this step")
         note = "of a sample of outputs and units"
         return {
-            "effective_rank": Reading(stacked(list(shares.values())).min(), kind="estimated", note=note),
+            "effective_rank": Reading(torch.stack(list(shares.values())).min(), kind="estimated", note=note),
             **layerwise("effective_rank", shares),
         }

@@ -12,9 +12,6 @@ Source: Liu, Bai, Jiang, Chen, Wang, Understanding why neural networks generaliz
 
 from __future__ import annotations
 
-import torch
-
-from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES, Instrument, Readings, layerwise
 from cockpit_lite.probes.noise import reading, signal_to_noise
 from cockpit_lite.step import Step
@@ -28,11 +25,7 @@ class GradientSignalToNoise(Instrument):
     preset = "standard"
 
     def measure(self, step: Step) -> Readings:
-        sums = signal_to_noise(step)
-        if not sums:
-            raise NotMeasured("no parameter has elements")
-        device = next(iter(sums.values())).population.device
-        whole = torch.stack([part.population.to(device) for part in sums.values()]).sum()
-        mean = whole / sum(part.elements for part in sums.values())
-        by_parameter = {name: reading(step.per_sample, part.population / part.elements) for name, part in sums.items()}
-        return {"gsnr": reading(step.per_sample, mean), **layerwise("gsnr", by_parameter)}
+        found, statistics = signal_to_noise(step), step.per_sample
+        mean = found.total.population / sum(found.elements.values())
+        by_parameter = {name: reading(statistics, part / found.elements[name]) for name, part in found.by_parameter.items()}
+        return {"gsnr": reading(statistics, mean), **layerwise("gsnr", by_parameter)}

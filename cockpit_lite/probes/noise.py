@@ -6,7 +6,8 @@ G = 1/N sum g_n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample import PerSampleStatistics
     from cockpit_lite.step import Step
 
+#: Parameters of so many elements are taken together: the operations on a shorter one take longer to start than to run.
+SHORT = 1 << 15
 #: Added to the variance of an element, which keeps one without variance from counting as infinite.
 DAMPING = 1e-5
 
@@ -64,69 +67,129 @@ def gradient_variance(squared_norms: Tensor, squared_gradient_norm: Tensor) -> T
     return ((count * squared_norms.sum() - squared_gradient_norm) * (count / (count - 1))).clamp(min=0)
 
 
-class SignalToNoise(NamedTuple):
-    """Sums over the elements j of a parameter, the noise damped by :data:`DAMPING`.
+class Ratios(NamedTuple):
+    """Sums over elements j, the noise damped by :data:`DAMPING`.
 
     Attributes:
-        population: Sum of ``G_j^2 / (var_j + 1e-5)``, ``var_j = 1/N sum g_nj^2 - G_j^2``, a scalar tensor.
+        population: Sum of ``G_j^2 / (var_j + 1e-5)``, ``var_j = 1/N sum g_nj^2 - G_j^2``.
         sample: Sum of ``G_j^2 / (s_j + 1e-5)``, ``s_j = N/(N-1) var_j`` the sample variance.
-        elements: How many there are.
     """
 
     population: Tensor
     sample: Tensor
-    elements: int
 
 
-def signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
-    """Return signal over noise by parameter, made once a step: what it is made of is as large as the parameters.
+@dataclass(frozen=True)
+class SignalToNoise:
+    """Signal over noise of the model.
+
+    Attributes:
+        total: Sums over all elements.
+        by_parameter: Parameter name -> sum of ``G_j^2 / (var_j + 1e-5)`` over its elements, a scalar tensor.
+        elements: How many elements there are, by parameter name.
+    """
+
+    total: Ratios
+    by_parameter: Mapping[str, Tensor]
+    elements: Mapping[str, int]
+
+
+def signal_to_noise(step: Step) -> SignalToNoise:
+    """Return signal over noise, made once a step: what it is made of is as large as the parameters.
 
     Raises:
-        NotMeasured: if a parameter is not covered, or the batch holds one sample.
+        NotMeasured: if a parameter is not covered, the batch holds one sample, or no parameter has elements.
     """
     return step.once(_signal_to_noise)
 
 
-def _signal_to_noise(step: Step) -> Mapping[str, SignalToNoise]:
+def _signal_to_noise(step: Step) -> SignalToNoise:
     statistics, gradient = step.per_sample, step.gradient
     _require_complete(statistics)
-    found = {}
-    for name, sum_of_squares in statistics.sum_of_squares.items():
-        if not sum_of_squares.numel():
-            continue
-        known = gradient.get(name)
-        if known is None:  # the parameter does not take part in the loss
-            nothing = sum_of_squares.new_zeros(())
-            found[name] = SignalToNoise(nothing, nothing, sum_of_squares.numel())
+    elements = {name: squares.numel() for name, squares in statistics.sum_of_squares.items() if squares.numel()}
+    if not elements:
+        raise NotMeasured("no parameter has elements")
+    by_parameter: dict[str, Tensor] = {}
+    totals: list[Ratios] = []
+    for names in _together(statistics.sum_of_squares, [name for name in elements if name in gradient]):
+        squares = [statistics.sum_of_squares[name].reshape(-1) for name in names]
+        known = [_dense(gradient[name]).to(squares[0]).reshape(-1) for name in names]
+        if len(names) == 1:
+            ratios = damped_ratios(known[0], squares[0], statistics.batch_size)
+            by_parameter[names[0]] = ratios.population
+            totals.append(ratios)
         else:
-            known = (known.to_dense() if known.is_sparse else known).to(sum_of_squares.dtype)
-            found[name] = damped_ratios(known, sum_of_squares, statistics.batch_size)
-    return found
+            terms, sample = _damped_terms(torch.cat(known), torch.cat(squares), statistics.batch_size)
+            by_parameter.update(zip(names, (part.sum() for part in terms.split([elements[name] for name in names])), strict=True))
+            totals.append(Ratios(terms.sum(), sample))
+    if not totals:
+        raise NotMeasured("no parameter takes part in the loss")
+    device = totals[0].population.device
+    nothing = torch.zeros((), device=device)  # of parameters that do not take part in the loss
+    return SignalToNoise(
+        totals[0]
+        if len(totals) == 1
+        else Ratios(*(torch.stack([v.to(device) for v in sums]).sum() for sums in zip(*totals, strict=True))),
+        {name: by_parameter.get(name, nothing) for name in elements},
+        elements,
+    )
 
 
-def damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> SignalToNoise:
+def _together(squares: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:
+    """Return the names, those of short tensors together: a step of a small net is made of small operations."""
+    alone: list[list[str]] = []
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name in names:
+        if squares[name].numel() > SHORT:
+            alone.append([name])
+        else:
+            groups.setdefault((squares[name].device, squares[name].dtype), []).append(name)
+    return [*alone, *groups.values()]
+
+
+def damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> Ratios:
     """Return signal over noise of one parameter from ``G_j`` and the contributions' ``sum_n c_nj^2``.
 
     On a CPU a long parameter is gone through in pieces: what is made on the way stays small, and in the cache.
     """
-    pieces = [
-        _damped_ratios(gradient_piece, squares_piece, batch_size)
-        for gradient_piece, squares_piece in zip(in_pieces(gradient), in_pieces(sum_of_squares), strict=True)
-    ]
-    population, sample = pieces[0] if len(pieces) == 1 else (torch.stack(parts).sum() for parts in zip(*pieces, strict=True))
-    return SignalToNoise(population, sample, gradient.numel())
+    pairs = zip(in_pieces(gradient), in_pieces(sum_of_squares), strict=True)
+    parts = [_damped_sums(of_gradient, of_squares, batch_size) for of_gradient, of_squares in pairs]
+    return parts[0] if len(parts) == 1 else Ratios(*(torch.stack(sums).sum() for sums in zip(*parts, strict=True)))
 
 
-def _damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    # Everything is divided by N, which saves a pass over the elements: sum c_nj^2 - G_j^2 / N is var_j / N.
-    damping = DAMPING / batch_size
-    noise = torch.addcmul(sum_of_squares, gradient, gradient, value=-1 / batch_size)
-    noise.clamp_(min=0).add_(damping)  # rounding can push the difference below zero when all samples agree
+# Everything is divided by N, which saves a pass over the elements: sum c_nj^2 - G_j^2 / N is var_j / N.
+
+
+def _damped_sums(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> Ratios:
+    noise = _damped_noise(gradient, sum_of_squares, batch_size)
     ratios = gradient / noise
     population = torch.dot(ratios, gradient) / batch_size
-    share = (batch_size - 1) / batch_size  # s_j + 1e-5 = (var_j + 1e-5 share) / share
-    torch.div(gradient, noise.sub_(damping * (1 - share)), out=ratios)
-    return population, torch.dot(ratios, gradient) * (share / batch_size)
+    torch.div(gradient, _of_a_sample(noise, batch_size), out=ratios)
+    return Ratios(population, torch.dot(ratios, gradient) * ((batch_size - 1) / batch_size**2))
+
+
+def _damped_terms(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return the terms of the population's sum, and the sample's sum."""
+    noise = _damped_noise(gradient, sum_of_squares, batch_size)
+    squared = gradient.square().mul_(1 / batch_size)
+    terms = squared / noise
+    sample = torch.div(squared, _of_a_sample(noise, batch_size), out=noise).sum()
+    return terms, sample * ((batch_size - 1) / batch_size)
+
+
+def _damped_noise(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> Tensor:
+    """Return ``(var_j + 1e-5) / N``."""
+    noise = torch.addcmul(sum_of_squares, gradient, gradient, value=-1 / batch_size)
+    return noise.clamp_(min=0).add_(DAMPING / batch_size)  # rounding can push it below zero when all samples agree
+
+
+def _of_a_sample(noise: Tensor, batch_size: int) -> Tensor:
+    """Turn that into ``(s_j + 1e-5) (N - 1) / N^2``, in place."""
+    return noise.sub_(DAMPING / batch_size**2)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cockpit_lite import load_run
-from cockpit_lite.instruments.effective_rank import EffectiveRank, effective_ranks, shares_of_width
+from cockpit_lite.instruments.effective_rank import EffectiveRank, effective_ranks, shares_of_width, spectrum
 from cockpit_lite.run import Run
 from tests.identity import EVERYTHING, cockpit
 
@@ -36,8 +36,10 @@ def watch(model: nn.Module, inputs: Tensor, folder: Path) -> Run:
 def test_against_the_decomposition(shape: tuple[int, int], decay: float) -> None:
     draw = torch.Generator().manual_seed(sum(shape))
     outputs = torch.randn(shape, generator=draw) * torch.arange(1, shape[1] + 1) ** -decay + 3
-    found = effective_ranks(torch.stack([outputs, 7 * outputs.flip(0)]))
-    assert found.tolist() == pytest.approx([slow_effective_rank(outputs)] * 2, rel=1e-5)
+    other = torch.randn(9, 4, generator=draw)
+    found = effective_ranks([spectrum(torch.stack([outputs, 7 * outputs.flip(0)])), spectrum(other[None])])
+    expected = [slow_effective_rank(outputs)] * 2 + [slow_effective_rank(other)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_orthogonal_directions_count_whole() -> None:
