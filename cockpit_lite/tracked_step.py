@@ -380,7 +380,7 @@ class TrackedStep:
         with torch.enable_grad(), probes.per_sample.paused():
             loss = objective(tensors, gradients, detach=False)
             self._note_loss(loss.detach() if scale is None else loss.detach() / scale)
-            self._step.observed["curvature"] = Curvature(
+            curvature = self._step.observed["curvature"] = Curvature(
                 loss,
                 parameters,
                 probes.generator,
@@ -390,10 +390,11 @@ class TrackedStep:
                 memory=probes.curvature_memory,
                 sampler=self._sampler(loss, scale),
             )
-            self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
-            for instrument in filter(needs_preparation, due):
-                self._attempt(instrument, self._prepare)
-        del self._step.observed["curvature"]  # it must not keep the graph alive
+            with curvature.undisturbed():
+                self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
+                for instrument in filter(needs_preparation, due):
+                    self._attempt(instrument, self._prepare)
+        del curvature, self._step.observed["curvature"]  # it must not keep the graph alive
         probes.sampled_curvature.stop()
         probes.forward.stop()
 

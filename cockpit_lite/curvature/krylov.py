@@ -31,6 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.trace import random_signs
+
 Product = Callable[[Tensor], Tensor]
 
 #: The basis holds no more vectors than this, and no fewer than that whatever the memory.
@@ -48,7 +50,7 @@ _NEGLIGIBLE = {torch.float32: 1e-5, torch.float64: 1e-12}
 # Above this share no second pass of the orthogonalisation is needed (Daniel et al., 1976).
 _UNCANCELLED = 0.7
 
-# How much noise goes into the first residual, in its length: a basis that starts in an invariant subspace would never leave it.
+# How much noise goes into the first residual at each end, in its length: a basis in an invariant subspace would never leave it.
 _NOISE = 0.1
 
 
@@ -124,7 +126,7 @@ class Krylov:
         self._products = like.new_empty(0, 0)
         self._small = like.new_empty(0, 0)  # V'W
         self._count = 0
-        self._noisy = False
+        self._noisy: set[bool] = set()  # at which ends
         self._exhausted = False
         self._ritz: _Ritz | None = None
         self._remainders = like.new_empty(0, 0)  # A y - value y of the pairs that were looked at last
@@ -193,9 +195,9 @@ class Krylov:
             worst = max(range(len(pairs.errors)), key=lambda index: pairs.errors[index])
             residual = self._remainders[0 if len(pairs.values) < count else worst]
             if self._count == self.capacity:
-                self._cut(max(count, 2), largest)
+                self._cut(count + 2, largest)
             known = len(self._look().values)
-            self._grow(residual)
+            self._grow(residual, largest)
             for _ in range(self._look_every - 1):
                 if self.spent < max_products and self._count < self.capacity:
                     self._add(self._products[self._count - 1], None)
@@ -219,8 +221,7 @@ class Krylov:
             self._add(self._random(), None)
 
     def _random(self) -> Tensor:
-        like = self._like
-        return torch.randn(like.shape, generator=self._generator, device=like.device, dtype=like.dtype)
+        return random_signs(self._like, self._generator)
 
     def _add(self, vector: Tensor, known_product: Tensor | None) -> bool:
         """Take a vector into the basis; False if nothing of it is new."""
@@ -262,11 +263,11 @@ class Krylov:
         longer[: len(rows)] = rows
         return longer
 
-    def _grow(self, residual: Tensor) -> None:
-        if not self._noisy:
-            self._noisy = True
+    def _grow(self, residual: Tensor, largest: bool) -> None:
+        if largest not in self._noisy:
+            self._noisy.add(largest)
             noise = self._random()
-            residual = residual + _NOISE * torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(noise) * noise
+            residual = torch.addcmul(residual, noise, torch.linalg.vector_norm(residual), value=_NOISE * self.dimension**-0.5)
         # Noise, too, has nothing new once the basis spans the whole space.
         self._exhausted = not (self._add(residual, None) or (self._count < self.dimension and self._add(self._random(), None)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,6 +42,31 @@ def quietly(parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> Iterator
             for buffer, saved_buffer in saved_buffers:
                 # .data: the graph may have saved the buffer, and its version must not move.
                 buffer.data.copy_(saved_buffer)
+
+
+class Undisturbed:
+    """:func:`quietly` for one model, entered once however many passes are nested in it: each entry costs as much as a small pass.
+
+    Args:
+        parameters: Whose hooks must not fire.
+        model: Whose buffers are kept safe.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], model: nn.Module | None):
+        self._parameters, self._model = parameters, model
+        self._entered = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self._entered:
+            yield
+            return
+        with quietly(self._parameters, self._model.buffers() if self._model is not None else ()):
+            self._entered = True
+            try:
+                yield
+            finally:
+                self._entered = False
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ from cockpit_lite.errors import NotMeasured
 #: So many of the largest eigenvectors are remembered, as far as they fit into so many bytes.
 REMEMBERED, REMEMBERED_MEMORY = 4, 2**29
 
-# The search in the last layers: directions, the precision of their eigenvalues, and products, which cost little there.
-_TAIL_DIRECTIONS, _TAIL_TOLERANCE, _TAIL_PRODUCTS = 2, 0.2, 5
+# The search in the last layers: the precision of the eigenvalue, and products, which cost little there. It is for one direction:
+# a second one costs a product with the whole matrix and saves none on most steps.
+_TAIL_TOLERANCE, _TAIL_PRODUCTS = 0.2, 5
 
 
 class Curvature:
@@ -94,6 +96,7 @@ class Curvature:
 
     def _forget_results(self) -> None:
         self._gradient: dict[str, Tensor] | None = None
+        self._flat_gradient: Tensor | None = None
         self._gradient_product: Tensor | None = None
         self._krylov: Krylov | None = None
         self._random: list[tuple[Tensor, Tensor]] = []
@@ -124,6 +127,13 @@ class Curvature:
     def note(self) -> str | None:
         """What a reader of the values should know, or None."""
         return "; ".join(self._source.notes) or None
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Return the context in which every pass over the graph is made; entered around many of them it saves time.
+
+        Inside, hooks on parameters rest, autocast is off, and random numbers and buffers are put back at the end.
+        """
+        return self._source.undisturbed()
 
     @property
     def gradient(self) -> dict[str, Tensor]:
@@ -177,8 +187,10 @@ class Curvature:
         return self._gauss_newton(vector)
 
     def flat_gradient(self) -> Tensor:
-        """Return :attr:`gradient` as one long vector."""
-        return flatten(list(self.gradient.values()))
+        """Return :attr:`gradient` as one long vector, the same for all who ask."""
+        if self._flat_gradient is None:
+            self._flat_gradient = flatten(list(self.gradient.values()))
+        return self._flat_gradient
 
     def restricted(self, names: Iterable[str]) -> Curvature:
         """Return the view of some parameters only: the diagonal block of the matrices that belongs to them.
@@ -213,7 +225,7 @@ class Curvature:
         """The search for eigenvalues of the Hessian, shared by all who ask on this step.
 
         It begins with the gradient, whose product :attr:`gradient_product` it has in common with others, and with the sharpest
-        directions of the last layers, which are found at little cost and completed with what the last measurement knows; see
+        direction of the last layers, which is found at little cost and completed with what the last measurement knows; see
         :mod:`~cockpit_lite.curvature.tail`. A network without such layers begins with the last eigenvector instead.
         """
         if self._krylov is None:
@@ -236,7 +248,7 @@ class Curvature:
         cut = [vector.split(sizes) for vector in known]
         given = torch.stack([torch.cat([pieces[place] for place in places]) for pieces in cut])
         search = Krylov(Matrix(self._source, tuple(positions)), [given[0], *given[2:3]], self.generator)
-        found = search.top(_TAIL_DIRECTIONS, tolerance=_TAIL_TOLERANCE, max_products=_TAIL_PRODUCTS).vectors
+        found = search.top(tolerance=_TAIL_TOLERANCE, max_products=_TAIL_PRODUCTS).vectors
         starts = []
         for piece, weights in zip(found, complete(found, given), strict=True):
             start = known[0] * weights[0]

@@ -151,3 +151,22 @@ def test_the_graph_is_let_go_of_at_once(name: str) -> None:
         assert loss() is None
     finally:
         gc.enable()
+
+
+def test_entered_once_for_many_passes_everything_is_put_back_at_the_end() -> None:
+    watched = forward(ZOO["mlp"])
+    curvature = watched.curvature(model=watched.model)
+    fired: list[None] = []
+    weight = next(iter(watched.model.parameters()))
+    weight.register_hook(lambda gradient: fired.append(None))
+    hooks, state = dict(weight._backward_hooks or {}), torch.get_rng_state()
+    alone = watched.curvature(model=watched.model).gradient_product
+    with curvature.undisturbed():
+        assert not weight._backward_hooks
+        assert torch.equal(curvature.gradient_product, alone)
+        curvature.product(alone)
+        assert not weight._backward_hooks  # still, after passes of its own
+        torch.rand(3)
+    assert not fired
+    assert dict(weight._backward_hooks or {}) == hooks
+    assert torch.equal(torch.get_rng_state(), state)
