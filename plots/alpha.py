@@ -13,6 +13,8 @@ from cockpit_lite.run import Run
 
 #: Single values are noisy, and the largest have no bound: medians and quartiles over so many measured steps at least are shown.
 SHORTEST_WINDOW = 9
+#: At so many places at most.
+MOST_WINDOWS = 200
 
 #: The verdict is about so many of the last measured steps.
 RECENT = 40
@@ -46,11 +48,24 @@ def running_quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     if len(values) < SHORTEST_WINDOW:
         return values, values, values
     reach = max(SHORTEST_WINDOW // 2, len(values) // 40)
-    padded = np.pad(np.where(np.isfinite(values), values, np.nan), reach, constant_values=np.nan)
+    finite = np.isfinite(values)
+    padded = np.pad(np.where(finite, values, np.nan), reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    windows = np.where(np.isfinite(values)[:, None], windows, 0.0)  # of a gap, which stays one
-    low, middle, high = np.where(np.isfinite(values), np.nanquantile(windows, [0.25, 0.5, 0.75], axis=1), values)
-    return low, middle, high
+    # Windows overlap: those around so many values say it all, what lies between them is on a line.
+    centres = np.flatnonzero(finite)
+    if not len(centres):
+        return values, values, values
+    centres = centres[np.unique(np.linspace(0, len(centres) - 1, MOST_WINDOWS).round().astype(int))]
+    ordered = np.sort(windows[centres], axis=1)  # NaN last
+    counts = np.isfinite(ordered).sum(axis=1)
+    found = []
+    for share in (0.25, 0.5, 0.75):
+        places = share * (counts - 1)
+        left, rest = np.floor(places).astype(int), places % 1
+        rows = np.arange(len(centres))
+        quantile = (1 - rest) * ordered[rows, left] + rest * ordered[rows, np.minimum(left + 1, counts - 1)]
+        found.append(np.where(finite, np.interp(np.arange(len(values)), centres, quantile), values))
+    return found[0], found[1], found[2]
 
 
 def verdict(run: Run) -> Verdict | None:

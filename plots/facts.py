@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cockpit_lite.plots.course import course
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.run import Run
 
@@ -15,12 +16,18 @@ NOTHING = (np.array([], dtype=np.int64), np.array([], dtype=np.float64))
 
 
 def scalars(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and values of a reading of single numbers; empty arrays if it was never measured or holds arrays."""
+    """Return steps and values of a reading of single numbers; empty arrays if it was never measured or holds arrays.
+
+    Of a very long series it is a sample: evenly spread steps, the same ones of every reading, and the last ones.
+    """
     try:
         steps, values = run.series(name)
     except (KeyError, ValueError):
         return NOTHING
-    return (steps, values) if values.ndim == 1 else NOTHING
+    if values.ndim != 1:
+        return NOTHING
+    long = course(run, name)
+    return (steps, values) if long is None else long.sample
 
 
 def recent(run: Run, name: str, count: int = 10) -> float | None:
@@ -32,9 +39,9 @@ def recent(run: Run, name: str, count: int = 10) -> float | None:
 
 def broken_since(run: Run, name: str) -> tuple[int, float] | None:
     """Return the first step of the non-finite tail of a reading and its value, or None if the last value is finite."""
-    steps, values = scalars(run, name)
-    if not len(values) or math.isfinite(values[-1]):
+    if not len(values := scalars(run, name)[1]) or math.isfinite(values[-1]):
         return None
+    steps, values = run.series(name)  # the first of them may not be in a sample
     finite = np.flatnonzero(np.isfinite(values))
     first = finite[-1] + 1 if len(finite) else 0
     return int(steps[first]), float(values[first])
@@ -135,3 +142,12 @@ def at_steps(run: Run, name: str, steps: np.ndarray) -> np.ndarray:
         return np.full(len(steps), np.nan)
     index = np.searchsorted(known_steps, steps, side="right") - 1
     return np.where(index >= 0, values[np.maximum(index, 0)], np.nan)
+
+
+def standard_errors(run: Run, name: str, steps: np.ndarray) -> np.ndarray:
+    """Return the standard error of a reading at ``steps``; NaN where there is none."""
+    how = run.how(name)
+    if not how:
+        return np.full(len(steps), np.nan)
+    found = [how.get(step, {}).get("standard_error") for step in steps.tolist()]
+    return np.array([error if isinstance(error, (int, float)) and error else math.nan for error in found], dtype=np.float64)

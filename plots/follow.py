@@ -50,6 +50,8 @@ class Follower:
             return False
         if changed:
             self._heard = self._clock()
+            if self._gone and writer_gone:  # more came after it had gone: another process has resumed the run
+                self._pid, writer_gone = None, False
         self._gone = writer_gone
         return changed
 

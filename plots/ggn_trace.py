@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import broken_since, recent, scalars, standard_errors
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -20,8 +18,7 @@ def ggn_trace(run: Run, ax: Axes) -> None:
         if p.missing:
             return
         steps, values = scalars(run, "ggn_trace")
-        how = run.how("ggn_trace")
-        errors = np.array([float(how.get(int(step), {}).get("standard_error") or math.nan) for step in steps])
+        errors = standard_errors(run, "ggn_trace", steps)
         if np.isfinite(errors).any():
             p.band("error", steps, values - errors, values + errors)
         both = len(scalars(run, "hessian_trace")[0]) > 0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import at_steps, broken_since, recent, scalars
+from cockpit_lite.plots.facts import at_steps, broken_since, recent, scalars, standard_errors
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -79,14 +79,8 @@ def _ends(run: Run, steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, 
     low, high = (at_steps(run, f"suggested_batch_size_{end}", steps) for end in ("lower", "upper"))
     if np.isfinite(low).any():
         return low, high
-    errors = _standard_errors(run, steps)
+    errors = standard_errors(run, "gradient_noise_scale", steps)
     return values - errors, values + errors
-
-
-def _standard_errors(run: Run, steps: np.ndarray) -> np.ndarray:
-    how = run.how("gradient_noise_scale")
-    found = [how.get(int(step), {}).get("standard_error") for step in steps]
-    return np.array([error if isinstance(error, (int, float)) else math.nan for error in found], dtype=np.float64)
 
 
 def _power_of_two(value: float) -> str:

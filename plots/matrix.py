@@ -42,7 +42,13 @@ class Matrix(Panel):
             ("rows", rows, (0.0, 1.0), ("left", "top")),
         ):
             offset = (-4, 3) if key == "columns" else (4, -3)
-            look = {"color": self._theme.muted, "size": 7.5, "ha": align[0], "va": align[1], "backgroundcolor": self._theme.card}
+            look: dict[str, Any] = {
+                "color": self._theme.muted,
+                "size": 7.5,
+                "ha": align[0],
+                "va": align[1],
+                "background": self._theme.card,
+            }
             self._artists.note(("axis", key), text, at, self.ax.transAxes, offset, **look)
 
     @staticmethod

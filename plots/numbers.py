@@ -12,14 +12,14 @@ from matplotlib.ticker import Formatter, Locator, MaxNLocator
 MOST_POINTS = 2_000
 
 
-def decimate(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most :data:`MOST_POINTS` points that draw like the whole series: least and greatest value per bin of steps.
+def decimate(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``most`` points that draw like the whole series: least and greatest value per bin of steps.
 
     A spike of a single step survives. A bin without a finite value becomes a gap.
     """
-    if len(steps) <= MOST_POINTS:
+    if len(steps) <= most:
         return steps, values
-    edges = np.linspace(steps[0], steps[-1], MOST_POINTS // 2 + 1)[:-1]
+    edges = np.linspace(steps[0], steps[-1], most // 2 + 1)[:-1]
     starts = np.unique(np.searchsorted(steps, edges))
     ends = np.append(starts[1:], len(steps)) - 1
     finite = np.where(np.isfinite(values), values, np.nan)

@@ -7,21 +7,23 @@ import itertools
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from cockpit_lite.alert import SEVERITIES
 from cockpit_lite.plots import style
 from cockpit_lite.plots.facts import cost, described, elide, is_running, measuring_share
-from cockpit_lite.plots.layout import OVERVIEW, Layout
+from cockpit_lite.plots.layout import OVERVIEW, Gauge, Layout
 from cockpit_lite.run import Run
 
 #: Inches; at 100 dots an inch this is a laptop's 1440 x 900.
@@ -37,6 +39,7 @@ _RIGHT_AXIS = 0.28  # more room in the wide card, whose gauge may have a second 
 _ALERTS_WIDTH = 1.0  # in columns
 _FEWEST_CARDS = 3  # in a row, and in a column, as far as their size goes
 _LINE = 0.165  # of the alerts' text
+_HEADER_TEXTS = ("model", "facts", "health", "first")
 _LETTERS_AN_INCH = 15.5  # of the same, on average
 
 
@@ -65,7 +68,13 @@ class Page:
         self._alerts_shown: tuple[Any, ...] | None = None
         self._size: tuple[float, float] | None = None
         self._last: tuple[Run, str | None] | None = None
-        self._place()
+        #: Key of each card with a gauge -> the gauge.
+        self.gauges: dict[Hashable, Gauge] = {
+            (column, row): gauge for column, (_, gauges) in enumerate(layout.columns) for row, gauge in enumerate(gauges)
+        }
+        if layout.wide is not None:
+            self.gauges["wide"] = layout.wide
+        self.place()
         figure.canvas.mpl_connect("resize_event", lambda _event: self._fit())
 
     def update(self, run: Run, state: str | None = None) -> None:
@@ -75,20 +84,49 @@ class Page:
             run: The run; call its ``refresh`` before.
             state: Overrides what the run says of itself, such as "interrupted".
         """
+        self.place()
+        for key in self.gauges:
+            self.show(key, run)
+        self.write(run, state)
+
+    def show(self, key: Hashable, run: Run) -> None:
+        """Bring one gauge up to date; its key is one of :attr:`gauges`."""
+        self.gauges[key](run, self._axes[key])
+
+    def write(self, run: Run, state: str | None = None) -> None:
+        """Bring header and list of alerts up to date."""
         self._last = (run, state)
-        self._place()
-        for column, (_, gauges) in enumerate(self.layout.columns):
-            for row, gauge in enumerate(gauges):
-                gauge(run, self._axes[column, row])
-        if self.layout.wide is not None:
-            self.layout.wide(run, self._axes["wide"])
         self._write_header(run, state)
         self._write_alerts(run)
+
+    def axes(self, key: Hashable) -> Axes:
+        """Return the axes of a gauge."""
+        return self._axes[key]
+
+    @property
+    def words(self) -> dict[str, list[Text]]:
+        """The texts that change as the run grows, by the part of the page they are in."""
+        found: dict[str, list[Text]] = {"header": [self._texts[key] for key in _HEADER_TEXTS if key in self._texts]}
+        if "alerts" in self._cards:
+            found["alerts"] = [text for key, text in self._texts.items() if isinstance(key, tuple) and key[0] == "alert"]
+        return found
+
+    def box(self, key: Hashable) -> Bbox:
+        """Return where a gauge or a part with words is, in pixels."""
+        width, height = self._size or PAGE_SIZE
+        if key == "header":
+            inches = Bbox.from_extents(0.0, height - _HEADER, width, height)
+        else:
+            # One pixel more than the outline of the card, which has a width.
+            inches = Bbox(self._cards[key].get_path().get_extents().get_points()).padded(0.02)
+        dots = self.figure.dpi
+        low, high = np.floor(inches.p0 * dots), np.ceil(inches.p1 * dots)
+        return Bbox.from_extents(*np.maximum(low, 0), *np.minimum(high, [width * dots, height * dots]))
 
     def png(self, dpi: int = 150) -> bytes:
         """Return the page as a PNG picture."""
         buffer = io.BytesIO()
-        with _missing_glyphs_are_fine():
+        with missing_glyphs_are_fine():
             # Half of the time of level 6 for up to a fifth more bytes: this is what a user waits for on leaving the block.
             self.figure.savefig(
                 buffer, format="png", dpi=dpi, facecolor=self.figure.get_facecolor(), pil_kwargs={"compress_level": 3}
@@ -100,17 +138,11 @@ class Page:
         if not isinstance(target, (str, os.PathLike)):
             target.write(self.png(dpi))
             return
-        path = Path(target)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            temporary.write_bytes(self.png(dpi))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(Path(target), self.png(dpi))
 
     def _fit(self) -> None:
         """Fit the page to a new size of the window."""
-        self._place()
+        self.place()
         if self._last is not None:
             run, state = self._last
             self._write_header(run, state)
@@ -118,7 +150,7 @@ class Page:
 
     # Placing --------------------------------------------------------------------------------------------------------
 
-    def _place(self) -> None:
+    def place(self) -> None:
         """Put cards, axes and headings where they belong at the present size; do nothing if it has not changed."""
         size = tuple(self.figure.get_size_inches())
         if size == self._size:
@@ -306,6 +338,16 @@ def save_page(run: Run, path: str | os.PathLike[str], theme: str = "light", dpi:
     page.save(path, dpi)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file at once, so that nobody sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _wrap(text: str, columns: int, lines: int) -> list[str]:
     return textwrap.wrap(text, columns, max_lines=lines, placeholder=" …")
 
@@ -337,7 +379,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _missing_glyphs_are_fine() -> Iterator[None]:
+def missing_glyphs_are_fine() -> Iterator[None]:
     """A name in a script that no installed font knows is drawn as boxes; that is no reason to warn the user about fonts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -19,14 +19,17 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.plots import style
-from cockpit_lite.plots.artists import Artists, Word
-from cockpit_lite.plots.facts import elide, scalars, why_missing
+from cockpit_lite.plots.artists import Artists
+from cockpit_lite.plots.course import Envelope, course
+from cockpit_lite.plots.facts import elide, is_running, scalars, why_missing
 from cockpit_lite.plots.heat import HeatScale, picture
+from cockpit_lite.plots.labels import Word
 from cockpit_lite.plots.layers import LayerTable, short_names
 from cockpit_lite.plots.limits import value_limits
 from cockpit_lite.plots.numbers import LogTicks, ShortLabels, StepLabels, StepTicks, ValueTicks, decimate, smooth
@@ -85,7 +88,9 @@ class Panel:
     def begin(self, run: Run, title: str, unit: str, scale: Scale, needs: list[str]) -> None:
         """Start a round: forget what was said in the last one, keep the artists."""
         self.run = run
-        self._last_step = max([run.last_step or 0, *(alert.step for alert in run.alerts)])
+        self._growing = is_running(run)
+        last = max([run.last_step or 0, *(alert.step for alert in run.alerts)])
+        self._last_step = _with_room(last) if self._growing else last
         self._scale = scale
         self._artists.begin()
         self._legend: list[tuple[str, str, str]] = []
@@ -125,14 +130,14 @@ class Panel:
                 [Word(swatch, colour, style.LEGEND_SIZE, "bold"), Word(label, self._theme.muted, style.LEGEND_SIZE)]
                 for swatch, label, colour in legend
             ]
-            self._artists.words("legend", "lower right", groups, up=5)
+            self._artists.words("legend", "lower right", groups, up=5, frame=True)
         # In inches: letters of a title are about 0.068 wide, of a legend 0.055, a swatch with the space around it 0.22.
         taken = 0.068 * len(self._title) + sum(0.055 * len(label) + 0.22 for _, label, _ in legend)
         room = self.ax.get_window_extent().width / self.ax.figure.dpi - taken
         words = [Word(self._title, self._theme.text, style.TITLE_SIZE, "bold")]
         if self._unit and (not legend or 0.055 * len(self._unit) + 0.1 < room):
             words.append(Word(self._unit, self._theme.muted, style.LEGEND_SIZE))
-        self._artists.words("title", "lower left", [words], up=5)
+        self._artists.words("title", "lower left", [words], up=5, frame=True)
 
     # What a gauge can say -------------------------------------------------------------------------------------------
 
@@ -158,7 +163,18 @@ class Panel:
         """
         steps, values = scalars(self.run, name)
         if len(steps):
-            self.curve(name, steps, values, label=label, colour=colour, dashed=dashed, right=right, smoothed=smoothed)
+            long = course(self.run, name)
+            self.curve(
+                name,
+                steps,
+                values,
+                label=label,
+                colour=colour,
+                dashed=dashed,
+                right=right,
+                smoothed=smoothed,
+                envelope=None if long is None else long.envelope,
+            )
 
     def curve(
         self,
@@ -171,27 +187,42 @@ class Panel:
         dashed: bool = False,
         right: bool = False,
         smoothed: bool = False,
+        envelope: Envelope | None = None,
     ) -> None:
-        """Draw any series; the parameters are those of :meth:`line`."""
+        """Draw any series; the parameters are those of :meth:`line`. ``envelope``: of the longer one that it is a sample of."""
         shade = self._theme.series[colour % len(self._theme.series)]
         side = "right" if right else "left"
-        log = not right and self._is_log([values])
+        log = not right and self._is_log([values] if envelope is None else [envelope.low, envelope.high])
         usable = np.isfinite(values) & (values > 0) if log else np.isfinite(values)
-        self._extent[side].append(values[usable])
-        self._broken.append(steps[~np.isfinite(values)])
-        if log:
-            self._below.append(steps[np.isfinite(values) & (values <= 0)])
         drawn = np.where(usable, values, np.nan)
+        if envelope is None:
+            self._extent[side].append(drawn[usable])
+            self._broken.append(steps[~np.isfinite(values)])
+            below = steps[np.isfinite(values) & (values <= 0)]
+        else:
+            envelope = envelope.joined(len(envelope.first) // self._pixels())
+            self._extent[side] += [values[np.isfinite(values)] for values in envelope.ends(log)]
+            self._broken.append(envelope.broken[envelope.broken >= 0])
+            below = envelope.below[envelope.below >= 0]
+        if log:
+            self._below.append(below)
         smoothed = smoothed and len(steps) >= SMOOTH_FROM
         ax = self._right_axes() if right else self.ax
         look: dict[str, Any] = {"color": shade, "linestyle": (0, (4, 2)) if dashed else "-", "solid_capstyle": "round"}
         look |= {"linewidth": style.LINE_WIDTH, "zorder": 4, "marker": "o" if len(steps) <= DOTS_UP_TO else "", "markersize": 3.4}
         if smoothed:
-            self._artists.line(("smooth", key), ax, *decimate(steps, smooth(drawn, log)), look)
+            self._artists.line(("smooth", key), ax, *decimate(steps, smooth(drawn, log), 2 * self._pixels()), look)
             look = look | {"linewidth": style.FAINT_WIDTH, "alpha": 0.35, "zorder": 3}
         else:
             look["alpha"] = 1.0
-        self._artists.line(("curve", key), ax, *decimate(steps, drawn), look)
+        if envelope is None:
+            self._artists.line(("curve", key), ax, *decimate(steps, drawn), look)
+        else:
+            # A line that goes up and down at every pixel takes ten times as long to draw.
+            area = {"facecolor": shade, "alpha": 0.8 * look["alpha"], "linewidth": 0, "zorder": look["zorder"]}
+            self._artists.band(("course", key), ax, *envelope.bars(log), **area)
+            if not smoothed:
+                self._artists.line(("curve", key), ax, *envelope.middle(log), look)
         if label is not None:
             self._legend.append(("╍" if dashed else "━", label, shade))
 
@@ -203,10 +234,9 @@ class Panel:
         if self._is_log([low, high]):
             low, high = np.where(low > 0, low, np.nan), np.where(high > 0, high, np.nan)
         self._extent["left"] += [low[np.isfinite(low)], high[np.isfinite(high)]]
-        low_steps, low = decimate(steps, low)
-        high = decimate(steps, high)[1]
-        area = self.ax.fill_between(low_steps, low, high, color=shade, alpha=0.16, linewidth=0, zorder=2)
-        self._artists.area(("band", key), area)
+        low_steps, low = decimate(steps, low, 2 * self._pixels())
+        high = decimate(steps, high, 2 * self._pixels())[1]
+        self._artists.band(("band", key), self.ax, low_steps, low, high, facecolor=shade, alpha=0.16, linewidth=0, zorder=2)
         if label is not None:
             self._legend.append(("■", label, style.mix(shade, self._theme.card, 0.3)))
 
@@ -224,7 +254,7 @@ class Panel:
             if len(steps) == 1:  # a limit holds all along, even if known at one step
                 steps, values = np.array([0, max(1, self._last_step)]), np.repeat(values, 2)
             look = {"color": shade, "linestyle": (0, (5, 2.5)), "linewidth": 1.2, "zorder": 3.5}
-            self._artists.line(("limit", key), self.ax, *decimate(steps, values), look)
+            self._artists.line(("limit", key), self.ax, *decimate(steps, values, self._pixels()), look)
             self._limit_labels.append((key, label, steps, values, shade))
 
     def level(self, key: str, value: float, label: str, trouble: bool = True) -> None:
@@ -301,15 +331,18 @@ class Panel:
             self.ax.set_yscale("log" if log else "linear")
             self.ax.yaxis.set_minor_locator(NullLocator())
             self._dress_values(self.ax, log)
-        self._set_limits(self.ax, "y", value_limits(self._extent["left"], self._wishes, log))
+        self._set_limits(self.ax, "y", self._keep_values(self.ax, value_limits(self._extent["left"], self._wishes, log), log))
         if self._right is not None and self._extent["right"]:
-            self._set_limits(self._right, "y", value_limits(self._extent["right"], [], False))
+            wanted = value_limits(self._extent["right"], [], False)
+            self._set_limits(self._right, "y", self._keep_values(self._right, wanted, False))
         bottom, top = self.ax.get_ylim()
         for number, (low, high) in enumerate(self._spans):
             ends = max(low, bottom), min(high, top)
             if ends[0] < ends[1]:
-                area = self.ax.axhspan(*ends, color=self._theme.healthy, alpha=0.10, linewidth=0, zorder=0.5)
-                self._artists.area(("healthy", number), area)
+                look = {"color": self._theme.healthy, "alpha": 0.10, "linewidth": 0, "zorder": 0.5}
+                self._artists.span(
+                    ("healthy", number), (0.0, ends[0]), 1.0, ends[1] - ends[0], self.ax.get_yaxis_transform(), **look
+                )
 
     def _label_limits(self) -> None:
         """Name each limit at the last of its points inside the view, on the side where there is room."""
@@ -330,7 +363,7 @@ class Panel:
                     size=style.MARK_SIZE,
                     ha="left" if at_left else "right",
                     va="top" if below else "bottom",
-                    backgroundcolor=self._theme.card,
+                    background=self._theme.card,
                 )
 
     def _mark_broken(self) -> None:
@@ -357,7 +390,7 @@ class Panel:
                     ha="right" if at_end else "left",
                     va="center" if at_end else "top",
                     weight="bold",
-                    backgroundcolor=self._theme.card,
+                    background=self._theme.card,
                 )
 
     def _mark_alerts(self) -> None:
@@ -369,7 +402,8 @@ class Panel:
             severity = alerts[0].severity
             colour = style.severity_colour(self._theme, severity)
             if rank == 0 and severity != "note":  # where trouble begins: all that follows is tinted
-                self._artists.area("trouble", self.ax.axvspan(step, right, color=colour, alpha=0.05, linewidth=0, zorder=0.4))
+                tint = {"color": colour, "alpha": 0.05, "linewidth": 0, "zorder": 0.4}
+                self._artists.span("trouble", (step, 0.0), right - step, 1.0, self.ax.get_xaxis_transform(), **tint)
             transform = self.ax.get_xaxis_transform()
             look = {"transform": transform, "color": colour, "linestyle": style.SEVERITY_LINES[severity], "linewidth": 1.1}
             self._artists.line(
@@ -390,7 +424,7 @@ class Panel:
                     ha="right" if at_end else "left",
                     va="bottom",
                     weight="bold",
-                    backgroundcolor=self._theme.card,
+                    background=self._theme.card,
                 )
 
     def _explain(self, text: str) -> None:
@@ -404,10 +438,39 @@ class Panel:
             size=style.VERDICT_SIZE,
             ha="center",
             va="center",
-            linespacing=1.5,
         )
 
+    # Painting -------------------------------------------------------------------------------------------------------
+
+    @property
+    def frame(self) -> tuple[Any, ...]:
+        """What the frame depends on: as long as it is the same, the frame looks the same."""
+        return (
+            self._artists.frame,
+            *((ax.get_xlim(), ax.get_ylim(), ax.get_yscale(), ax.get_position().bounds, ax.get_visible()) for ax in self.axes),
+            *(part.get_visible() for part in (self.ax.xaxis, self.ax.yaxis, self.ax.spines["bottom"])),
+        )
+
+    @property
+    def moved(self) -> int:
+        """Changes whenever what is painted over the frame has changed."""
+        return self._artists.moved
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What is painted over the frame, from back to front."""
+        return self._artists.moving
+
+    @property
+    def axes(self) -> list[Axes]:
+        """Its axes, the one on the right last."""
+        return [self.ax] if self._right is None else [self.ax, self._right]
+
     # Axes -----------------------------------------------------------------------------------------------------------
+
+    def _pixels(self) -> int:
+        """Return how many pixels wide the axes is."""
+        return max(100, int(self.ax.bbox.width))
 
     def _is_log(self, found: list[np.ndarray]) -> bool:
         if self._scale != "auto":
@@ -451,12 +514,37 @@ class Panel:
         """Set limits, unless a person has zoomed since: then the view is theirs."""
         get, put = (ax.get_xlim, ax.set_xlim) if direction == "x" else (ax.get_ylim, ax.set_ylim)
         ours = self._limits.get((ax, direction))
-        if ours is None or np.allclose(get(), ours, rtol=1e-9, atol=0):
+        if ours is None or (np.allclose(get(), ours, rtol=1e-9, atol=0) and not np.array_equal(wanted, ours)):
             put(*wanted)
             self._limits[ax, direction] = get()
 
+    def _keep_values(self, ax: Axes, wanted: tuple[float, float], log: bool) -> tuple[float, float]:
+        """Return the limits of now in place of the wanted ones while a run grows and they still serve: nothing then moves."""
+        ours = self._limits.get((ax, "y"))
+        if not self._growing or ours is None or (log and not min(ours) > 0):
+            return wanted
+        (low, high), (bottom, top) = np.log([wanted, ours]) if log else np.array([wanted, ours])
+        # The limits leave a margin around the data, half of which may be used up.
+        slack = 0.03 * (top - bottom)
+        return ours if bottom - slack <= low and high <= top + slack and high - low > 0.8 * (top - bottom) else wanted
+
 
 Kind = TypeVar("Kind", bound=Panel)
+
+
+def panel_of(ax: Axes) -> Panel | None:
+    """Return the panel of an axes on which a gauge was drawn."""
+    return getattr(ax, _ATTRIBUTE, None)
+
+
+def _with_room(last: int) -> int:
+    """Return the step at which the axis of a growing run ends: a little after the last one, so that it moves now and then only.
+
+    >>> _with_room(7), _with_room(100), _with_room(1_000), _with_room(1_000_000)
+    (7, 104, 1024, 1048576)
+    """
+    unit = 1 << max(0, last.bit_length() - 4)
+    return -(-last // unit) * unit
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 import matplotlib
 
 from cockpit_lite.plots.follow import Follower
-from cockpit_lite.plots.page import PAGE_SIZE, Page
+from cockpit_lite.plots.page import PAGE_SIZE, Page, replace_file
+from cockpit_lite.plots.painter import Painter
 
 #: matplotlib backend -> the module it cannot do without.
 _BACKENDS = {
@@ -29,6 +30,10 @@ _BACKENDS = {
 #: Seconds between two looks at the run, at least.
 _INTERVAL = 1.0
 _PICTURE_INTERVAL = 2.0
+#: After the run has ended: it may be resumed.
+_IDLE_INTERVAL = 5.0
+#: Where gauges are still to be brought up to date, after the window has looked for clicks.
+_SOON = 0.05
 #: Drawing may take up to one part in this many of the viewer's time.
 _REST = 4
 
@@ -58,20 +63,24 @@ def show_window(follower: Follower, theme: str = "light") -> None:
     canvas = figure.canvas
     closed: list[bool] = []
     canvas.mpl_connect("close_event", lambda _event: closed.append(True))
-    page = Page(theme, figure=figure)
-    shown: tuple[Any, ...] | None = None
+    painter = Painter(Page(theme, figure=figure))
+    blits = "macosx" not in type(canvas).__module__  # there it says that it can, and shows nothing
+    shown: str | None = None
     cost = 0.0
     while not closed:
-        changed = not follower.ended and follower.refresh()
-        if changed or shown != (follower.state,):
-            shown = (follower.state,)
+        if follower.refresh() or shown != follower.state or painter.waiting:
+            shown = follower.state
             started = time.monotonic()
-            page.update(follower.run, follower.state)
-            canvas.draw_idle()
+            if painter.refresh(follower.run, shown):
+                if blits:
+                    canvas.blit(figure.bbox)
+                else:
+                    canvas.draw_idle()
             canvas.flush_events()
             cost = time.monotonic() - started
         if not closed:
-            canvas.start_event_loop(max(_INTERVAL, _REST * cost))
+            pause = _IDLE_INTERVAL if follower.ended else _INTERVAL
+            canvas.start_event_loop(_SOON if painter.waiting else max(pause, _REST * cost))
 
 
 def keep_picture(follower: Follower, theme: str = "light", leave_the_end: bool = False) -> None:
@@ -82,7 +91,7 @@ def keep_picture(follower: Follower, theme: str = "light", leave_the_end: bool =
         theme: ``"light"`` or ``"dark"``.
         leave_the_end: Draw nothing any more once the run said that it has ended, since the training draws its own last picture.
     """
-    page = Page(theme)
+    painter = Painter(Page(theme))
     target = follower.folder / "cockpit.png"
     drawn: str | None = None
     while True:
@@ -90,10 +99,10 @@ def keep_picture(follower: Follower, theme: str = "light", leave_the_end: bool =
         started = time.monotonic()
         ended_well = follower.ended and "stopped" not in follower.state
         if (changed or drawn != follower.state) and not (ended_well and leave_the_end):
-            page.update(follower.run, follower.state)
+            painter.refresh(follower.run, follower.state, budget=None)
             drawn = follower.state
             try:
-                page.save(target, dpi=100)
+                replace_file(target, painter.png())
             except FileNotFoundError:  # the folder was deleted
                 return
         if follower.ended:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from matplotlib.offsetbox import AnchoredOffsetbox
 from matplotlib.text import Text
 
 from cockpit_lite.instruments import INSTRUMENTS
 from cockpit_lite.plots import OVERVIEW, PAGES, Layout, Page, pages, save_page
 from cockpit_lite.plots import page as page_file
+from cockpit_lite.plots.artists import Row
 from cockpit_lite.plots.layout import shown
 from tests.plots.synthetic import ALERTS, readings_run, training_run
 
@@ -101,7 +101,7 @@ def overlaps(page: Page) -> list[str]:
     page.figure.canvas.draw()
     boxes = []
     for ax in page.figure.axes:
-        for box in ax.findobj(AnchoredOffsetbox):
+        for box in ax.findobj(Row):
             boxes.append(("/".join(text.get_text() for text in box.findobj(Text)), box.get_window_extent(renderer)))
     boxes += [(text.get_text(), text.get_window_extent(renderer)) for text in page.figure.texts if text.get_text()]
     found = [
