@@ -29,6 +29,14 @@ def parameter_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _norm_in_pieces(value) if _is_long(value) else next(short) for name, value in zip(tensors, values, strict=True)}
 
 
+def difference_norms(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the Euclidean norms of ``tensors - others``; of long tensors on a CPU no difference is kept."""
+    brief = [name for name, tensor in tensors.items() if not _is_long(tensor)]
+    moved = torch._foreach_sub([tensors[name] for name in brief], [others[name] for name in brief]) if brief else []
+    norms = parameter_norms(dict(zip(brief, moved, strict=True)))
+    return {name: norms[name] if name in norms else _difference_norm(tensor, others[name]) for name, tensor in tensors.items()}
+
+
 def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
     """Return the norm of all tensors together, given the norm of each."""
     if not norms:
@@ -44,3 +52,11 @@ def _is_long(tensor: Tensor) -> bool:
 
 def _norm_in_pieces(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(in_pieces(tensor))))
+
+
+def _difference_norm(tensor: Tensor, other: Tensor) -> Tensor:
+    pairs = list(zip(in_pieces(tensor), in_pieces(other), strict=True))
+    room = torch.empty_like(pairs[0][0], dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(torch.sub(a, b, out=room[: a.numel()])) for a, b in pairs])
+    )

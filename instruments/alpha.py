@@ -27,22 +27,25 @@ and its appendix.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, LAST_STEP, LOSS, PER_SAMPLE_NORMS, SAMPLE_LOSSES, Instrument, Reading, Readings
 from cockpit_lite.probes.last_step import inner_product
+from cockpit_lite.probes.moments import stacked
 from cockpit_lite.step import Step
 
 
 class Ends(NamedTuple):
-    """Values at the start and at the end of a step, scalar tensors."""
+    """Values at the start and at the end of a step."""
 
-    start: Tensor
-    end: Tensor
+    start: float
+    end: float
 
 
 class Parabola(NamedTuple):
@@ -56,7 +59,7 @@ class Parabola(NamedTuple):
 
     slopes: Ends
     variances: Ends
-    covariance: Tensor
+    covariance: float
 
 
 def fit(losses: Ends, loss_variances: Ends, slopes: Ends, slope_variances: Ends) -> Parabola:
@@ -64,24 +67,29 @@ def fit(losses: Ends, loss_variances: Ends, slopes: Ends, slope_variances: Ends)
     v = slope_variances
     rest = losses.end - losses.start - (slopes.start + slopes.end) / 2
     spread = loss_variances.start + loss_variances.end + (v.start + v.end) / 4
-    spread = torch.where(spread > 0, spread, torch.inf)  # without noise there is nothing to be corrected
+    if not spread > 0:  # without noise there is nothing to be corrected
+        spread = math.inf
     found = Ends(*(slope + variance * rest / (2 * spread) for slope, variance in zip(slopes, v, strict=True)))
-    variances = Ends(*(variance - variance.square() / (4 * spread) for variance in v))
+    variances = Ends(*(variance - variance * variance / (4 * spread) for variance in v))
     return Parabola(found, variances, -v.start * v.end / (4 * spread))
 
 
-def alpha(slopes: Ends) -> Tensor:
+def alpha(slopes: Ends) -> float:
     """Return where a step landed, from the slopes of the parabola at its start and at its end."""
     start, end = slopes
-    return torch.where(end <= start, -torch.ones_like(end), end / start.abs())
+    if end <= start:
+        return -1.0
+    return end / abs(start) if start else end * math.inf
 
 
-def standard_error(parabola: Parabola) -> Tensor:
+def standard_error(parabola: Parabola) -> float:
     """Return the standard error of ``q'(1) / |q'(0)|`` (delta method)."""
     (start, end), variances, covariance = parabola
+    if not start:
+        return math.inf
     ratio = end / start
-    squared = variances.end + ratio.square() * variances.start - 2 * ratio * covariance
-    return squared.clamp(min=0).sqrt() / start.abs()
+    squared = variances.end + ratio * ratio * variances.start - 2 * ratio * covariance
+    return math.sqrt(squared) / abs(start) if not squared < 0 else 0.0
 
 
 def variance_of_sum(contributions: Tensor) -> Tensor:
@@ -98,23 +106,22 @@ class Alpha(Instrument):
 
     def measure(self, step: Step) -> Readings:
         last = step.last_step
-        slopes = Ends(last.slope, inner_product(last.update, step.gradient))
+        slopes = [last.slope, inner_product(last.update, step.gradient)]
         try:
             contributions = step.per_sample_slopes
         except NotMeasured as reason:
             return {"alpha": _without_error(slopes, str(reason))}
         if contributions.numel() < 2:
             return {"alpha": _without_error(slopes, "the batch holds one sample")}
-        losses, loss_variances, note = self._losses(step, slopes)
-        variance = variance_of_sum(contributions)
+        losses, note = self._losses(step)
         count = contributions.numel() if last.sample_losses is None else last.sample_losses.numel()
-        parabola = fit(losses, loss_variances, slopes, Ends(variance * (contributions.numel() / count), variance))
-        value, error = alpha(parabola.slopes), standard_error(parabola)
-        return {"alpha": Reading(value, kind="estimated", standard_error=error, note=note)}
+        numbers = stacked([*slopes, variance_of_sum(contributions), *losses])
+        finish = partial(_finish, samples_then_and_now=contributions.numel() / count, note=note)
+        return {"alpha": Reading(numbers, kind="estimated", on_host=finish)}
 
     @staticmethod
-    def _losses(step: Step, slopes: Ends) -> tuple[Ends, Ends, str | None]:
-        """Return the losses at both ends and their variances; infinite ones, and a note, if these are not known."""
+    def _losses(step: Step) -> tuple[list[Tensor], str | None]:
+        """Return the losses at both ends and their variances; none, and a note, if these are not known."""
         before = step.last_step.sample_losses
         reason = ""
         try:
@@ -126,11 +133,20 @@ class Alpha(Instrument):
         except NotMeasured as obstacle:
             reason = str(obstacle)
         if reason or before is None:
-            nothing = torch.zeros_like(slopes.end)
-            return Ends(nothing, nothing), Ends(nothing, nothing + torch.inf), f"from the slopes alone, because {reason}"
-        ends = [values.to(slopes.end) for values in (before, now)]
-        return Ends(*(values.sum() for values in ends)), Ends(*map(variance_of_sum, ends)), None
+            return [], f"from the slopes alone, because {reason}"
+        return [before.sum(), now.sum(), variance_of_sum(before), variance_of_sum(now)], None
 
 
-def _without_error(slopes: Ends, reason: str) -> Reading:
-    return Reading(alpha(slopes), kind="estimated", note=f"from the slopes alone and without an error, because {reason}")
+def _finish(numbers: Sequence[float], samples_then_and_now: float, note: str | None) -> Reading:
+    """Return alpha and its error from the slopes at both ends, the variance of the second, and what is known of the losses."""
+    start, end, variance, *of_losses = numbers
+    losses, loss_variances = Ends(0.0, 0.0), Ends(0.0, math.inf)
+    if of_losses:
+        losses, loss_variances = Ends(*of_losses[:2]), Ends(*of_losses[2:])
+    parabola = fit(losses, loss_variances, Ends(start, end), Ends(variance * samples_then_and_now, variance))
+    return Reading(alpha(parabola.slopes), kind="estimated", standard_error=standard_error(parabola), note=note)
+
+
+def _without_error(slopes: Sequence[Tensor], reason: str) -> Reading:
+    note = f"from the slopes alone and without an error, because {reason}"
+    return Reading(stacked(slopes), kind="estimated", note=note, on_host=lambda ends: alpha(Ends(*ends)))

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from cockpit_lite.instrument import UPDATE, Instrument, Readings
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import difference_norms, total_norm
 from cockpit_lite.step import Step
 
 
@@ -29,6 +28,5 @@ class Distance(Instrument):
         self._start: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def measure(self, step: Step) -> Readings:
-        names = [name for name in step.weights_before if name in self._start]
-        moved = torch._foreach_sub([step.weights_before[name] for name in names], [self._start[name] for name in names])
-        return {"distance": total_norm(parameter_norms(dict(zip(names, moved, strict=True))))}
+        start, now = self._start, step.weights_before
+        return {"distance": total_norm(difference_norms({name: now[name] for name in now if name in start}, start))}

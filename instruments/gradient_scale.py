@@ -16,28 +16,29 @@ Ginsburg, Large batch training of convolutional networks, 2017, for the ratio.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import GRADIENT, Instrument, Readings, layerwise
+from cockpit_lite.instrument import GRADIENT, Instrument, Reading, Readings, layerwise
 from cockpit_lite.probes.moments import stacked
 from cockpit_lite.step import Step
 
 
-def growth_per_layer(scales: Tensor) -> Tensor:
+def growth_per_layer(scales: Sequence[float]) -> float:
     """Return the factor by which the scale grows from each layer to the one before it; NaN with fewer than two usable layers.
 
     Args:
         scales: In the order of the network; layers that are zero or not finite are left out, the others keep their place.
     """
-    usable = (scales > 0) & scales.isfinite()
-    weights = usable.to(scales.dtype)
-    logs = torch.where(usable, scales, 1.0).log()
-    places = torch.arange(len(scales), dtype=scales.dtype, device=scales.device)
-    places = places - (weights * places).sum() / weights.sum()
-    slope = (weights * places * logs).sum() / (weights * places.square()).sum()
-    return torch.exp(-slope)
+    places = [place for place, scale in enumerate(scales) if 0 < scale < math.inf]
+    if len(places) < 2:
+        return math.nan
+    middle = sum(places) / len(places)
+    slope = sum((place - middle) * math.log(scales[place]) for place in places)
+    return math.exp(-slope / sum((place - middle) ** 2 for place in places))
 
 
 class GradientScale(Instrument):
@@ -55,7 +56,10 @@ class GradientScale(Instrument):
         of_gradients, of_weights = ([norms[name] for name in gradients] for norms in (step.gradient_norms, step.weight_norms))
         upper, lower = stacked(of_gradients), stacked(of_weights)
         scales = upper / lower
-        readings = {"gradient_scale": torch.linalg.vector_norm(upper) / torch.linalg.vector_norm(lower)}
-        if len(gradients) > 2:
-            readings["gradient_growth"] = growth_per_layer(scales)
-        return {**readings, **layerwise("gradient_scale", dict(zip(gradients, scales.unbind(), strict=True)))}
+        whole = torch.linalg.vector_norm(upper) / torch.linalg.vector_norm(lower)
+        growth = {"gradient_growth": Reading(scales, on_host=growth_per_layer)} if len(gradients) > 2 else {}
+        return {
+            "gradient_scale": whole,
+            **growth,
+            **layerwise("gradient_scale", dict(zip(gradients, scales.unbind(), strict=True))),
+        }

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
@@ -44,22 +45,20 @@ def _share(found: Sequence[float]) -> float:
     return part / whole
 
 
-def hardest(by: Tensor, losses: Tensor | None, norms: Tensor | None) -> Tensor:
-    """Return the rows of index, loss and gradient norm of the samples that are largest by something, shape (8, 3).
+def hardest(by: Sequence[Tensor], losses: Tensor | None, norms: Tensor | None) -> list[Tensor]:
+    """Return index, loss and gradient norm of the samples that are largest by something, shape (8, 3), for each such thing.
 
     Args:
-        by: What they are sorted by, shape (N,).
+        by: What they are sorted by, each of shape (N,).
         losses: Of the samples; None: not known.
         norms: Of the samples' gradients; None: not known.
     """
-    count = min(MOST, len(by))
-    index = by.topk(count).indices
-    columns = [index, *(None if values is None else values[index] for values in (losses, norms))]
-    table = torch.full((MOST, 3), torch.nan, dtype=by.dtype, device=by.device)
-    for position, column in enumerate(columns):
-        if column is not None:
-            table[:count, position] = column.to(table)
-    return table
+    missing = torch.full_like(by[0], torch.nan)
+    columns = [missing if values is None else values.to(missing) for values in (losses, norms)]
+    samples = torch.stack([torch.arange(len(missing), dtype=missing.dtype, device=missing.device), *columns], 1)
+    order = torch.stack([values.to(missing) for values in by]).topk(min(MOST, len(missing))).indices
+    tables = samples[order]
+    return list(F.pad(tables, (0, 0, 0, MOST - tables.shape[1]), value=torch.nan).unbind())
 
 
 class HardestSamples(Instrument):
@@ -74,19 +73,16 @@ class HardestSamples(Instrument):
         losses, no_losses = self._losses(step)
         squared_norms, no_norms = self._squared_norms(step)
         norms = None if squared_norms is None else len(squared_norms) * squared_norms.sqrt()
-        found: dict[str, Tensor | float | Reading | NotMeasured] = {}
-        if squared_norms is None or norms is None:
-            found.update(hardest_samples=no_norms, hardest_by_gradient=no_norms)
-        else:
-            note = f"without losses, because {no_losses}" if losses is None else None
-            kind = "conditional" if step.per_sample.conditional else "exact"
+        kind = "conditional" if squared_norms is not None and step.per_sample.conditional else "exact"
+        found: dict[str, Tensor | float | Reading | NotMeasured] = {"hardest_samples": no_norms}
+        if squared_norms is not None:
             found["hardest_samples"] = Reading(largest_and_sum(squared_norms), kind=kind, on_host=_share)
-            found["hardest_by_gradient"] = Reading(hardest(norms, losses, norms), kind=kind, note=note)
-        if losses is None:
-            found["hardest_by_loss"] = no_losses
-        else:
-            note = f"without gradient norms, because {no_norms}" if norms is None else None
-            found["hardest_by_loss"] = Reading(hardest(losses, losses, norms), note=note)
+        known = [values for values in (norms, losses) if values is not None]
+        tables = iter(hardest(known, losses, norms) if known else [])
+        without_losses = None if losses is not None else f"without losses, because {no_losses}"
+        without_norms = None if norms is not None else f"without gradient norms, because {no_norms}"
+        found["hardest_by_gradient"] = no_norms if norms is None else Reading(next(tables), kind=kind, note=without_losses)
+        found["hardest_by_loss"] = no_losses if losses is None else Reading(next(tables), note=without_norms)
         return found
 
     @staticmethod

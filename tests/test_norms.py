@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cockpit_lite.norms import PIECE, in_pieces, parameter_norms, total_norm
+from cockpit_lite.norms import PIECE, difference_norms, in_pieces, parameter_norms, total_norm
 from cockpit_lite.probes.last_step import inner_product
 from cockpit_lite.probes.noise import DAMPING, damped_ratios
 from cockpit_lite.step import Step
@@ -45,6 +45,21 @@ def test_inner_products_of_what_is_not_plain_float32() -> None:
     assert inner_product({"a": a}, {"b": a}).item() == 0
     transposed = drawn(4, 3).T
     assert inner_product({"a": transposed}, {"a": transposed}).item() == pytest.approx(transposed.square().sum().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_norms_of_differences(dtype: torch.dtype) -> None:
+    """Short ones, one of several pieces, whatever is there beside them."""
+    ends = [{"a": drawn(3, 5), "long": drawn(2, PIECE + 7), "b": drawn(4)} for _ in range(2)]
+    here, there = (
+        {name: (scale * value).to(dtype) for name, value in end.items()} for scale, end in zip((1, 3), ends, strict=True)
+    )
+    found = difference_norms(here, {**there, "other": drawn(2)})
+    expected = {name: (value - there[name]).double().norm().item() for name, value in here.items()}
+    assert list(found) == list(expected)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        expected, rel=1e-5 if dtype != torch.float16 else 1e-3
+    )
 
 
 def test_pieces_put_together_are_the_tensor() -> None:
