@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="folder of the run")
     form = report.add_mutually_exclusive_group()
     form.add_argument(
+        "--format",
+        dest="form",
+        choices=("html", "json", "markdown", "terminal"),
+        help="html: write the files, print the path of the page; else print it and write nothing (markdown: for a pull request)",
+    )
+    form.add_argument(
         "--html", dest="form", action="store_const", const="html", help="write the files and print the path of the page only"
     )
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print the JSON, write nothing")
@@ -142,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="put runs side by side: shared readings, settings that differ, findings that came or went",
-        description="Compare runs with the first: write a page, print a summary. A run that cannot be read is left out and named.",
+        description="Compare runs with the first: write a page, print a summary. What cannot be read is named and left out.",
     )
     compare.add_argument("runs", metavar="RUN", nargs="+", help="folders of the runs, at least two")
     compare.add_argument("--output", metavar="FILE", default="comparison.html", help="the page (default: comparison.html)")
@@ -205,8 +211,8 @@ def _report(options: argparse.Namespace) -> int:
     from cockpit_lite.run import load_run
 
     report = build_report(load_run(options.run))
-    if options.form == "json":
-        sys.stdout.write(report.to_json())
+    if options.form in ("json", "markdown"):
+        sys.stdout.write(report.to_json() if options.form == "json" else report.to_markdown())
         return CLEAN
     if options.form != "terminal":
         page = report.save()

@@ -127,14 +127,23 @@ def test_report_html_prints_the_path_alone(make_run, capsys):
     assert capsys.readouterr().out == os.path.join(run, "report.html") + "\n"
 
 
-@pytest.mark.parametrize("form", ["--json", "--terminal"])
+def test_report_is_printed_as_markdown(make_run, capsys):
+    run = make_run("error")
+    assert cli.main(["report", run, "--format", "markdown"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("## Training report: run\n")
+    assert "### 🔴 loss-rises (error, `CL901`)" in output
+    assert not os.path.exists(os.path.join(run, "report.html"))
+
+
+@pytest.mark.parametrize("form", ["--json", "--terminal", "--format=json"])
 def test_report_can_be_shown_without_writing(make_run, capsys, form):
     run = make_run("error")
     before = sorted(os.listdir(run))
     assert cli.main(["report", run, form]) == 0
     assert sorted(os.listdir(run)) == before
     output = capsys.readouterr().out
-    assert (json.loads(output)["summary"] if form == "--json" else output).startswith("1 error in 3 steps.")
+    assert (json.loads(output)["summary"] if "json" in form else output).startswith("1 error in 3 steps.")
 
 
 def test_report_of_a_folder_that_cannot_be_written_is_one_line(make_run, capsys):

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cockpit_lite.plots.facts import described
-from cockpit_lite.report.chart import charts
+from cockpit_lite.report.chart import charts, story_chart
 from cockpit_lite.report.explain import blocks, code_spans
 from cockpit_lite.report.settings import flat_settings
 from cockpit_lite.report.svg import colour_rules
@@ -41,11 +41,14 @@ class Picture:
 
 def render_html(report: Report) -> str:
     """Return the page."""
+    phases = report.phases
     return render(
         _FOLDER / "report.html.j2",
         report=report,
+        phases=phases,
+        story_chart=story_chart(report.run, [phase.first for phase in phases[1:]]),
         picture=draw_picture(report),
-        charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert.step),
+        charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert),
         settings=flat_settings(report.info),
     )
 

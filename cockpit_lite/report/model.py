@@ -15,6 +15,7 @@ from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.report.explain import explanation
+from cockpit_lite.report.story import Phase, phases
 from cockpit_lite.report.text import count, format_seconds, format_share, listed
 from cockpit_lite.report.values import LastValue, LayerSpan, last_values, layer_spans
 from cockpit_lite.run_log import decode, encode
@@ -174,6 +175,11 @@ class Report:
         return () if self.steps else NO_STEP_REASONS
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The story of the run: stretches of steps with one course of the loss."""
+        return phases(self.run, self.findings)
+
+    @property
     def last_values(self) -> list[LastValue]:
         """The last value of every reading of the whole run."""
         return last_values(self.run)
@@ -208,6 +214,7 @@ class Report:
                 "findings": [
                     {**alert.to_dict(), "explanation": self.explanations.get(alert.code, "")} for alert in self.findings
                 ],
+                "phases": [asdict(phase) for phase in self.phases],
                 "passed": [asdict(check) for check in self.passed],
                 "not_checked": [asdict(check) for check in self.not_checked],
                 "not_measured": self.not_measured,
@@ -228,6 +235,12 @@ class Report:
         from cockpit_lite.report.html import render_html  # draws, so it loads matplotlib and jinja2
 
         return render_html(self)
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown, for a pull request or an issue."""
+        from cockpit_lite.report.markdown import render_markdown
+
+        return render_markdown(self)
 
     def print(self, console: Console | None = None) -> None:
         """Print a summary; plain text where the output is no terminal."""

@@ -19,6 +19,7 @@ from cockpit_lite.report.text import count, one_line, printable
 if TYPE_CHECKING:
     from cockpit_lite.alert import Alert
     from cockpit_lite.diagnosis.rule import Rule
+    from cockpit_lite.report.story import Phase
 
 #: Of the sixteen colours that every terminal theme makes readable.
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "clean": "green"}
@@ -44,6 +45,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     parts += [_finding(alert) for alert in report.findings]
     if report.no_step_reasons:
         parts.append(_listed("Why this may be:", list(report.no_step_reasons)))
+    if report.phases:
+        parts.append(_listed("The run's story:", [_phase(phase) for phase in report.phases]))
     if report.not_checked and report.steps:
         reasons = [f"{check.code} {check.name}: {check.reason}" for check in report.not_checked]
         if len(reasons) > _MOST_NOT_CHECKED:
@@ -77,6 +80,11 @@ def _finding(alert: Alert) -> Group:
     body.add_row("", _prose(alert.cause))
     body.add_row("", Text.assemble(("What to do: ", "bold"), _prose(alert.advice)))
     return Group(head, body)
+
+
+def _phase(phase: Phase) -> str:
+    steps = f"step {phase.first:,}" if phase.first == phase.last else f"steps {phase.first:,} to {phase.last:,}"
+    return f"{steps}: {phase.text}" + (f" Found: {', '.join(phase.findings)}." if phase.findings else "")
 
 
 def _prose(text: str) -> Text:

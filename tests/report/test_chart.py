@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from cockpit_lite.report.chart import charts
-from tests.report.cases import record
+from cockpit_lite.report.chart import charts, story_chart
+from tests.report.cases import alert, record
 
 
 def drawn(run, values, step=1, steps=None):
     record(run, "reading", values, steps)
-    (chart,) = charts(run, ["reading"], step)
+    (chart,) = charts(run, ["reading"], alert(step=step))
     return chart, ElementTree.fromstring(chart.svg)
 
 
@@ -63,11 +63,27 @@ def test_what_cannot_be_drawn_is_left_out(make_run):
     record(run, "never_finite", [math.nan, math.nan])
     record(run, "array", [[1.0], [2.0]])
     record(run, "once", [1.0])
-    assert charts(run, ["never_finite", "array", "once", "missing"], 0) == []
+    assert charts(run, ["never_finite", "array", "once", "missing"], alert()) == []
 
 
 def test_names_are_escaped(make_run):
     run = make_run()
     record(run, '"><script>', [0.0, 1.0])
-    (chart,) = charts(run, ['"><script>'], 0)
+    (chart,) = charts(run, ['"><script>'], alert())
     assert not re.search(r"<script", chart.svg)
+
+
+@pytest.mark.parametrize("place", ["0", "0.weight"])  # a module or a parameter
+def test_a_reading_by_layer_is_shown_where_the_finding_was_made(make_run, place):
+    run = make_run()
+    assert [chart.name for chart in charts(run, ["grad_norm"], alert(where=(place,)))] == ["grad_norm/0.weight", "grad_norm"]
+    assert [chart.name for chart in charts(run, ["grad_norm"], alert(where=("another",)))] == ["grad_norm"]
+
+
+def test_the_story_chart_marks_where_phases_begin(make_run):
+    chart = story_chart(make_run(), [10, 20])
+    svg = ElementTree.fromstring(chart.svg)
+    places = [float(line.get("x1")) for line in svg.findall("line")]
+    assert places == pytest.approx([4 + 992 * step / 39 for step in (10, 20)], abs=0.1)
+    assert "a new phase begins at step 10 and 20" in svg.get("aria-label")
+    assert story_chart(make_run(steps=0, folder="empty"), []) is None
