@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from cockpit_lite.black_box.calls import Call, CallWatch
 from cockpit_lite.black_box.containers import plain, plain_tensor, size
 from cockpit_lite.black_box.kept_step import FOLDER, kept_steps, write
+from cockpit_lite.black_box.latch import MOST_MEMORY, Latch
 from cockpit_lite.black_box.loss_operations import loss_operations
 from cockpit_lite.black_box.random_state import to_file
 from cockpit_lite.isolation import warn
@@ -82,7 +83,7 @@ class BlackBox:
         self._active = False
         self._asked = False
         self._faults = 0
-        self._was_bad = False
+        self._was_bad = self._was_bad_there = False
         self._scale_uses = loss_scale.uses()
         self._scaled = False
         self._loss: float | None = None
@@ -90,9 +91,8 @@ class BlackBox:
         self._operations: list[dict[str, Any]] = []
         trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
         small = [parameter for parameter in trainable if parameter.numel() <= _SMALL]
-        first = [parameter for parameter in trainable[:6] if parameter.numel() <= _SMALL]
-        chosen = [*first[:1], *([min(small, key=nn.Parameter.numel)] if small else []), *small[-1:]]
-        self._sentinels = list({id(parameter): parameter for parameter in chosen}.values())
+        self._sentinels = [*small[:1], *small[len(small) // 2 :][:1]]
+        self._latch = _latch(parameters, limit)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -100,7 +100,9 @@ class BlackBox:
         self._active = True
 
     def stop(self) -> None:
-        """Leave no trace; idempotent."""
+        """Keep what is still on its way and leave no trace; idempotent."""
+        if self._active and self._latch is not None:
+            self._collect(self._latch, wait=True)
         self._active = False
         self._watch.stop()
 
@@ -133,6 +135,8 @@ class BlackBox:
         calls = self._watch.take()
         if not calls:
             return  # somebody else's loss
+        if self._latch is not None:
+            self._note(self._latch, calls, tensors)
         reason = self._fault()
         first = reason is not None and not self._was_bad and self._faults < MOST_STEPS
         self._was_bad = reason is not None
@@ -164,6 +168,25 @@ class BlackBox:
             return NOT_FINITE_GRADIENT
         return None
 
+    def _note(self, latch: Latch, calls: Sequence[Call], roots: Sequence[Tensor]) -> None:
+        """On an accelerator: have the device look at the step, and keep what has turned out to be bad meanwhile."""
+        found = [] if self._scaled else [parameter.grad for parameter in self._sentinels]
+        gradients = [gradient for gradient in found if gradient is not None and gradient.layout == torch.strided]
+        latch.note(self._step(), calls, roots[0] if len(roots) == 1 else None, gradients)
+        self._collect(latch)
+
+    def _collect(self, latch: Latch, wait: bool = False) -> None:
+        for pending, bad in latch.arrived(wait):
+            if bad and not self._was_bad_there and self._faults < MOST_STEPS:
+                self._faults += 1
+                self._loss = None if pending.loss is None else float(pending.loss.sum().item())
+                lost = self._loss is not None and not math.isfinite(self._loss)
+                weights = latch.weights() if latch.keeps_weights else None
+                self._keep(NOT_FINITE_LOSS if lost else NOT_FINITE_GRADIENT, pending.calls, pending.step, weights)
+            if self._was_bad_there and not bad:
+                latch.release()
+            self._was_bad_there = bad
+
     def _finite_gradient(self) -> bool:
         looked_at = self._parameters.values() if self._measured() else self._sentinels
         for parameter in looked_at:
@@ -177,14 +200,16 @@ class BlackBox:
 
     # Writing
 
-    def _keep(self, reason: str, calls: Sequence[Call]) -> None:
-        step = self._step()
+    def _keep(
+        self, reason: str, calls: Sequence[Call], step: int | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        late, step = step is not None, self._step() if step is None else step
         path = self._run / FOLDER / f"step-{step:06d}.pt"
         if path.exists():
             return  # a micro-batch of the same step
         try:
             with torch.no_grad():
-                contents, left_out = self._contents(step, reason, calls)
+                contents, left_out = self._contents(step, reason, calls, weights, late)
                 write(contents, path)
         except Exception as error:  # a full disk, or a tensor that cannot be saved
             warn(f"Step {step} could not be kept in {path.parent}; training goes on.", error)
@@ -193,7 +218,9 @@ class BlackBox:
             warn(f"Of step {step} {left_out} not kept: black_box={self._limit} is the limit of this run in bytes.")
         self._kept(step)
 
-    def _contents(self, step: int, reason: str, calls: Sequence[Call]) -> tuple[dict[str, Any], str]:
+    def _contents(
+        self, step: int, reason: str, calls: Sequence[Call], held: Mapping[str, Tensor] | None, late: bool
+    ) -> tuple[dict[str, Any], str]:
         room = self._limit - sum(path.stat().st_size for path in kept_steps(self._run))
         notes = _notes(calls)
         left_out = []
@@ -212,7 +239,10 @@ class BlackBox:
             )
             left_out.append("the weights were")
         else:
-            weights = {name: plain_tensor(parameter) for name, parameter in self._parameters.items() if not _elsewhere(parameter)}
+            if late and held is None:
+                notes.append(f"the weights are those of step {self._step()}: the model is too large for a copy on the device")
+            present = self._parameters if held is None else held
+            weights = {name: plain_tensor(parameter) for name, parameter in present.items() if not _elsewhere(parameter)}
             if len(weights) < len(self._parameters):
                 notes.append("the weights are spread over several processes, and those of this one were not kept")
                 weights = None
@@ -247,7 +277,19 @@ def _call(call: Call) -> dict[str, Any]:
     }
 
 
+def _latch(parameters: Mapping[str, nn.Parameter], limit: int) -> Latch | None:
+    """Return what watches a model on one accelerator; None on a CPU, where nothing has to be watched."""
+    devices = {parameter.device for parameter in parameters.values()}
+    device = next(iter(devices))
+    if len(devices) > 1 or device.type != "cuda" or any(map(_elsewhere, parameters.values())):
+        return None
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return Latch(parameters, min(limit, int(memory * MOST_MEMORY / 2)))
+
+
 def _notes(calls: Sequence[Call]) -> list[str]:
+    if not calls:
+        return ["the batch was gone when it was known that the step had gone wrong"]
     notes = []
     if any(call.overwritten for call in calls):
         notes.append("an input of the model was changed in place after the forward pass, and is kept as it was then")

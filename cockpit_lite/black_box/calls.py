@@ -28,7 +28,7 @@ MOST_GRADIENT_BYTES = 16 * 2**20
 MOST_BUFFER_BYTES = 4 * 2**20
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One call of the model.
 
@@ -168,7 +168,8 @@ class CallWatch:
 
 
 def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors((args, dict(kwargs)))]
+    given = tensors((args, kwargs) if kwargs else args)
+    return [0 if tensor.is_inference() else tensor._version for tensor in given]
 
 
 #: Those that watch, by the model's identity; and what a class had for a ``__call__`` of its own, if it had one.

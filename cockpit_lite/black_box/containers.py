@@ -97,6 +97,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def tensors(value: Any) -> list[Tensor]:
     """Return the tensors in containers, in order."""
+    if isinstance(value, Tensor):  # nearly always, and at every step
+        return [value]
+    if type(value) in (list, tuple) and all([isinstance(item, Tensor) for item in value]):
+        return list(value)
     return [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 

@@ -40,7 +40,7 @@ class RandomStates:
             after = time.perf_counter()
             self._next = after + (after - now) / _SHARE
         states = {str(device): getattr(torch, device.type).get_rng_state(device) for device in self._accelerators}
-        return {"torch": torch.get_rng_state(), "devices": states, "slow": self._slow, "age": self._slow_age}
+        return {"torch": torch.default_generator.get_state(), "devices": states, "slow": self._slow, "age": self._slow_age}
 
 
 def to_file(states: dict[str, Any]) -> dict[str, Any]:
