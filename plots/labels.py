@@ -57,7 +57,7 @@ class Label(Artist):
     def get_window_extent(self, renderer: Any = None) -> Bbox:
         """Return the box around the texts, in pixels."""
         figure: Any = self._ax.get_figure(root=True)
-        return self.places(renderer or figure.canvas.get_renderer())[1]
+        return self.places(renderer or figure._get_renderer())[1]  # as matplotlib's own texts do it: not every canvas has one
 
     def get_tightbbox(self, renderer: Any = None) -> Bbox:
         """Return the same: nothing is clipped."""
@@ -160,6 +160,11 @@ class Note(Label):
     def get_children(self) -> list[Artist]:
         """Return the text."""
         return [self._whole]
+
+    @property
+    def text(self) -> str:
+        """What is written."""
+        return self._whole.get_text()
 
     def change(self, text: str, at: tuple[float, float]) -> None:
         """Write another text, at another place."""

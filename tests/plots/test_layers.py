@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from cockpit_lite import plots
 from cockpit_lite.plots import style
 from cockpit_lite.plots.heat import MOST_COLUMNS, MOST_ROWS, HeatScale, log_scale, picture
+from cockpit_lite.plots.labels import Note
 from cockpit_lite.plots.layers import LayerTable, layer_table, short_names
 from cockpit_lite.run import Run, load_run
 from cockpit_lite.run_log import RunWriter
@@ -125,9 +126,9 @@ def test_names_of_the_rows_do_not_lie_over_each_other(count: int, tmp_path: Path
         assert not ax.images
         assert "limit 50 %" in words(ax)
         return
-    rows = [text for text in ax.texts if text.get_text().isdigit()]
+    rows = [note for note in ax.findobj(Note) if note.text.isdigit()]
     assert len(rows) >= min(count, 5)
-    boxes = sorted((text.get_window_extent() for text in rows), key=lambda box: box.y0)
+    boxes = sorted((note.get_window_extent() for note in rows), key=lambda box: box.y0)
     assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
 
 
@@ -137,7 +138,7 @@ def test_long_names_have_room_beside_the_map(tmp_path: Path) -> None:
     ax = figure.add_axes((0.12, 0.2, 0.8, 0.6))
     plots.dead_units(readings_run(tmp_path, {"dead_units": [0.1] * 9, **readings}), ax)
     figure.canvas.draw()
-    for text in ax.texts:
+    for text in ax.findobj(Note):
         assert text.get_window_extent().x0 >= 0
     (picture_,) = ax.images
     assert picture_.get_window_extent().x0 > ax.get_window_extent().x0
