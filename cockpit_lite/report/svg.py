@@ -59,7 +59,8 @@ def inline_svg(figure: Figure, key: str) -> Markup:
     width, height = (72 * size for size in figure.get_size_inches())
     head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(printable(label), quote=True)}"'
     look = ' class="turned"' if turned else ""
-    return Markup(f"{head}{look}>{printable(body)}")
+    # Without the words of the picture, which tell nothing one by one, to those who hear its label.
+    return Markup(f'{head}{look}><g aria-hidden="true">{printable(body).strip().removesuffix("</svg>")}</g></svg>')
 
 
 def colour_rules() -> Markup:
