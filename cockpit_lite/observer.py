@@ -50,8 +50,9 @@ class Observer:
         budget: Budget | None,
         recorder: Recorder,
         clock: Callable[[], float] = time.perf_counter,
+        first_step: int = 0,
     ):
-        self.index = 0
+        self.index = first_step
         self.active = True
         self.costs = CostBook(budget)
         self._optimizers = tuple(optimizers)
@@ -157,9 +158,8 @@ class Observer:
     def closure_begins(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
         if self._closure == "expected" and self.active:
+            # Backward passes before it are part of the step, or thrown away by the next one, if it sets the gradient to zero first.
             self._closure = "first"
-            # What an earlier, unused backward pass left behind is not part of this step.
-            self._losses, self._backwards = [], 0
 
     def closure_ends(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""

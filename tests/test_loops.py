@@ -880,6 +880,34 @@ def test_a_backward_before_the_closure_is_not_counted_twice(tmp_path: Path) -> N
     check(loop, tmp_path)
 
 
+def test_accumulation_with_a_closure(tmp_path: Path) -> None:
+    """As some training frameworks do: all but the last part outside of the closure, without a step."""
+
+    def loop(watch: Watch, ledger: Ledger) -> None:
+        model, optimizer = start(ledger, Adam, lr=0.01)
+
+        def evaluate(x: Tensor, y: Tensor, first: bool) -> Tensor:
+            loss = F.cross_entropy(model(x), y) / 3
+            if first:
+                optimizer.zero_grad()
+            ledger.backward(loss)
+            return loss
+
+        with watch(model, optimizer):
+            for number, (x, y) in enumerate(data(12)):
+                closure = partial(evaluate, x, y, number % 3 == 0)
+                if number % 3 < 2:
+                    closure()
+                else:
+                    ledger._row["closure"] = 1.0  # the gradient is complete within the update only
+                    ledger.update_with(partial(optimizer.step, closure), optimizer)
+
+    run = check(loop, tmp_path)
+    assert run.last_step == 3
+    assert not [alert for alert in run.alerts if alert.name == "gradients-not-zeroed"]
+    assert run.series("batch_size")[1].tolist() == [24] * 4
+
+
 def test_clipping_within_the_closure(tmp_path: Path) -> None:
     raw: list[float] = []
 

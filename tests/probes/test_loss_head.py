@@ -330,6 +330,24 @@ def test_the_loss_of_a_model_that_returns_it() -> None:
         head.from_output(logits)
 
 
+@pytest.mark.parametrize("divisor", [4, torch.tensor(4)])
+def test_the_loss_of_a_model_that_returns_it_scaled_by_the_trainer(divisor: int | Tensor) -> None:
+    """As Hugging Face models and trainers do: the sum over the number of items, and the trainer multiplies it once more."""
+    output = random(N, K).requires_grad_() * 1
+    returned = F.cross_entropy(output, labels(N), reduction="sum") / divisor
+    head = find_loss_head(returned * 2, [returned, output])
+    assert head.kind == "cross_entropy"
+    torch.testing.assert_close(head.loss(output), 2 * returned)
+
+
+def test_outputs_that_are_cast_after_the_loss() -> None:
+    """As Accelerate does under mixed precision."""
+    output = random(N, K).bfloat16().requires_grad_() * 1
+    loss = F.cross_entropy(output, labels(N))
+    head = find_loss_head(loss, [loss.float(), output.float()])
+    torch.testing.assert_close(head.losses_by_sample(N).sum().float(), loss.detach().float(), rtol=1e-2, atol=0)
+
+
 def test_half_precision() -> None:
     y = random(N, K, seed=3).float().requires_grad_().clone()
     with torch.autocast("cpu", torch.bfloat16):

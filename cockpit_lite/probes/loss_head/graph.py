@@ -7,7 +7,7 @@ is what the objective weights it with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -148,7 +148,8 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def _parts(loss: Tensor, outputs: Sequence[Tensor]) -> list[Part]:
     root = edge_of(loss)
-    ends = {edge_of(output) for output in outputs if output.grad_fn is not None} - {root}
+    # A model that returns its loss beside its prediction: the loss is no end, whatever is still done with it.
+    ends = {edge_of(output) for output in outputs if output.grad_fn is not None and output.dim()} - {root}
     parts: list[Part] = []
     pending = [Part(root, torch.ones_like(loss))]
     for _ in range(MOST_NODES):
@@ -231,9 +232,18 @@ def _require_outputs(heads: Sequence[LossHead], ends: Sequence[Edge]) -> None:
     """Check that every head comes from the model's output, where there is any beside the loss: a penalty on weights does not."""
     if not ends:
         return
+    known = {before for end in ends for before in _before_casts(end)}
     for head in heads:
-        if head.route.position is None and not _leads_to(head.route.start, set(ends)):
+        if head.route.position is None and not _leads_to(head.route.start, known):
             raise NotMeasured(f"the loss has a term ({head.kind}) that does not come from the model's output")
+
+
+def _before_casts(end: Edge) -> Iterator[Edge]:
+    """An output and what it was cast from: under mixed precision some trainers hand it out in float32, and the loss had it before."""
+    edge: Edge | None = end
+    while edge is not None:
+        yield edge
+        edge = inputs_of(edge[0])[0] if edge[0].name() == "ToCopyBackward0" else None
 
 
 def _leads_to(start: Edge, ends: set[Edge]) -> bool:
