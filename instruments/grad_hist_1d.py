@@ -14,8 +14,8 @@ apart from layer to layer, smallest at the input (vanishing gradients); much in 
 off, underflow in half precision, which knows nothing below 6e-8).
 
 From a random sample of elements and of the batch, new at every step: unbiased for the whole model and for every parameter.
-``exact=True`` looks at all of them. The histograms of the parameters are written in turn, of two parameters at a measurement,
-which takes half a kilobyte: of sixty parameters each has its own at every thirtieth.
+``exact=True`` looks at all of them. Two parameters at a time have a histogram of their own, which takes half a kilobyte; they
+take turns: of sixty each has one at about every thirtieth measurement.
 
 Source: F. Schneider, F. Dangel, P. Hennig, "Cockpit" (NeurIPS 2021), section 2.2 and figure 3.
 """
@@ -25,21 +25,18 @@ from __future__ import annotations
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
 from cockpit_lite.probes.bins import SymmetricBins
-from cockpit_lite.probes.per_sample.histogram import Binning, model_histogram, parameter_histograms
+from cockpit_lite.probes.per_sample.histogram import Binning, element_histograms
 from cockpit_lite.step import Step
 
 BINS = SymmetricBins(low=-10, high=4, per_decade=2)
 BINNING = Binning((BINS.count,), lambda sample: BINS.index(sample.gradients, sample.logarithms))
-
-#: Parameters whose histograms are written at a measurement; one takes a quarter of a kilobyte.
-LAYERS_A_STEP = 2
 
 
 class GradHist1d(Instrument):
     """Writes ``grad_hist_1d``, its bins, and in turn ``grad_hist_1d/<parameter>``.
 
     Args:
-        elements: How many elements of the model to draw at a measurement, beside 32 of a parameter for a histogram of its own.
+        elements: How many elements of the model to draw at a measurement, beside 32 of each parameter whose turn it is.
         exact: Whether to look at every element of every sample instead: slow, from one training step's time for a transformer
             to hundreds for an MLP.
         layers: Whether to write the histograms of the parameters.
@@ -55,18 +52,11 @@ class GradHist1d(Instrument):
             raise SetupError(f"GradHist1d(elements={elements}): at least 1 is needed.")
         self.elements = None if exact else elements
         self.layers = layers
-        self._written = 0  # histograms of parameters so far
 
     def measure(self, step: Step) -> Readings:
-        layers = parameter_histograms(step, BINNING, self._next(list(step.per_sample_gradients.shapes)), self.elements is None)
+        found = element_histograms(step, BINNING, self.elements)
         return {
-            "grad_hist_1d": model_histogram(step, BINNING, self.elements),
+            "grad_hist_1d": found.model,
             "grad_hist_1d_bins": BINS.describe(),
-            **layerwise("grad_hist_1d", layers),
+            **layerwise("grad_hist_1d", found.by_parameter if self.layers else {}),
         }
-
-    def _next(self, names: list[str]) -> list[str]:
-        """Return the parameters whose turn it is."""
-        count = min(LAYERS_A_STEP, len(names)) if self.layers else 0
-        first, self._written = self._written, self._written + count
-        return [names[place % len(names)] for place in range(first, first + count)]

@@ -11,8 +11,8 @@ large ones get gradients of the same magnitude. Bad: rows that spread far to bot
 gradients); rows at different columns (layers of different scale that get very different gradients); mass in the middle column
 (dead units, vanishing gradients); large parameters whose gradients all have the sign that makes them larger still.
 
-From a random sample of elements, the same as that of ``grad_hist_1d`` of the whole model; ``exact=True`` looks at all of them.
-About a kilobyte a measured step.
+From a random sample of elements, the same as that of ``grad_hist_1d``; ``exact=True`` looks at all of them. About a kilobyte a
+measured step.
 
 Source: F. Schneider, F. Dangel, P. Hennig, "Cockpit" (NeurIPS 2021), section 2.2 and figure 3.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
 from cockpit_lite.probes.bins import SymmetricBins
-from cockpit_lite.probes.per_sample.histogram import Binning, model_histogram, parameter_histograms
+from cockpit_lite.probes.per_sample.histogram import Binning, element_histograms
 from cockpit_lite.probes.per_sample.sampled import SampledElements
 from cockpit_lite.step import Step
 
@@ -46,10 +46,10 @@ class GradHist2d(Instrument):
     """Writes ``grad_hist_2d`` of the whole model, and its bins.
 
     Args:
-        elements: How many elements of the model to draw at a measurement, beside 32 of every parameter with ``layers``.
+        elements: How many elements of the model to draw at a measurement, beside 32 of each parameter whose turn it is.
         exact: Whether to look at every element of every sample instead: slow, from one training step's time for a transformer
             to hundreds for an MLP.
-        layers: Whether to write ``grad_hist_2d/<parameter>``, too: a kilobyte each.
+        layers: Whether to write ``grad_hist_2d/<parameter>``, too, of two parameters at a time: a kilobyte each.
     """
 
     name = "grad_hist_2d"
@@ -64,9 +64,9 @@ class GradHist2d(Instrument):
         self.layers = layers
 
     def measure(self, step: Step) -> Readings:
-        names = list(step.per_sample_gradients.shapes) if self.layers else []
+        found = element_histograms(step, BINNING, self.elements)
         return {
-            "grad_hist_2d": model_histogram(step, BINNING, self.elements),
+            "grad_hist_2d": found.model,
             "grad_hist_2d_bins": torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()]),
-            **layerwise("grad_hist_2d", parameter_histograms(step, BINNING, names, self.elements is None)),
+            **layerwise("grad_hist_2d", found.by_parameter if self.layers else {}),
         }

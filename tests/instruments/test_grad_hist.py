@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from torch.optim import SGD
 from cockpit_lite import load_run
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import Instrument, Reading
-from cockpit_lite.instruments import grad_hist_1d
 from cockpit_lite.instruments.grad_hist_1d import BINS, GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GRADIENT_BINS, PARAMETER_BINS, GradHist2d
-from cockpit_lite.probes.per_sample import LayerGradients, PerSampleStatistics
+from cockpit_lite.probes.per_sample import LayerGradients, PerSampleStatistics, sampled
 from cockpit_lite.probes.per_sample.forms import Dense
-from cockpit_lite.probes.per_sample.sampled import SAMPLES
+from cockpit_lite.probes.per_sample.sampled import SAMPLES, in_turn
 from cockpit_lite.run import Run
 from cockpit_lite.step import Step
 from tests import reference
@@ -79,7 +79,7 @@ def watched(architecture: Architecture, instrument: Instrument, folder: Path) ->
 )
 def test_exact_over_the_zoo(architecture: Architecture, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bins whose elements are all above the rounding errors of float32 hold what numpy counts in float64."""
-    monkeypatch.setattr(grad_hist_1d, "LAYERS_A_STEP", 1000)
+    monkeypatch.setattr(sampled, "TURNS", 1000)
     run, model = watched(architecture, kind(exact=True, layers=True), tmp_path / "run")
     contributions = reference.contributions(architecture, model, architecture.batch(N, torch.Generator().manual_seed(5)))
     names = run.layers(kind.name)
@@ -122,11 +122,11 @@ def contributions(samples: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("samples", [5, 67, 3 * SAMPLES])
 @pytest.mark.parametrize("kind", [GradHist1d, GradHist2d])
-def test_a_sample_is_unbiased(kind: Any, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_unbiased(kind: Any, samples: int) -> None:
     """The mean over many draws comes as close to the exact histograms as its own standard error allows."""
-    monkeypatch.setattr(grad_hist_1d, "LAYERS_A_STEP", len(SIZES))
     made = contributions(samples)
-    exact = kind(exact=True, layers=True).measure(made_up_step(made))
+    whole = [kind(exact=True, layers=True).measure(made_up_step(made, index)) for index in range(8)]
+    exact = {name: reading for readings in whole for name, reading in readings.items()}
     draws: dict[str, list[Tensor]] = {}
     for index in range(400):
         instrument = kind(elements=40, layers=True)
@@ -154,7 +154,7 @@ def test_a_sample_says_that_it_is_one() -> None:
     reading = GradHist1d(elements=40).measure(made_up_step(contributions(200)))["grad_hist_1d"]
     assert isinstance(reading, Reading)
     assert reading.kind == "estimated"
-    assert reading.note == "from 40 of 1220 elements of 33 samples"
+    assert reading.note == "from 58 of 1220 elements of 33 samples"  # small ones whose turn it is are taken whole
 
 
 def test_parameters_that_are_not_covered_are_said() -> None:
@@ -194,14 +194,23 @@ def coarser() -> Tensor:
     return GRADIENT_BINS.index(inside)
 
 
-@pytest.mark.parametrize(("parameters", "every"), [(1, 1), (2, 1), (5, 3), (60, 30)])
+@pytest.mark.parametrize("every", [1, 2, 10, 97])
+@pytest.mark.parametrize("parameters", [1, 2, 5, 60])
 def test_parameters_take_turns(parameters: int, every: int) -> None:
+    """Two at a time, and on any schedule each comes about as often as any other."""
     made = {f"p{number}": torch.randn(3, 2) for number in range(parameters)}
-    instrument = GradHist1d()
-    written = [[name for name in instrument.measure(made_up_step(made)) if "/" in name] for _ in range(every)]
-    assert {name for names in written for name in names} == {f"grad_hist_1d/{name}" for name in made}
-    assert {len(names) for names in written} == {min(parameters, 2)}
-    assert not any("/" in name for name in GradHist1d(layers=False).measure(made_up_step(made)))
+    rounds = 12 * parameters
+    turns = Counter(name for index in range(0, every * rounds, every) for name in in_turn(made_up_step(made, index)))
+    assert turns.keys() == made.keys()
+    assert turns.total() == rounds * min(parameters, 2)
+    assert max(turns.values()) <= 1.5 * min(turns.values())
+
+
+def test_whose_turn_it_is_not_is_not_written() -> None:
+    step = made_up_step(contributions(3))
+    readings = GradHist1d().measure(step)
+    assert [name for name in readings if "/" in name] == [f"grad_hist_1d/{name}" for name in in_turn(step)]
+    assert not any("/" in name for name in GradHist1d(layers=False).measure(step))
 
 
 def test_a_measured_step_takes_about_two_kilobytes(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
 from cockpit_lite.probes.bins import counted
-from cockpit_lite.probes.per_sample.sampled import SampledElements, all_elements, sample_of, sampler
+from cockpit_lite.probes.per_sample.sampled import SampledElements, all_elements, in_turn, sampler
 from cockpit_lite.step import Step
 
 #: A histogram says how many of so many elements are in each bin: integers are short in the log.
@@ -41,79 +41,70 @@ class Binning:
         return tables[(slice(None), *(slice(count) for count in self.shape))]
 
 
-def model_histogram(step: Step, binning: Binning, elements: int | None) -> Tensor | Reading:
-    """Return the histogram of the whole model: elements in every bin, of a million.
+@dataclass(frozen=True)
+class Histograms:
+    """Elements in every bin, of a million: they sum to a million less what is in no bin (NaN), up to rounding.
 
-    It sums to a million less what is in no bin (NaN), up to rounding.
+    Attributes:
+        model: Of the whole model.
+        by_parameter: Name -> that of a parameter, for those whose turn it is.
+    """
+
+    model: Reading
+    by_parameter: dict[str, Reading]
+
+
+def element_histograms(step: Step, binning: Binning, elements: int | None) -> Histograms:
+    """Return the histograms of a step.
 
     Args:
         step: With per-sample gradients.
         binning: The bins.
         elements: How many of the model's elements to draw; ``None``: look at all.
     """
-    statistics = step.per_sample
-    note = ""
     if elements is None:
-        counts = _all_counts(step, binning)
-        whole = torch.stack(list(counts.values())).sum(0).double()
-        found = whole * (OF / (statistics.batch_size * sum(step.parameters[name].numel() for name in counts)))
-    else:
-        sample = step.once(sampler(elements))
-        samples = sample.gradients.shape[0]
-        weights = [OF * share / (draws * samples) for share, draws in zip(sample.shares, sample.draws, strict=True)]
-        found = _weighted(binning.tables(sample), weights)
-        if sum(sample.draws) < sample.of or samples < statistics.batch_size:
-            note = f"from {sum(sample.draws)} of {sample.of} elements of {samples} samples"
-    kind = "conditional" if statistics.conditional else "estimated" if note else "exact"
+        return _finished(step, *_everything(step, binning))
+    sample = step.once(sampler(elements))
+    return _finished(step, sample, binning.tables(sample))
+
+
+def _finished(step: Step, sample: SampledElements, tables: Tensor) -> Histograms:
+    """Return the histograms from the counts of every parameter."""
+    statistics, samples = step.per_sample, len(sample.gradients)
+
+    def reading(values: Tensor, complete: bool, notes: Sequence[str] = ()) -> Reading:
+        exact = complete and samples == statistics.batch_size
+        kind = "conditional" if statistics.conditional else "exact" if exact else "estimated"
+        return Reading(values.round(), kind=kind, note=", ".join(notes) or None)
+
+    scale = torch.tensor([OF / (draws * samples) for draws in sample.draws], device=tables.device)
+    found = tables * scale.reshape(-1, *[1] * (tables.dim() - 1))
+    whole = torch.tensordot(torch.tensor(sample.shares, device=tables.device), found, 1)
+    drawn, notes = sum(sample.draws), []
+    if drawn < sample.of or samples < statistics.batch_size:
+        notes.append(f"from {drawn} of {sample.of} elements of {samples} samples")
     if statistics.not_covered:
-        without = f"without {len(statistics.not_covered)} parameters that are not covered"
-        note = f"{note}, {without}" if note else without
-    return Reading(found.round_(), kind=kind, note=note or None)
+        notes.append(f"without {len(statistics.not_covered)} parameters that are not covered")
+    places = {name: place for place, name in enumerate(sample.names)}
+    own = [(name, places[name]) for name in in_turn(step)]
+    return Histograms(
+        reading(whole, drawn == sample.of, notes),
+        {name: reading(found[place], sample.draws[place] == sample.sizes[place]) for name, place in own},
+    )
 
 
-def parameter_histograms(
-    step: Step, binning: Binning, names: Collection[str], exact: bool = False
-) -> dict[str, Tensor | Reading]:
-    """Return the histograms of some parameters by name, each as that of the model.
-
-    Args:
-        step: With per-sample gradients.
-        binning: The bins.
-        names: Which parameters.
-        exact: Whether to look at all their elements.
-    """
-    if not names:
-        return {}
-    statistics = step.per_sample
-    if exact:
-        counts, samples = _all_counts(step, binning), statistics.batch_size
-        sizes = draws = [step.parameters[name].numel() for name in names]
-        tables = torch.stack([counts[name] for name in names])
-    else:
-        sample = sample_of(step, list(names))
-        tables, sizes, draws, samples = binning.tables(sample), sample.sizes, sample.draws, sample.gradients.shape[0]
-    scale = torch.tensor([OF / (count * samples) for count in draws], device=tables.device)
-    found = (tables * scale.reshape(-1, *[1] * len(binning.shape))).round_().unbind()
-    kinds = [
-        "conditional" if statistics.conditional else "exact" if draw == size and samples == statistics.batch_size else "estimated"
-        for draw, size in zip(draws, sizes, strict=True)
-    ]
-    return {name: Reading(table, kind=kind) for name, table, kind in zip(names, found, kinds, strict=True)}
-
-
-def _weighted(tables: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return the sum of the tables, each times its weight."""
-    if len(weights) == 1 or all(weight == weights[0] for weight in weights):
-        return tables.sum(0) * weights[0]
-    return torch.tensordot(torch.tensor(weights, device=tables.device), tables.float(), 1)
-
-
-def _all_counts(step: Step, binning: Binning) -> dict[str, Tensor]:
-    """Return the counts of every parameter, from all of its elements."""
-    if not step.per_sample.batch_size:
+def _everything(step: Step, binning: Binning) -> tuple[SampledElements, Tensor]:
+    """Return the counts of every parameter from all of its elements, and what they are of."""
+    count = step.per_sample.batch_size
+    if not count:
         raise NotMeasured("the batch holds no sample")
-    counts: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
     for name, part in all_elements(step):
         (found,) = binning.tables(part)
-        counts[name] = counts[name] + found if name in counts else found
-    return counts
+        tables[name] = tables[name] + found if name in tables else found
+    sizes = [step.parameters[name].numel() for name in tables]
+    shares = [size / sum(sizes) for size in sizes]
+    nothing = torch.empty(count, 0)  # the elements themselves are gone
+    return SampledElements(list(tables), sizes, shares, sizes, sum(sizes), nothing, nothing[0]), torch.stack(
+        list(tables.values())
+    )

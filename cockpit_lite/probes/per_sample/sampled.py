@@ -6,13 +6,14 @@ beginning with any.
 
 For the whole model an element of any parameter is drawn as likely as any other: the parameters share the elements out by size,
 and where that leaves a fraction, chance decides. So small parameters are drawn now and then only, and those that are not cost
-nothing. For a histogram of its own a parameter is drawn from by itself. In the mean over many draws both are exactly those of
-all elements.
+nothing. Beside that some more are drawn of two parameters, which take turns, enough for histograms of their own. In the mean
+over many draws both are exactly those of all elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -23,8 +24,10 @@ from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.bins import logarithms_of
 from cockpit_lite.step import Step
 
-#: Elements that are drawn of a parameter for a histogram of its own.
-LEAST = 32
+#: Parameters of a step that have histograms of their own, and how many elements are drawn of each for that.
+TURNS, LEAST = 2, 32
+#: Multiples of it, whole numbers left out, are spread evenly, and so are every second, every tenth one and so on.
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 #: A batch of twice as many samples and more is not looked at whole.
 SAMPLES = 32
 
@@ -74,15 +77,17 @@ def sampler(elements: int) -> Callable[[Step], SampledElements]:
     def draw(step: Step) -> SampledElements:
         sizes = {name: shape.numel() for name, shape in step.per_sample_gradients.shapes.items()}
         generator = torch.Generator().manual_seed(step.index)  # the user's random numbers stay theirs
-        counts = sizes if sum(sizes.values()) <= elements else _shared_out(sizes, elements, generator)
-        return _drawn(step, counts, generator)
+        shared = sizes if sum(sizes.values()) <= elements else _shared_out(sizes, elements, generator)
+        return _drawn(step, shared, set(in_turn(step)), generator)
 
     return draw
 
 
-def sample_of(step: Step, names: Sequence[str]) -> SampledElements:
-    """Return a sample of the elements of some parameters, as many of each."""
-    return _drawn(step, dict.fromkeys(names, LEAST), torch.Generator().manual_seed(step.index))
+def in_turn(step: Step) -> list[str]:
+    """Return the parameters whose turn it is to have histograms of their own: in time all, whatever the schedule."""
+    names = list(step.per_sample_gradients.shapes)
+    first, count = int(step.index * _GOLDEN_RATIO % 1 * len(names)), min(TURNS, len(names))
+    return [names[(first + number * len(names) // count) % len(names)] for number in range(count)]
 
 
 def _shared_out(sizes: Mapping[str, int], elements: int, generator: torch.Generator) -> dict[str, int]:
@@ -96,9 +101,11 @@ def _shared_out(sizes: Mapping[str, int], elements: int, generator: torch.Genera
     return counts
 
 
-def _drawn(step: Step, counts: Mapping[str, int], generator: torch.Generator) -> SampledElements:
+def _drawn(step: Step, shared: Mapping[str, int], alone: Set[str], generator: torch.Generator) -> SampledElements:
+    """Return so many elements of each parameter, and more of those in ``alone``."""
     layers = step.per_sample_gradients
-    names = [name for name, count in counts.items() if count]
+    counts = {name: count + LEAST * (name in alone) for name, count in shared.items() if count or name in alone}
+    names = list(counts)
     if not names or not layers.batch_size:
         raise NotMeasured("no per-sample gradient was seen on this step")
     every = max(1, layers.batch_size // SAMPLES)
@@ -113,9 +120,9 @@ def _drawn(step: Step, counts: Mapping[str, int], generator: torch.Generator) ->
     return SampledElements(
         names,
         [layers.shapes[name].numel() for name in names],
-        [counts[name] / sum(counts.values()) for name in names],
+        [shared[name] / sum(shared.values()) for name in names],
         [gradients[name].shape[1] for name in names],
-        sum(layers.shapes[name].numel() for name in counts),
+        sum(shape.numel() for shape in layers.shapes.values()),
         _joined([gradients[name] for name in names], like).mul_(layers.batch_size),
         _joined([parameters[name] for name in names], like),
     )
