@@ -24,10 +24,12 @@ class Learned:
     Attributes:
         modules: Ids of the modules whose calls were of use; ``None``: that is not known, all are to be remembered.
         hopeless: (parameter name, train mode) -> reason, for parameters that nothing covered.
+        changed: Whether other calls are to be remembered than before; for the reader to take back.
     """
 
     modules: set[int] | None = None
     hopeless: dict[tuple[str, bool], str] = field(default_factory=dict)
+    changed: bool = True
 
     def wants(self, module: nn.Module) -> bool:
         """Whether to remember a call of a module that owns no parameters itself."""
@@ -40,11 +42,13 @@ class Learned:
             used: Ids of the modules whose calls covered something.
             failed: As ``hopeless``.
         """
+        before = self.modules
         if self.modules is None or not failed:
             self.hopeless.update(failed)
             self.modules = used | (self.modules or set())
         else:  # the call that would have covered it was perhaps not remembered: look at all once more
             self.modules = None
+        self.changed |= self.modules != before
 
 
 def calls_around(calls: Sequence[Call]) -> Iterator[list[Call]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,23 +24,31 @@ def _cut(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 @lru_cache(maxsize=1024)
 def _without_memory(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
-@dataclass(eq=False, slots=True)
 class Call:
     """One call of a module that owns trainable parameters, or of the model.
 
-    Attributes:
+    Args:
         module: The module.
         owner: What is known of it from step to step; ``None`` if it uses no trainable parameter by itself.
-        args: Positional arguments, detached.
-        kwargs: Keyword arguments, detached.
-        outputs: The tensors it returned, detached, in the order of ``tree_flatten``; once they are forgotten, tensors of the same
-            shapes without memory.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        outputs: The tensors it returned, in the order of ``tree_flatten``.
         forward: Number of the forward (outermost call) it belongs to.
+        keep_outputs: Whether to keep what it returned; otherwise only the shapes.
+
+    Attributes:
+        args: Detached: what the probe keeps must not keep the user's graph alive.
+        kwargs: Detached.
+        inputs: The tensors among the arguments.
+        shapes: Of what it returned.
         autocast: The type that automatic mixed precision calculated in; ``None`` without it.
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
@@ -53,71 +61,72 @@ class Call:
         noise: Magnitude of the terms that the gradient is a sum of, once condensed.
     """
 
-    module: nn.Module
-    owner: Owner | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: list[Tensor]
-    forward: int
-    deltas: list[Tensor | None] = field(default_factory=list)
+    # what most calls have; they are made by the dozen at every step, so that setting it in each would take its time
+    kwargs: Mapping[str, Any] = _NOTHING
     autocast: torch.dtype | None = None
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
-    projections: dict[str, Projection] = field(default_factory=dict)
-    began: int = 0
-    ended: int = 0
-    outputs_forgotten: bool = False
-    spent: bool = False
-    condensed: dict[str, Condensed] = field(default_factory=dict)
+    projections: Mapping[str, Projection] = _NOTHING
+    began = 0
+    ended = 0
+    spent = False
+    condensed: Mapping[str, Condensed] = _NOTHING
     noise: Tensor | float | None = None
-    _versions: tuple[int, ...] = ()
+    _outputs: Sequence[Tensor] = ()
+    _output_versions: Sequence[int] = ()
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         module: nn.Module,
         owner: Owner | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        output: Any,
+        outputs: Sequence[Tensor],
         forward: int,
         keep_outputs: bool = True,
-    ) -> Call:
-        """Remember a call that has just returned; without ``keep_outputs`` only the shapes of what it returned."""
-        outputs = tensors_in(output)
-        if keep_outputs:
-            outputs = [value.detach() for value in outputs]
-        else:
-            outputs = [_without_memory(value.shape, value.dtype, value.device) for value in outputs]
-        args = tuple([value.detach() if isinstance(value, Tensor) else tree_map(_cut, value) for value in args])
-        call = cls(module, owner, args, tree_map(_cut, dict(kwargs)) if kwargs else {}, outputs, forward, [None] * len(outputs))
-        device = outputs[0].device.type if outputs else "cpu"
-        call.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        call.outputs_forgotten = not keep_outputs
-        call._versions = call._now()
-        return call
-
-    def _now(self) -> tuple[int, ...]:
+    ) -> None:
+        self.module, self.owner, self.forward, self.outputs_forgotten = module, owner, forward, not keep_outputs
         # detached aliases share the version counter with the user's tensors
-        kept = [] if self.outputs_forgotten else self.outputs
-        return tuple([value._version for value in [*self.tensors(), *kept]])
+        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):  # nearly always
+            value = args[0].detach()
+            self.args: tuple[Any, ...] = (value,)
+            self.inputs, self._versions = [value], [value._version]
+        else:
+            self.args = tuple([value.detach() if isinstance(value, Tensor) else tree_map(_cut, value) for value in args])
+            if kwargs:
+                self.kwargs = tree_map(_cut, dict(kwargs))
+            self.inputs = tensors_in((self.args, self.kwargs)) if kwargs else tensors_in(self.args)
+            self._versions = [value._version for value in self.inputs]
+        first = outputs[0]
+        self.deltas: list[Tensor | None] = [None]
+        self.shapes, self._dtypes, self._device = [first.shape], [first.dtype], first.device
+        for other in outputs[1:]:
+            self.deltas.append(None)
+            self.shapes.append(other.shape)
+            self._dtypes.append(other.dtype)
+        if keep_outputs:
+            self._outputs = [value.detach() for value in outputs]
+            self._output_versions = [value._version for value in outputs]
+        if torch._C._is_any_autocast_enabled():
+            kind = first.device.type
+            self.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors among the arguments."""
-        return tensors_in((self.args, self.kwargs)) if self.kwargs else tensors_in(self.args)
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors it returned, detached; once they are forgotten, tensors of the same shapes without memory."""
+        if self.outputs_forgotten:
+            return [_without_memory(shape, dtype, self._device) for shape, dtype in zip(self.shapes, self._dtypes, strict=True)]
+        return list(self._outputs)
 
     @property
     def overwritten(self) -> bool:
         """Whether an argument was changed in place after the call."""
-        return any(value._version != before for value, before in zip(self.tensors(), self._versions, strict=False))
+        return [value._version for value in self.inputs] != self._versions
 
     @property
     def outputs_overwritten(self) -> bool:
         """Whether an output was changed in place after the call, as activations with ``inplace=True`` do; or was not kept."""
-        if self.outputs_forgotten:
-            return True
-        count = len(self.tensors())
-        return self._versions[count:] != self._now()[count:]
+        return self.outputs_forgotten or [value._version for value in self._outputs] != self._output_versions
 
     def add(self, position: int, delta: Tensor) -> None:
         """Add an output gradient; several losses may be taken back through one call."""
@@ -126,15 +135,13 @@ class Call:
 
     def forget_outputs(self) -> None:
         """Let the outputs go, which the user's graph may not need: only their shapes are kept."""
-        self.outputs = [_without_memory(output.shape, output.dtype, output.device) for output in self.outputs]
-        self.outputs_forgotten = True
+        self._outputs, self.outputs_forgotten = (), True
 
-    def condense(self, forms: dict[str, Condensed]) -> None:
+    def condense(self, forms: Mapping[str, Condensed]) -> None:
         """Keep the condensed forms, and let go of what they were made of."""
         self.condensed, self.noise = forms, self.magnitude()
-        self.args, self.kwargs, self.spent = (), {}, True
-        if not self.outputs_forgotten:
-            self.forget_outputs()
+        self.args, self.kwargs, self.inputs, self._versions, self.spent = (), _NOTHING, [], [], True
+        self.forget_outputs()
         self.deltas = [None] * len(self.deltas)
 
     def magnitude(self) -> Tensor | float:
@@ -142,13 +149,13 @@ class Call:
         if self.noise is not None:
             return self.noise
         deltas = sum(delta.abs().sum() for delta in self.deltas if delta is not None)
-        limits = [torch.aminmax(t) for t in self.tensors() if t.is_floating_point() and t.numel()]
+        limits = [torch.aminmax(value) for value in self.inputs if value.is_floating_point() and value.numel()]
         largest = [torch.maximum(-low, high) for low, high in limits]  # cheaper than the greatest absolute value
         return deltas * (torch.stack(largest).max().clamp(min=1) if largest else 1.0)
 
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""
-        self.condensed, self.noise = {}, None
+        self.condensed, self.noise = _NOTHING, None
         self.deltas = [None] * len(self.deltas)
         for projection in self.projections.values():
             projection.delta = None
@@ -156,7 +163,7 @@ class Call:
     @property
     def half_precision(self) -> bool:
         """Whether anything in it was calculated in less than single precision."""
-        return self.autocast is not None or any(output.dtype in (torch.float16, torch.bfloat16) for output in self.outputs)
+        return self.autocast is not None or torch.float16 in self._dtypes or torch.bfloat16 in self._dtypes
 
     def bound(self) -> list[Any]:
         """Return the arguments in the order of the signature of ``forward``."""

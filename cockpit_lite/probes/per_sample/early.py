@@ -129,7 +129,7 @@ class EarlyMeasurement:
 def _alone(forwards: Sequence[Forward], later: set[int]) -> set[int]:
     """Return the ids of the calls that may be measured as soon as their gradient has arrived."""
     calls = [call for forward in forwards for call in forward.calls if not call.spent]
-    if sum(call.outputs[0].numel() for call in calls) <= KEPT:
+    if sum(call.shapes[0].numel() for call in calls) <= KEPT:
         return set()
     uses = Counter(id(parameter) for call in calls for parameter in call.module._parameters.values())
     return {

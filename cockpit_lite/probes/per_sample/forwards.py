@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from cockpit_lite.probes.per_sample.rules import RULES
 
 #: Correlation with the samples' weights under which a batch normalised model's rows are not taken for samples.
 AGREEMENT = 0.5
+
+#: Where in the graph a tensor was made: a node and which of its outputs; without a class of its own unless it needs one.
+Edge = tuple[Any, int] | GradientEdge
 
 #: An output of a forward, or where its gradient arrives; its shape; the axis that is taken to hold the samples.
 Anchor = tuple[Tensor | GradientEdge, torch.Size, int]
@@ -35,6 +39,7 @@ class Forward:
         axis: The axis of its input and output that holds the samples.
         calls: The calls in it of modules that own trainable parameters.
         edges: For each call and each of its outputs, where its gradient arrives.
+        training: Whether the outermost module was in train mode.
         batch_statistics: Whether a batch normalisation in it used the statistics of the batch.
         recomputes: Whether something in it is thrown away and recomputed in the backward pass.
         batch_size: Number of samples; ``None`` if it is not known.
@@ -48,7 +53,8 @@ class Forward:
     whole: Call | None = None
     axis: int = 0
     calls: list[Call] = field(default_factory=list)
-    edges: list[list[GradientEdge | None]] = field(default_factory=list)
+    edges: list[list[Edge | None]] = field(default_factory=list)
+    training: bool = False
     batch_statistics: bool = False
     recomputes: bool = False
     batch_size: int | None = None
@@ -57,7 +63,7 @@ class Forward:
 
     def structure(self) -> tuple[object, ...]:
         """Return what two forwards have in common that share out their rows alike."""
-        calls = tuple([(id(call.module), *[tensor.shape for tensor in (*call.tensors(), *call.outputs)]) for call in self.calls])
+        calls = tuple([(id(call.module), *[tensor.shape for tensor in call.inputs], *call.shapes) for call in self.calls])
         return (self.data, self.batch_statistics, self.recomputes, tuple(output.shape for output in self.outputs), calls)
 
     def release(self) -> None:
@@ -117,9 +123,9 @@ class Forward:
             return []
         time_first = any(
             getattr(call.module, "batch_first", True) is False
-            and call.tensors()
-            and call.tensors()[0].dim() >= 2
-            and call.tensors()[0].shape[:2] == self.data[:2]
+            and call.inputs
+            and call.inputs[0].dim() >= 2
+            and call.inputs[0].shape[:2] == self.data[:2]
             for call in self.calls
         )
         return [0, 1] if time_first else [0]
@@ -145,7 +151,7 @@ class Forward:
         if not anchors:  # the model returns its own loss: the last module that carries the batch stands for its output
             for call, own in zip(reversed(self.calls), reversed(self.edges), strict=True):
                 if own and own[0] is not None and call.outputs[0].shape[:1] == (batch_size,):
-                    anchors, like = [(own[0], call.outputs[0].shape, 0)], call.outputs[0]
+                    anchors, like = [(_gradient_edge(own[0]), call.outputs[0].shape, 0)], call.outputs[0]
                     break
         if not anchors or like is None or not any(edge is not None for outputs in self.edges for edge in outputs):
             return None
@@ -165,7 +171,7 @@ class Forward:
 
     def _layouts_from(self, anchors: Sequence[Anchor], like: Tensor) -> list[Layout | None] | None:
         """Ask the graph behind these outputs; None if it cannot be asked."""
-        edges = [edge for outputs in self.edges for edge in outputs if edge is not None]
+        edges = [_gradient_edge(edge) for outputs in self.edges for edge in outputs if edge is not None]
         try:
             passes = Passes(anchors, edges, like)
         except RuntimeError:  # the graph does not allow it, e.g. with re-entrant activation checkpointing
@@ -193,6 +199,10 @@ class Forward:
                 return Layout(reason="its rows do not belong to single samples")
             return None  # by shape
         return passes.layout(position, axes, trailing_axes(call.module))
+
+
+def _gradient_edge(edge: Edge) -> GradientEdge:
+    return edge if isinstance(edge, GradientEdge) else GradientEdge(*edge)
 
 
 def _failures(layouts: Sequence[Layout | None]) -> int:

@@ -6,8 +6,9 @@ that was replaced shows by its identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
@@ -34,6 +35,27 @@ class Owner:
     repeats: bool
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Ids of the modules whose calls the probe looks at: a hook that any other module calls is through after one look.
+
+    Attributes:
+        begins: Those of which the beginning of a call says something: they may call other modules, or draw random numbers.
+        ends: Those of which the end says something.
+        simple: Those that call no other module.
+        around: Those whose calls are remembered for the sake of parameters within.
+        repeated: Those whose calls may have to be repeated with the random numbers that they draw.
+        norms: Batch normalisations.
+    """
+
+    begins: frozenset[int]
+    ends: frozenset[int]
+    simple: frozenset[int]
+    around: frozenset[int]
+    repeated: frozenset[int]
+    norms: frozenset[int]
+
+
 class ModuleTable:
     """The modules of a model.
 
@@ -51,14 +73,32 @@ class ModuleTable:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model = model
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._views: list[Iterable[object]] = []  # of the dictionaries that hold them
         self._seen: list[int] = []
         self.modules: dict[int, nn.Module] = {}
         self.owners: dict[int, Owner] = {}
         self.remarkable: set[int] = set()
         self.has_buffers = False
 
-    def refresh(self) -> None:
-        """Look at the model again, if anything in it was replaced."""
+    def watched(self, wants: Callable[[nn.Module], bool]) -> Watched:
+        """Return which modules to look at.
+
+        Args:
+            wants: Whether to remember the calls of a module for the sake of parameters within.
+        """
+        around = {key for key, module in self.modules.items() if wants(module)}
+        ends = self.remarkable | around
+        simple = {key for key in ends if type(self.modules[key]) in RULES and not self.modules[key]._modules}
+        by_rule = {key for key, owner in self.owners.items() if owner.rule is not None} - around
+        repeated = {key for key in self.owners.keys() | around if _may_be_repeated(self.modules[key], key in by_rule)}
+        norms = {key for key in ends if isinstance(self.modules[key], nn.modules.batchnorm._BatchNorm)}
+        begins = (ends - simple) | repeated | {id(self._model)}
+        return Watched(*map(frozenset, (begins, ends, simple, around, repeated, norms)))
+
+    def refresh(self) -> bool:
+        """Look at the model again; return whether anything in it was replaced."""
+        if self._seen and self._seen == self._look():
+            return False
         modules = {id(self._model): self._model}
         waiting = [self._model]
         for module in waiting:
@@ -66,16 +106,20 @@ class ModuleTable:
                 if child is not None and id(child) not in modules:
                     modules[id(child)] = child
                     waiting.append(child)
-        seen = [*modules, *(id(parameter) for module in waiting for parameter in module._parameters.values())]
-        if seen == self._seen:
-            return
-        self._seen, self.modules = seen, modules
+        self.modules = modules
+        self._views = [view.values() for module in waiting for view in (module._modules, module._parameters)]
+        self._seen = self._look()
         owners = {key: self._owner(module) for key, module in modules.items()}
         self.owners = {key: owner for key, owner in owners.items() if owner is not None}
         with_buffers = {key for key, module in modules.items() if any(buffer is not None for buffer in module._buffers.values())}
         norms = {key for key, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
         self.remarkable = self.owners.keys() | with_buffers | norms
         self.has_buffers = bool(with_buffers)
+        return True
+
+    def _look(self) -> list[int]:
+        """Return the identities of all submodules and parameters; in a model of many layers every operation for each counts."""
+        return list(map(id, chain.from_iterable(self._views)))
 
     def _owner(self, module: nn.Module) -> Owner | None:
         if isinstance(module, ParametrizationList):  # the parametrisation never sees the samples
@@ -93,3 +137,10 @@ class ModuleTable:
             rule = None
         names = {local: self._names[id(parameter)] for local, parameter in own.items()}
         return Owner(module, names, own, rule, rule is None or rule.repeats)
+
+
+def _may_be_repeated(module: nn.Module, by_rule: bool) -> bool:
+    """Whether a call may have to be repeated with the random numbers that it draws."""
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):  # its rule repeats it, if it has dropout
+        return True
+    return not by_rule and next(module.parameters(), None) is not None

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
+from torch.compiler import is_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -25,9 +26,9 @@ from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.around import Learned
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.early import EarlyMeasurement
-from cockpit_lite.probes.per_sample.forwards import Answer, Forward
+from cockpit_lite.probes.per_sample.forwards import Answer, Edge, Forward
 from cockpit_lite.probes.per_sample.layers import PerSampleGradients
-from cockpit_lite.probes.per_sample.modules import ModuleTable
+from cockpit_lite.probes.per_sample.modules import ModuleTable, Owner
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
 from cockpit_lite.probes.per_sample.projections import watch_projections
 from cockpit_lite.probes.per_sample.rules.rule import random_state
@@ -48,8 +49,6 @@ def _harmless(method: Method) -> Method:
 
     @wraps(method)
     def guarded(self: PerSampleProbe, *args: Any) -> Any:
-        if torch.compiler.is_compiling():  # a hook that is traced into compiled code must not be there
-            return None
         start = time.perf_counter()
         try:
             return method(self, *args)
@@ -99,6 +98,7 @@ class PerSampleProbe:
         # what holds from step to step: structures of calls, and parameters that were tried in vain
         self._known: dict[tuple[object, ...], Answer] = {}
         self._learned = Learned()
+        self._watched = self._table.watched(self._learned.wants)
         self._used_again: set[str] = set()  # names of parameters that were measured too early
         self._products = self._squares = self._gradients = True  # what may be asked for
         self._one_backward = False
@@ -145,7 +145,9 @@ class PerSampleProbe:
         self._products, self._squares, self._gradients = products, squares, gradients
         self._directions, self._one_backward = directions or {}, one_backward
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
-        self._table.refresh()
+        if self._table.refresh() or self._learned.changed:
+            self._watched = self._table.watched(self._learned.wants)
+            self._learned.changed = False
         self._handles = [
             register_module_forward_pre_hook(self._before_call),
             register_module_forward_hook(self._after_call, with_kwargs=True),
@@ -295,11 +297,20 @@ class PerSampleProbe:
 
     # hooks ------------------------------------------------------------------------------------------------------------
 
-    @_harmless
     def _before_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        key = id(module)
-        if self._open and not self._matters(module):
+        if is_compiling():  # a hook that is traced into compiled code must not be there
             return
+        if not self._open or id(module) in self._watched.begins or id(module) == self._open[0][0]:
+            self._call_begins(module)
+
+    def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if is_compiling():
+            return
+        if id(module) in self._watched.ends or (self._open and id(module) == self._open[0][0]):
+            self._call_ends(module, args, kwargs, output)
+
+    @_harmless
+    def _call_begins(self, module: nn.Module) -> None:
         if self._ignores(module):
             return
         if module is self.model:
@@ -308,24 +319,11 @@ class PerSampleProbe:
             if module is self.model:
                 self._abandon_the_oldest()
             self._forwards.append(Forward(len(self._forwards)))
+        key = id(module)
         self._open.append((key, self._begun))
         self._begun += 1
-        if module.training and torch.is_grad_enabled() and self._may_repeat(module):
+        if key in self._watched.repeated and module.training and torch.is_grad_enabled() and _draws(module):
             self._random_states[key] = random_state(next(module.parameters()).device)
-
-    def _matters(self, module: nn.Module) -> bool:
-        key = id(module)
-        outermost = bool(self._open) and self._open[0][0] == key
-        return outermost or key in self._table.remarkable or self._learned.wants(module)
-
-    def _may_repeat(self, module: nn.Module) -> bool:
-        """Whether the call may have to be repeated with the random numbers that it draws now."""
-        if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-            return bool(module.dropout)
-        owner = self._table.owners.get(id(module))
-        if owner is None:
-            return self._learned.wants(module) and next(module.parameters(), None) is not None
-        return owner.rule is None or self._learned.wants(module)
 
     def _abandon_the_oldest(self) -> None:
         waiting = [forward for forward in self._forwards if not forward.surveyed]
@@ -333,58 +331,79 @@ class PerSampleProbe:
             waiting[0].abandon()
 
     @_harmless
-    def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        key, table = id(module), self._table
-        if not self._matters(module):
-            return
+    def _call_ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._ignores(module):
             return
-        began = -1
-        while self._open and began < 0:
-            opened, number = self._open.pop()
-            began = number if opened == key else -1
+        key, watched = id(module), self._watched
+        if key in watched.simple and not (self._open and self._open[-1][0] == key):
+            began = self._begun  # nobody was told of its beginning: nothing can have happened since
+            self._begun += 1
+        else:
+            began = self._close(key)
         if not self._forwards:
             return
         forward, outermost = self._forwards[-1], not self._open and not self._in_backward
+        tensors = tensors_in(output)
         if torch.is_grad_enabled():
-            if table.has_buffers and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            if self._table.has_buffers and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
                 forward.recomputes = True
-            forward.batch_statistics = forward.batch_statistics or normalises_over_batch(module)
-            if key in table.owners or outermost or self._learned.wants(module):
-                call = self._watch(module, args, kwargs, output, forward)
-                if call is not None:
-                    call.began, call.ended = began, self._begun
-                forward.whole = call if outermost else None
+            if key in watched.norms and normalises_over_batch(module):
+                forward.batch_statistics = True
+            owner = self._table.owners.get(key)
+            call = None
+            if owner is not None or outermost or key in watched.around:
+                call = self._watch(module, owner, args, kwargs, tensors, forward)
+            if call is not None:
+                call.began, call.ended = began, self._begun
+            if outermost:
+                forward.whole = call
         if outermost:
             data = first_tensor(args, kwargs)
             forward.data = None if data is None else data.shape
-            forward.outputs = [tensor for tensor in tensors_in(output) if _in_graph(tensor) and tensor.is_floating_point()]
+            forward.outputs = [tensor for tensor in tensors if tensor.grad_fn is not None and tensor.is_floating_point()]
+            forward.training = bool(forward.outputs) and module.training
+
+    def _close(self, key: int) -> int:
+        """Close a call and those that an exception has left open within it; return how many had begun before it."""
+        while self._open:
+            opened, began = self._open.pop()
+            if opened == key:
+                return began
+        return -1
 
     def _watch(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, forward: Forward
+        self,
+        module: nn.Module,
+        owner: Owner | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+        forward: Forward,
     ) -> Call | None:
-        tensors = tensors_in(output)
-        if not any(map(_in_graph, tensors)):
+        edges = [_edge(tensor) for tensor in tensors]
+        if not any(edges):
             return None
-        owner = self._table.owners.get(id(module))
-        if owner is None and not self._learned.wants(module):  # the outermost call, of which earlier steps had no need
-            call = Call.of(module, None, (), {}, output, forward.number, keep_outputs=False)
+        key = id(module)
+        if owner is None and key not in self._watched.around:  # the outermost call, of which earlier steps had no need
+            if edges in forward.edges[-1:]:  # it returned what the last call in it did, and that is watched
+                return None
+            call = Call(module, None, (), {}, tensors, forward.number, keep_outputs=False)
         else:
             keep_outputs = not self._open or owner is None or owner.repeats or len(tensors) > 1
-            call = Call.of(module, owner, args, kwargs, output, forward.number, keep_outputs)
-        call.random_state = self._random_states.pop(id(module), None) if self._random_states else None
+            call = Call(module, owner, args, kwargs, tensors, forward.number, keep_outputs)
+            # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
+            if not self._in_backward:
+                forward.calls.append(call)
+                forward.edges.append(edges)
+        if self._random_states:
+            call.random_state = self._random_states.pop(key, None)
         if isinstance(module, nn.MultiheadAttention):
             call.projections = watch_projections(module, tensors[0], self._listening())
             if call.projections and self._open:  # they are all that is needed
                 call.forget_outputs()
-        step = self._step
-        for position, tensor in enumerate(tensors):
-            if tensor.grad_fn is not None:
-                tensor.grad_fn.register_prehook(partial(self._arrived, call, position, tensor.output_nr, step))
-        # a call in the backward pass is recomputed by activation checkpointing, in a graph of its own
-        if not self._in_backward and (owner is not None or self._learned.wants(module)):
-            forward.calls.append(call)
-            forward.edges.append([_edge(tensor) for tensor in tensors])
+        for position, edge in enumerate(edges):
+            if edge is not None:
+                edge[0].register_prehook(partial(self._arrived, call, position, edge[1], self._step))
         return call
 
     def _listening(self) -> Callable[[], bool]:
@@ -393,7 +412,7 @@ class PerSampleProbe:
 
     def _arrived(self, call: Call, position: int, number: int, step: int, deltas: tuple[Tensor | None, ...]) -> None:
         """Gradients arrive at the node that made an output."""
-        if self._in_backward and not self._paused and step == self._step:
+        if self._in_backward and not self._paused and step == self._step and not is_compiling():
             delta = deltas[number]
             if delta is not None:
                 self._record(call, position, delta)
@@ -401,7 +420,8 @@ class PerSampleProbe:
     @_harmless
     def _record(self, call: Call, position: int, delta: Tensor) -> None:
         if call.owner is not None or not call.outputs_forgotten:
-            call.condensed = {}  # a second gradient makes what was measured of the first worthless
+            if call.condensed:
+                call.condensed = {}  # a second gradient makes what was measured of the first worthless
             call.add(position, delta)
         self._calls[id(call)] = call
         self._reached[-1].add(call.forward)
@@ -410,19 +430,19 @@ class PerSampleProbe:
 
     @_harmless
     def _gradient_grew(self, *_: object) -> None:
-        if self._early is not None and self._in_backward and not self._paused:
+        if self._early is not None and self._in_backward and not self._paused and not is_compiling():
             self._early.measure()
 
 
-def _edge(tensor: Tensor) -> GradientEdge | None:
-    """Return where the gradient of a result arrives."""
-    node = tensor.grad_fn
+def _edge(tensor: Tensor) -> Edge | None:
+    """Return where the gradient of a result arrives. A hook on a leaf would stay: on a parameter that a module returns, say."""
+    node: Any = tensor.grad_fn
     if node is None:
         return None
     # the edge of a function written in Python needs more to keep its graph alive
-    return get_gradient_edge(tensor) if isinstance(node, torch._C._FunctionBase) else GradientEdge(node, tensor.output_nr)
+    return get_gradient_edge(tensor) if isinstance(node, torch._C._FunctionBase) else (node, tensor.output_nr)
 
 
-def _in_graph(tensor: Tensor) -> bool:
-    """Whether the tensor is a result. A hook on a leaf would stay: on a parameter that a module returns, for instance."""
-    return tensor.grad_fn is not None
+def _draws(module: nn.Module) -> bool:
+    """Whether a call of the module, which may have to be repeated, may draw random numbers."""
+    return bool(module.dropout) if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else True

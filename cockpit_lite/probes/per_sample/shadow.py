@@ -28,8 +28,9 @@ def with_call(module: Module, inputs: Sequence[Tensor | None], output: Tensor | 
         output: What the call returned.
     """
     copy = object.__new__(type(module))
-    copy.__dict__.update(module.__dict__)
-    copy.__dict__.update({f"input{position}": value for position, value in enumerate(inputs)}, output=output)
+    copy.__dict__.update(module.__dict__, output=output)
+    for position, value in enumerate(inputs):
+        copy.__dict__[f"input{position}"] = value
     return copy
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from math import isfinite
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +40,9 @@ HALF_PRECISION_TOLERANCE = 3e-2
 KEPT = 4_000_000
 
 
-class Check(NamedTuple):
-    """Two ways to the inner product of the gradient with some direction.
-
-    Attributes:
-        along: Inner products of the contributions with the direction, shape (N,).
-        expected: That of the gradient, a scalar; ``None``: the direction is the gradient.
-    """
-
-    along: Tensor
-    expected: Tensor | None
-
+#: Two ways to the inner product of the gradient with some direction: those of the contributions with it, shape (N,), and that of
+#: the gradient, a scalar; ``None``: the direction is the gradient.
+Check = tuple[Tensor, Tensor | None]
 
 #: Parameter name -> micro-batch -> form of the per-sample gradients.
 FormsByName = dict[str, dict[int, Form]]
@@ -165,11 +156,14 @@ class Survey:
 
     def _groups(self) -> list[list[Call]]:
         """Return the calls, those that share a parameter together."""
+        owned = [call for call in self.calls if call.owner is not None]
+        used = [name for call in owned for name in call.owner.names.values()]  # type: ignore[union-attr]
+        if len(set(used)) == len(used):  # nearly always
+            return [[call] for call in owned]
         groups: list[tuple[set[str], list[Call]]] = []
         by_name: dict[str, tuple[set[str], list[Call]]] = {}
-        for call in self.calls:
-            if call.owner is None:
-                continue
+        for call in owned:
+            assert call.owner is not None
             names = set(call.owner.names.values())
             joined: tuple[set[str], list[Call]] = (names, [call])
             if not names.isdisjoint(by_name):
@@ -189,33 +183,46 @@ class Survey:
         gradient: Mapping[str, Tensor] | None,
     ) -> dict[str, Check]:
         """Add norms, products and squares to the result; return what :meth:`_failures` compares, by parameter."""
-        checks = {}
+        checks: dict[str, Check] = {}
         for name, parts in forms.items():
-            parameter = self.parameters[name]
-            towards = {key: values[name].detach() for key, values in directions.items() if values.get(name) is not None}
             total = None if gradient is None else gradient.get(name)
+            towards = _towards(name, directions) if directions else {}
             by_gradient = "" in towards and directions[""] is gradient
-            along = None if total is None or by_gradient else check_direction(parameter)
-            measured = [
-                _measured(parts[number], towards, along, squares)
-                if number in parts
-                else _nothing(parameter, size, towards, squares)
-                for number, size in enumerate(self.sizes)
-            ]
-            result.squared_norms[name] = _joined([part.norms for part in measured])
-            for position, key in enumerate(towards):
+            along = None if total is None or by_gradient else check_direction(self.parameters[name])
+            found = self._measured(name, parts, towards, along, squares)
+            result.squared_norms[name] = found.norms
+            for key, products in zip(towards, found.products, strict=True):
                 kept = result.along.setdefault(key, {}) if key else result.products
-                kept[name] = _joined([part.products[position] for part in measured])
-            if squares:
-                parts_of_sum = [part.squares for part in measured if part.squares is not None]
-                result.sum_of_squares[name] = sum(parts_of_sum[1:], start=parts_of_sum[0])
-            if total is not None and parts:
-                if along is None:
-                    checks[name] = Check(result.products[name], None)
-                else:
-                    found = [part.along for part in measured if part.along is not None]
-                    checks[name] = Check(_joined(found), _along(total, *along))
+                kept[name] = products
+            if found.squares is not None:
+                result.sum_of_squares[name] = found.squares
+            if total is None or not parts:
+                continue
+            if along is None:
+                checks[name] = result.products[name], None
+            elif found.along is not None:
+                checks[name] = found.along, _along(total, *along)
         return checks
+
+    def _measured(
+        self, name: str, parts: Mapping[int, Form], towards: Mapping[str, Tensor], along: RankOne | None, squares: bool
+    ) -> Measured:
+        """Measure the micro-batches of a parameter one after the other; return all of them together."""
+        if len(self.sizes) == 1 and parts:
+            return _measured(parts[0], towards, along, squares)
+        measured = [
+            _measured(parts[number], towards, along, squares)
+            if number in parts
+            else _nothing(self.parameters[name], size, towards, squares)
+            for number, size in enumerate(self.sizes)
+        ]
+        found = [part.squares for part in measured if part.squares is not None]
+        return Measured(
+            torch.cat([part.norms for part in measured]),
+            tuple(torch.cat(products) for products in zip(*[part.products for part in measured], strict=True)),
+            None if along is None else torch.cat([part.along for part in measured if part.along is not None]),
+            sum(found[1:], start=found[0]) if squares else None,
+        )
 
     def _cover_by_calls_around(
         self,
@@ -306,11 +313,11 @@ class Survey:
             for call in self.calls
             if call.layout is not None
             and call.layout.reason
-            and any(carries(tensor, call, self.forwards[call.forward].batch_size or 1) for tensor in call.tensors())
+            and any(carries(tensor, call, self.forwards[call.forward].batch_size or 1) for tensor in call.inputs)
         ]
 
     def _training(self) -> bool:
-        return any(forward.whole is not None and forward.whole.module.training for forward in self.forwards)
+        return any(forward.training for forward in self.forwards)
 
     def _micro_batch_sizes(self) -> list[int]:
         """Return the number of samples of every micro-batch, or name all parameters as not covered."""
@@ -353,6 +360,8 @@ class Survey:
                 kind = type(call.module).__name__
                 missing.update(dict.fromkeys(own.values(), f"the rule of {kind} failed ({type(error).__name__}: {error})"))
                 continue
+            if len(calls) == 1 and not missing:
+                return {own[local]: {number: form} for local, form in forms.items()}
             for local, form in forms.items():
                 found.setdefault(own[local], {}).setdefault(number, []).append(form)
         for name, uses in found.items():
@@ -370,17 +379,21 @@ class Survey:
         failed: dict[str, str] = {}
         if not checks or gradient is None:
             return failed
-        half_precision = any(call.half_precision for call in self.calls)
-        for name, (found, expected, scale) in zip(checks, _compared(checks, gradient), strict=True):
-            tolerance = (
-                HALF_PRECISION_TOLERANCE if half_precision else TOLERANCES.get(gradient[name].dtype, HALF_PRECISION_TOLERANCE)
-            )
+        for name, (found, expected, scale) in _compared(checks, gradient).items():
+            terms, off = max(scale, abs(expected)), abs(found - expected)
+            if off <= TOLERANCES.get(gradient[name].dtype, HALF_PRECISION_TOLERANCE) * terms:
+                continue
             # a gradient that is not finite has nothing to be compared with: the contributions are reported as they are
-            close = abs(found - expected) <= tolerance * max(scale, abs(expected))
-            if isfinite(expected) and not close and not self._is_rounding(name, gradient[name]):
+            if not isfinite(expected) or (self._half_precision and off <= HALF_PRECISION_TOLERANCE * terms):
+                continue
+            if not self._is_rounding(name, gradient[name]):
                 failed[name] = self._reason(name)
                 result.drop(name)
         return failed
+
+    @cached_property
+    def _half_precision(self) -> bool:
+        return any(call.half_precision for call in self.calls)
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
@@ -404,13 +417,13 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
     Raises:
         NoRule: if there is none; the message is the reason.
     """
-    module, layout = call.module, call.layout
     if call.condensed:
         return call.condensed
+    layout = call.layout
     if layout is None:  # recomputed in the backward pass
-        layout = by_shape(call, batch_size, call_axes(module, call.outputs[0]))
+        layout = by_shape(call, batch_size, call_axes(call.module, call.outputs[0]))
     if layout.reason:
-        raise NoRule(f"{type(module).__name__}: {layout.reason}")
+        raise NoRule(f"{_kind(call)}: {layout.reason}")
     if owner.rule is not None:
         try:
             return ruled_forms(call, owner.rule, owner.names, layout, batch_size)
@@ -439,7 +452,7 @@ def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str
     condensed = {}
     for local, form in forms.items():
         name = owner.names[local]
-        towards = {key: values[name] for key, values in directions.items() if values.get(name) is not None}
+        towards = _towards(name, directions)
         # where the gradient is known, the contributions are checked along that
         along = None if "" in towards else check_direction(owner.parameters[local])
         condensed[local] = Condensed(form, along, squares, towards)
@@ -449,37 +462,42 @@ def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str
 def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, batch_size: int) -> dict[str, Form]:
     """Return what the rule of the module says, with the rows given to their samples."""
     module = call.module
-    kind = type(module).__name__
     if call.spent:
-        raise NoRule(f"a second gradient arrived at {kind} after the first was measured")
+        raise NoRule(f"a second gradient arrived at {_kind(call)} after the first was measured")
     if call.overwritten:
-        raise NoRule(f"the input of {kind} was changed in place after its call")
+        raise NoRule(f"the input of {_kind(call)} was changed in place after its call")
     if rule.repeats and call.outputs_forgotten and any(projection.delta is None for projection in call.projections.values()):
-        raise NoRule(f"what {kind} returned was not kept")
-    inputs, delta = call.bound(), call.deltas[0]
-    if (delta is None and not _any_axis(module)) or not inputs or not isinstance(inputs[0], Tensor):
-        raise NoRule(f"{kind} was called without input")
-    deltas = list(call.deltas)
-    if layout.axis == FLAT:
-        assert delta is not None  # layouts of several axes are for modules with one output
+        raise NoRule(f"what {_kind(call)} returned was not kept")
+    inputs, deltas, shape, axis = call.bound(), call.deltas, call.shapes[0], layout.axis
+    if (deltas[0] is None and not _any_axis(module)) or not inputs or not isinstance(inputs[0], Tensor):
+        raise NoRule(f"{_kind(call)} was called without input")
+    if axis == FLAT:
+        assert deltas[0] is not None  # layouts of several axes are for modules with one output
         trailing = rule.trailing_axes(module)
         assert trailing is not None
         inputs = [inputs[0].flatten(0, inputs[0].dim() - trailing[0] - 1), *inputs[1:]]
-        deltas = [rows(delta, FLAT, trailing[1])]
-    axis, shape = max(layout.axis, 0), call.outputs[0].shape
-    if layout.axis == FLAT:
-        shape = rows(call.outputs[0], FLAT, trailing_axes(module)).shape
+        deltas = [rows(deltas[0], FLAT, trailing[1])]
+        shape, axis = rows(call.outputs[0], FLAT, trailing_axes(module)).shape, 0
     if inputs[0].shape[axis] != shape[axis] and not isinstance(module, nn.EmbeddingBag):
-        raise NoRule(f"{kind}: input and output have different numbers of rows")
+        raise NoRule(f"{_kind(call)}: input and output have different numbers of rows")
     copy = with_call(module, inputs, None if call.outputs_overwritten else call.outputs[0])
     if call.random_state is not None:
         copy.__dict__["random_state"] = call.random_state
     if call.projections:
         copy.__dict__["projections"] = call.projections
-    forms = rule.measure_all(_FORMS, copy, names, (), deltas)
+    forms = rule.measure_all(_FORMS, copy, names, (), list(deltas))
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
     return forms
+
+
+def _kind(call: Call) -> str:
+    return type(call.module).__name__
+
+
+def _towards(name: str, directions: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the directions that a parameter has a part in."""
+    return {key: values[name] for key, values in directions.items() if values.get(name) is not None}
 
 
 _FORMS = Forms()
@@ -506,14 +524,18 @@ def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], 
     return Measured(zeros, (zeros,) * len(towards), zeros, torch.zeros_like(parameter, dtype=zeros.dtype) if squares else None)
 
 
-def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> list[list[float]]:
+def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Return sum over n of c_n'D, G'D and sum over n of |c_n'D| for every check, by one transfer from the device."""
-    along = torch.stack([check.along for check in checks.values()]).double()
-    with_itself = {name: gradient[name].detach() for name, check in checks.items() if check.expected is None}
-    squares = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
-    expected = torch.stack([squares[name].double().square() if c.expected is None else c.expected for name, c in checks.items()])
-    magnitudes = torch.linalg.vector_norm(along, 1, dim=1)
-    return torch.stack([along.sum(1), expected.double(), magnitudes], 1).tolist()
+    expected = {name: of_gradient for name, (_, of_gradient) in checks.items() if of_gradient is not None}
+    with_itself = {name: gradient[name] for name in checks if name not in expected}
+    if with_itself:
+        norms = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
+        squares = torch.stack([norm.double() for norm in norms.values()]).square_()
+        expected.update(zip(norms, squares.unbind(), strict=True))
+    along = torch.stack([checks[name][0] for name in expected]).double()
+    of_gradient = torch.stack([value.double() for value in expected.values()])
+    sums = along.sum(1), of_gradient, torch.linalg.vector_norm(along, 1, dim=1)
+    return dict(zip(expected, torch.stack(sums, 1).tolist(), strict=True))
 
 
 def check_direction(parameter: Tensor) -> RankOne:
@@ -531,20 +553,21 @@ def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -
 
 
 def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    gradient = (gradient.to_dense() if gradient.is_sparse else gradient).to(left.dtype)
-    if gradient.dim() == 1:
-        return gradient @ left * right[0]
-    return (gradient if gradient.dim() == 2 else gradient.reshape(left.numel(), right.numel())) @ right @ left
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    if gradient.dtype != left.dtype:
+        gradient = gradient.to(left.dtype)
+    if gradient.dim() < 2:
+        return torch.dot(gradient.reshape(-1), left)  # what stands right is 1
+    return torch.dot((gradient if gradient.dim() == 2 else gradient.reshape(len(left), len(right))) @ right, left)
 
 
 @lru_cache(maxsize=128)
 def _random(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return random numbers from a generator of our own: the user's are not touched."""
+    if size == 1:
+        return torch.ones(1, device=device, dtype=dtype)
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] | None) -> bool:
