@@ -33,6 +33,7 @@ from cockpit_lite.probes.parameters import named_parameters
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
+from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.schedule import Budget, Schedule
@@ -66,6 +67,9 @@ class Cockpit:
         optimizer: Its optimizer, or a list of them.
         loss_fn: Not needed: the loss is found where ``backward()`` is called. Its class is named in the report.
         run: Folder of the run. Default: ``runs/<UTC time>-<model class>``.
+        resume: Go on with the run in ``run``, after a crash or from a checkpoint, on this machine or another: the number of the
+            next step (``cockpit.step`` when the checkpoint was made); what had been recorded from that step on is left out. True:
+            after the last recorded step. Where there is no run yet, it begins.
         instruments: ``"light"``, ``"standard"`` or ``"full"``, an instrument name, or a list of these and of Instrument objects.
         schedule: At which steps to measure: ``Every(n)``, ``LogSpaced(...)`` or a callable ``step -> bool``.
         Default: every step that the
@@ -92,6 +96,7 @@ class Cockpit:
         loss_fn: Callable[..., Any] | None = None,
         *,
         run: str | os.PathLike[str] | None = None,
+        resume: bool | int = False,
         instruments: Instruments = "standard",
         schedule: Schedule | None = None,
         budget: float | None = 0.05,
@@ -108,6 +113,12 @@ class Cockpit:
         self._loss_fn = loss_fn
         self._folder = _new_folder(type(model).__name__) if run is None else Path(run)
         self._folder_is_ours = run is None
+        if not isinstance(resume, int) or resume < 0:
+            raise SetupError(f"resume= takes True or the number of the next step, not {resume!r}.")
+        if resume is not False and run is None:
+            raise SetupError("resume= goes on with a run: say where it is with run=.")
+        self._resume = resume
+        self._earlier: Earlier | None = None
         self._instruments = resolve(instruments)
         if schedule is not None and not callable(schedule):
             raise SetupError(f"schedule= takes Every(n), LogSpaced(...) or a callable step -> bool, not {schedule!r}.")
@@ -138,12 +149,20 @@ class Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
         writer = self._open_run()
-        self._recorder = Recorder(writer, self._rules, self._on_alert, self._announce, self._ignored, self._sinks)
+        earlier = self._earlier
+        self._recorder = Recorder(writer, self._rules, self._on_alert, self._announce, self._ignored, self._sinks, earlier)
         try:
             for instrument in self._instruments:
-                instrument.start(self._parameters)
+                (instrument.start if earlier is None else instrument.resume)(self._parameters)
             self._observer = Observer(
-                self._model, self._parameters, self._optimizers, self._instruments, self._schedule, self._budget, self._recorder
+                self._model,
+                self._parameters,
+                self._optimizers,
+                self._instruments,
+                self._schedule,
+                self._budget,
+                self._recorder,
+                first_step=0 if earlier is None else earlier.step,
             )
         except Exception as error:  # an instrument or a schedule of the user's own: nothing has begun yet, so it may be raised
             self._recorder.close(status="failed", ended=_now().isoformat(timespec="seconds"), steps=0, exception=_spelled(error))
@@ -256,6 +275,13 @@ class Cockpit:
         return black_box
 
     def _open_run(self) -> RunWriter:
+        self._earlier = earlier = find_earlier(self._folder, self._resume)
+        if earlier is not None:
+            info = self._info()
+            kept = {key: value for key, value in earlier.info.items() if key not in ("ended", "exception", "cost", "steps")}
+            resumed = [*_listed(kept.get("resumed")), {"step": earlier.step, "at": info["created"], "versions": info["versions"]}]
+            info.update({"created": kept.get("created", info["created"]), "resumed": resumed})
+            return RunWriter(self._folder, {**kept, **info}, resumed=earlier.step, seconds=earlier.seconds)
         while True:
             try:
                 return RunWriter(self._folder, self._info())
@@ -370,6 +396,10 @@ def _describe(optimizer: Optimizer) -> dict[str, Any]:
         if key != "params" and isinstance(value, (bool, int, float, str, tuple, list))
     }
     return {"class": type(optimizer).__name__, "groups": len(optimizer.param_groups), **settings}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _spelled(error: BaseException) -> str:

@@ -116,6 +116,10 @@ class Instrument:
     def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Called once before the first step; override it to remember where training began."""
 
+    def resume(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Called instead of :meth:`start` where a run is gone on with: where training began is no longer there."""
+        self.start(parameters)
+
     def prepare(self, step: Step) -> None:
         """Called just before the backward pass if ``needs`` holds :data:`CURVATURE` and something that is known only later.
 

@@ -12,6 +12,7 @@ from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.isolation import warn
+from cockpit_lite.resume import Earlier
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.sink import Sink
 from cockpit_lite.transfer import HostTransfer, Row
@@ -27,6 +28,7 @@ class Recorder:
         announce: Prints an alert.
         ignored: Findings that are not wanted.
         sinks: Where readings and alerts go besides the log.
+        earlier: The run that is gone on with.
     """
 
     def __init__(
@@ -37,15 +39,24 @@ class Recorder:
         announce: Callable[[Alert], None],
         ignored: Ignored | None = None,
         sinks: Sequence[Sink] = (),
+        earlier: Earlier | None = None,
     ):
         self.alerts: list[Alert] = []
         self.history = History.of_run(writer.info)
+        if earlier is not None:
+            self.alerts.extend(earlier.alerts)
+            for steps, values in earlier.parts:
+                if isinstance(steps, int):
+                    self.history.add(steps, values)
+                else:
+                    self.history.add_block(steps, values)
         self._writer: RunWriter | None = writer
         self._all_rules = tuple(rules)
         self._ignored = Ignored((), rules) if ignored is None else ignored
         silent = {rule.code: reason for rule in rules if (reason := rule.does_not_apply(self.history))}
         silent.update(dict.fromkeys(sorted(self._ignored.codes), "it is ignored, as asked for"))
-        self._rules = [rule for rule in rules if rule.code not in silent]
+        said = {alert.code for alert in self.alerts}
+        self._rules = [rule for rule in rules if rule.code not in silent and rule.code not in said]
         self._on_alert = on_alert
         self._announce = announce
         self._transfer = HostTransfer()

@@ -35,6 +35,11 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any, TextIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from cockpit_lite.errors import NotARunError, RunExistsError
 from cockpit_lite.row_layout import Layouts, whole
 
@@ -123,33 +128,55 @@ class RunWriter:
         folder: Created if needed. Other files in it are left alone.
         info: What goes into ``run.json``.
         clock: Seconds, monotonic; replaced in tests.
+        resumed: The step from which on the run in the folder is gone on with; None: a new run.
+        seconds: How long that run had taken.
 
     Raises:
-        RunExistsError: if the folder already holds a run.
+        RunExistsError: if the folder already holds a run, or the one that is to be resumed is still being written.
         OSError: if the folder cannot be written.
     """
 
     flush_interval = 1.0
 
-    def __init__(self, folder: str | os.PathLike[str], info: Mapping[str, Any], clock: Callable[[], float] = time.monotonic):
+    #: Seconds to wait for the processes of a training that was killed a moment ago.
+    patience = 10.0
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        info: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+        resumed: int | None = None,
+        seconds: float = 0.0,
+    ):
         self.folder = Path(folder)
         self.info = {"schema": SCHEMA_VERSION, **info}
         self._clock = clock
-        self._start = self._last_flush = clock()
+        self._last_flush = clock()
+        self._start = self._last_flush - seconds
         self._lines: list[str] = []
         self._layouts = Layouts()
         with contextlib.ExitStack() as undo:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
-                    raise FileExistsError
-                # Created or refused in one go, so that of two processes only one gets the folder.
-                self._readings = self._create(READINGS_FILE, undo)
-                self._alerts = self._create(ALERTS_FILE, undo)
+                if resumed is None:
+                    if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
+                        raise FileExistsError
+                    # Created or refused in one go, so that of two processes only one gets the folder.
+                    self._readings = self._create(READINGS_FILE, undo)
+                    self._alerts = self._create(ALERTS_FILE, undo)
+                    _lock(self._readings)
+                else:
+                    self._readings = self._reopen(READINGS_FILE, undo)
+                    self._alerts = self._reopen(ALERTS_FILE, undo)
+                    self._wait_for_lock()
                 self._write_info()
             except OSError as error:
                 raise self._refusal(error) from error
             undo.pop_all()
+        if resumed is not None:
+            self._append({"resumed": resumed, "time": self._time()})
+            self.alert({"resumed": resumed})
 
     def step(self, step: int, values: Mapping[str, Any], how: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Append the readings of one step."""
@@ -201,11 +228,36 @@ class RunWriter:
         undo.callback(file.close)
         return file
 
+    def _reopen(self, name: str, undo: contextlib.ExitStack) -> TextIO:
+        """Open a file to go on behind its last whole line."""
+        path = self.folder / name
+        with open(path, "a+b") as raw:
+            raw.seek(max(raw.tell() - LONGEST_LINE, 0))
+            end = raw.read()
+            torn = len(end) - (end.rfind(b"\n") + 1)  # nobody could ever have read it
+            if torn:
+                raw.truncate(raw.tell() - torn)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        undo.callback(file.close)
+        return file
+
+    def _wait_for_lock(self) -> None:
+        until = time.monotonic() + self.patience
+        while not _lock(self._readings):
+            if time.monotonic() > until:
+                raise RunExistsError(
+                    f"The run in {self.folder} is still being written by another process, which has to end before it is resumed."
+                )
+            time.sleep(0.1)
+
     def _refusal(self, error: OSError) -> OSError:
+        if isinstance(error, RunExistsError):
+            return error
         if isinstance(error, FileExistsError) and self.folder.is_dir():
             return RunExistsError(
                 f"{self.folder} already holds a run, and a run is never overwritten. "
-                "Choose another folder with run=..., or leave run out for a new one named after the time."
+                "Choose another folder with run=..., or leave run out for a new one named after the time. "
+                "To go on with it after a checkpoint: resume=, with the number of the next step."
             )
         reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or str(error)
         return OSError(error.errno, f"The run folder {self.folder} cannot be written ({reason}). Choose another with run=...")
@@ -225,6 +277,19 @@ class RunWriter:
         temporary.replace(self.folder / INFO_FILE)
 
 
+def _lock(file: TextIO) -> bool:
+    """Take the lock that ends with the process, however it ends; return whether nobody else has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        return True
+    return True
+
+
 class LineReader:
     """Reads the complete lines that were appended to a JSON-lines file since the last call.
 
@@ -236,6 +301,15 @@ class LineReader:
         self.bad_lines = 0
         self._offset = 0
         self._too_long = False
+
+    @property
+    def offset(self) -> int:
+        """Up to which byte the file has been read."""
+        return self._offset
+
+    def go_on(self, offset: int, bad_lines: int = 0) -> None:
+        """Go on behind what another reader has read."""
+        self._offset, self.bad_lines = offset, bad_lines
 
     def new_lines(self, starting: bytes = b"", until: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the new complete lines as dictionaries.

@@ -9,6 +9,7 @@ step ends          LOSS
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,9 @@ from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
 PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES})
+
+#: Trainings in several threads share one generator of random numbers: what is put back must be what was there.
+_ONE_AT_A_TIME = threading.RLock()
 
 _TAKE_TURNS = "several optimizers take turns, and the loss of one step is not the objective of all parameters"
 _TENSOR_HOOKS = "a tensor of this step has a hook of yours, or retain_grad, which would act a second time"
@@ -244,7 +248,10 @@ class TrackedStep:
     def discard(self) -> None:
         """Forget the backward passes so far: their gradient was thrown away."""
         self.row = Row(self.row.step, {})
+        weights = self._step.observed.get("weights_before")  # an optimizer with a closure has begun its update already
         self._step.forget()
+        if weights is not None:
+            self._step.observed["weights_before"] = weights
         self._probes.per_sample.forget_backwards()
         self._sample_losses.forget()
         self._probes.activations.forget_backwards()
@@ -602,12 +609,13 @@ class TrackedStep:
     def _timed(self) -> Iterator[None]:
         """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
         start = self._probes.clock()
-        self._pause(True)
-        try:
-            yield
-        finally:
-            self._pause(False)
-            self.spent += self._probes.clock() - start
+        with _ONE_AT_A_TIME:
+            self._pause(True)
+            try:
+                yield
+            finally:
+                self._pause(False)
+                self.spent += self._probes.clock() - start
 
 
 def _several_backwards(count: int) -> str:

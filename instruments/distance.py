@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import UPDATE, Instrument, Readings
 from cockpit_lite.norms import difference_norms, total_norm
 from cockpit_lite.step import Step
@@ -27,6 +28,11 @@ class Distance(Instrument):
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._start: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
+    def resume(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._start = {}
+
     def measure(self, step: Step) -> Readings:
+        if not self._start:
+            raise NotMeasured("the run was resumed, and the weights that it began with are not known")
         start, now = self._start, step.weights_before
         return {"distance": total_norm(difference_norms({name: now[name] for name in now if name in start}, start))}

@@ -311,7 +311,7 @@ def _threads(loop: Loop, watch: Watch) -> Any:
     @contextlib.contextmanager
     def my_turn(number: int) -> Iterator[None]:
         with turn:
-            turn.wait_for(lambda: order[0] == number or bool(errors), timeout=60)
+            turn.wait_for(lambda: order[0] == number or bool(errors), timeout=250)
             try:
                 yield
             finally:
@@ -320,16 +320,17 @@ def _threads(loop: Loop, watch: Watch) -> Any:
 
     def train(number: int) -> None:
         try:
-            with my_turn(number):
-                model = loop.model(number)
-                optimizer = loop.optimizer(model)
-                watching = watch(model, optimizer)
-                watching.__enter__()
-            for batch in loop.batches():
+            with contextlib.ExitStack() as stack:
                 with my_turn(number):
-                    seen[number].append(loop.step(model, optimizer, batch))
-            with my_turn(number):
-                watching.__exit__(None, None, None)
+                    model = loop.model(number)
+                    optimizer = loop.optimizer(model)
+                    watching = stack.enter_context(watch(model, optimizer))
+                for batch in loop.batches():
+                    with my_turn(number):
+                        seen[number].append(loop.step(model, optimizer, batch))
+                with my_turn(number):
+                    watching.log(validation_loss=1.0)
+                    stack.close()
         except BaseException as error:
             errors.append(error)
 

@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cockpit_lite import load_run
 from tests.combinations import COMBINATIONS, FEATURES, Combination
-from tests.identity import EVERYTHING, Watch, assert_identical, cockpit, compare, outcome
+from tests.identity import EVERYTHING, CockpitFactory, Watch, assert_identical, cockpit, compare, outcome
 from tests.optimizers import OPTIMIZERS, OptimizerCase
 from tests.zoo import ZOO, Architecture
 
@@ -563,6 +564,38 @@ def test_another_thread_trains_another_model(moment: str, tmp_path: Path) -> Non
 
     run = assert_identical(train, tmp_path / "run")
     assert list(run.series("grad_norm")[0]) == [0, 1, 2]
+
+
+def test_two_trainings_at_the_same_time_in_two_threads(tmp_path: Path) -> None:
+    def train(watch: Watch) -> Any:
+        models, errors = [tanh_net() for _ in range(2)], []
+        ready = threading.Barrier(2)
+
+        def work(model: nn.Module, seed: int) -> None:
+            try:
+                optimizer = SGD(model.parameters(), lr=0.01)
+                generator = torch.Generator().manual_seed(seed)
+                ready.wait()
+                with watch(model, optimizer):
+                    for _ in range(8):
+                        optimizer.zero_grad()
+                        model(torch.randn(8, 6, generator=generator)).pow(2).mean().backward()
+                        optimizer.step()
+            except BaseException as error:
+                errors.append(traceback.format_exc())
+
+        threads = [threading.Thread(target=work, args=(model, seed)) for seed, model in enumerate(models)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [[parameter.detach() for parameter in model.parameters()] for model in models], errors
+
+    options = {"instruments": ["light", "norm_test", "max_eigenvalue", "tangent_kernel"], "budget": None}
+    plain, watched = outcome(train, None, 0), outcome(train, CockpitFactory(tmp_path / "run", False, options), 0)
+    for part in ("returned", "raised", "generators", "process"):  # the order of the models is by chance
+        assert list(compare(plain.observed[part], watched.observed[part])) == []
+    assert load_run(tmp_path / "run").series("loss")[0].tolist() == list(range(8))
 
 
 # ------------------------------------------------------------------------------------------------------------ exceptions

@@ -71,18 +71,27 @@ class Undisturbed:
 
 @contextmanager
 def own_hooks_resting(modules: Iterable[nn.Module | None]) -> Iterator[None]:
-    """Take our own forward hooks away from ``modules`` (None: from all modules at once) and put them back in their places."""
-    places = [(hooks, dict(hooks)) for module in modules for hooks in forward_hooks(module) if hooks]
+    """Let our own forward hooks on ``modules`` (None: on all modules at once) do nothing for a while.
+
+    They keep their places: what another thread adds or removes meanwhile stays added or removed.
+    """
+    rested: list[tuple[dict[int, Callable[..., Any]], int, Callable[..., Any]]] = []
     try:
-        for hooks, saved in places:
-            for key, hook in saved.items():
-                if package(hook) == "cockpit_lite":
-                    del hooks[key]
+        for module in modules:
+            for hooks in forward_hooks(module):
+                for key, hook in tuple(hooks.items()):
+                    if package(hook) == "cockpit_lite" and hook is not _rest:
+                        hooks[key] = _rest
+                        rested.append((hooks, key, hook))
         yield
     finally:
-        for hooks, saved in places:
-            hooks.clear()
-            hooks.update(saved)
+        for hooks, key, hook in rested:
+            if key in hooks:
+                hooks[key] = hook
+
+
+def _rest(*arguments: Any, **options: Any) -> None:
+    """Stand in for a hook of ours."""
 
 
 def forward_hooks(module: nn.Module | None) -> tuple[dict[int, Callable[..., Any]], ...]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.curvature.obstacles import NoSecondDerivative
+from cockpit_lite.curvature.quietly import own_hooks_resting
 from cockpit_lite.errors import NotMeasured
 from tests.curvature.cases import Watched, forward
 from tests.zoo import ZOO
@@ -170,3 +171,28 @@ def test_entered_once_for_many_passes_everything_is_put_back_at_the_end() -> Non
     assert not fired
     assert dict(weight._backward_hooks or {}) == hooks
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_hooks_that_come_and_go_while_ours_rest() -> None:
+    """In another thread a training may begin or end meanwhile; what it removed must not come back."""
+
+    def ours(*_: object) -> None:
+        called.append("ours")
+
+    def removed(*_: object) -> None:
+        called.append("removed")
+
+    ours.__module__ = removed.__module__ = "cockpit_lite.probes"
+    called: list[str] = []
+    first, second = register_module_forward_hook(ours), register_module_forward_hook(removed)
+    try:
+        with own_hooks_resting([None]):
+            nn.Identity()(torch.ones(1))
+            second.remove()
+            third = register_module_forward_hook(lambda *_: called.append("added"))
+            nn.Identity()(torch.ones(1))
+        nn.Identity()(torch.ones(1))
+    finally:
+        for handle in (first, second, third):
+            handle.remove()
+    assert called == ["added", "ours", "added"]
