@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class GaugePage:
 
     Attributes:
         name: Of the page, such as "gradients"; "overview" is the first.
-        columns: Headings and pictures.
+        columns: Headings and pictures; those of no heading go row by row instead of in a column.
         wide: Below the columns, or None.
     """
 
@@ -57,20 +58,21 @@ def gauge_pages(run: Run) -> tuple[GaugePage, ...]:
         wide = None if layout.wide is None else draw_gauge(run, layout.wide, f"{name}-wide", wide=True)
         return GaugePage(name, tuple(columns), wide)
 
-    behind = {name: _without_constants(run, layout) if name.startswith("more") else layout for name, layout in pages(run).items()}
+    behind = {name: _rest(run, layout) if name.startswith("more") else layout for name, layout in pages(run).items()}
     found = [page("overview", OVERVIEW), *(page(name, layout) for name, layout in behind.items())]
     return tuple(one for one in found if one.columns or one.wide)
 
 
-def _without_constants(run: Run, layout: Layout) -> Layout:
-    """Return the layout without gauges of a single number that never changed."""
+def _rest(run: Run, layout: Layout) -> Layout:
+    """Return the gauges of a page of all sorts row by row, without those of a single number that never changed."""
 
     def changes(gauge: Gauge) -> bool:
         name = gauge.__name__
         values = scalars(run, name)[1]
         return bool(run.layers(name)) or len(values) < 2 or not np.isfinite(values).all() or bool(np.ptp(values) > 0)
 
-    return Layout(tuple((heading, tuple(filter(changes, gauges))) for heading, gauges in layout.columns))
+    rows = itertools.zip_longest(*(gauges for _, gauges in layout.columns))
+    return Layout((("", tuple(gauge for row in rows for gauge in row if gauge is not None and changes(gauge))),))
 
 
 def overview_png(run: Run) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,15 +16,18 @@ from markupsafe import Markup
 from cockpit_lite.plots.facts import described
 from cockpit_lite.report.chart import charts, story_chart
 from cockpit_lite.report.explain import blocks, code_spans
+from cockpit_lite.report.model import NOT_SWITCHED_ON
 from cockpit_lite.report.settings import flat_settings
 from cockpit_lite.report.svg import colour_rules
 from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
 
 if TYPE_CHECKING:
     from cockpit_lite.report.gauges import GaugePage
-    from cockpit_lite.report.model import Report
+    from cockpit_lite.report.model import Check, Report
 
 _FOLDER = Path(__file__).parent
+#: From so many checks on, what they share in being left out is said once.
+_FEWEST_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,38 @@ def render_html(report: Report) -> str:
         _FOLDER / "report.html.j2",
         report=report,
         phases=phases,
+        not_checked=_grouped(report.not_checked),
         story_chart=story_chart(report.run, [phase.first for phase in phases[1:]]),
         picture=draw_picture(report),
         charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert),
         settings=flat_settings(report.info),
     )
+
+
+@dataclass(frozen=True)
+class NotChecked:
+    """Checks that were not made, sorted for readers.
+
+    Attributes:
+        alike: Reasons that several checks share, with the checks.
+        single: Checks with a reason of their own.
+        switched_off: Checks that nobody asked for: the instruments they need were not switched on.
+    """
+
+    alike: tuple[tuple[str, tuple[Check, ...]], ...]
+    single: tuple[Check, ...]
+    switched_off: tuple[Check, ...]
+
+
+def _grouped(checks: Sequence[Check]) -> NotChecked:
+    off = tuple(check for check in checks if all(part.endswith(NOT_SWITCHED_ON) for part in check.reason.split("; ")))
+    reasons: dict[str, list[Check]] = {}
+    for check in checks:
+        if check not in off:
+            reasons.setdefault(check.reason, []).append(check)
+    alike = {reason: tuple(found) for reason, found in reasons.items() if len(found) >= _FEWEST_ALIKE}
+    single = tuple(check for reason, found in reasons.items() for check in found if reason not in alike)
+    return NotChecked(tuple(alike.items()), single, off)
 
 
 def render(template: Path, **content: Any) -> str:

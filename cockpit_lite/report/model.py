@@ -33,6 +33,9 @@ JSON_FILE = "report.json"
 
 _TEXT_WIDTH = 100
 
+#: Why most checks of a run with few instruments are not made.
+NOT_SWITCHED_ON = "its instrument was not switched on"
+
 #: Why a cockpit may leave its block without having seen a step, the likeliest first.
 NO_STEP_REASONS = (
     "optimizer.step() was never called inside the with block: does the loop run inside it, and does the loader yield a batch?",
@@ -333,7 +336,7 @@ def _missing(need: str, run: Run) -> str:
     reason = run.not_measured.get(need)
     if reason:
         return f"{need} was not measured, because {reason}"
-    return f"{need} was not measured: its instrument was not switched on"
+    return f"{need} was not measured: {NOT_SWITCHED_ON}"
 
 
 def _cost(run: Run) -> Cost:

@@ -245,3 +245,16 @@ def test_two_hundred_layers_and_ten_thousand_steps_stay_small(make_run):
     )
     record(run, "loss", [1.0 + index % 7 for index in range(10_000)])
     assert len(build_report(run, RULES).to_html()) < 3_000_000
+
+
+def test_reasons_that_checks_share_are_said_once(make_run):
+    text = " ".join("".join(Page(build_report(make_run(steps=0)).to_html()).text).split())
+    assert text.count("no training step was seen") == 1
+    assert "CL101 gradients-not-zeroed, CL102" in text
+
+
+def test_checks_that_nobody_asked_for_are_folded(make_run):
+    html = build_report(make_run(not_measured={"norm_test": "why not"}), RULES).to_html()
+    (folded,) = re.findall(r"<details>\s*<summary>2 checks that need instruments.*?</details>", html, re.DOTALL)
+    assert "noise-dominates" in folded
+    assert "too-flat" in folded
