@@ -78,13 +78,14 @@ def _(form: Dense) -> int:
 
 @elements.register
 def _(form: OuterProducts, indices: Tensor, of: slice) -> Tensor:
+    if form.left.single:
+        right, left = form.right.sums()[of], form.left.sums()[of]
+        columns = [which.to(right.device) for which in (indices % right.shape[1], indices // right.shape[1])]
+        return right.index_select(1, columns[0]).mul_(left.index_select(1, columns[1]))
     every_input, every_delta = form.inputs[of], form.deltas[of]
     groups, positions, fan_in = every_input.shape[1:]
     fan_out = every_delta.shape[3]
     outs, ins = indices // fan_in, indices % fan_in  # outs count through all groups
-    if groups == positions == 1:
-        inputs = every_input[:, 0, 0].index_select(1, ins.to(every_input.device))
-        return inputs.mul_(every_delta[:, 0, 0].index_select(1, outs.to(every_delta.device)))
     if groups == 1 and positions > 1:
         block = _Block(outs, ins)
         if block.is_dense():
