@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cockpit_lite import run_cache
 from cockpit_lite.alert import Alert
 from cockpit_lite.run_log import ALERTS_FILE, READINGS_FILE, LineReader, ReadingsReader, decode, read_info
+from cockpit_lite.series import How, Series
 
 if TYPE_CHECKING:
     from cockpit_lite.report import Report
@@ -34,12 +38,16 @@ class Run:
         self.not_measured: dict[str, str] = {}
         self.seconds = 0.0
         self._last_step: int | None = None
-        self._series: dict[str, _Series] = {}
+        self._series: dict[str, Series] = {}
         self._how: dict[str, dict[int, dict[str, Any]]] = {}
-        self._bad_lines = 0
+        self._cached_how: dict[str, How] = {}
+        self._bad_lines = self._bad_alerts = 0
         self._readings = ReadingsReader(self.folder / READINGS_FILE)
         self._alerts = LineReader(self.folder / ALERTS_FILE)
+        known = self._take_cache()
         self.refresh()
+        if self._readings.offset - known >= run_cache.WORTH:
+            self._write_cache()
 
     def refresh(self) -> bool:
         """Read what was appended since the last call; return whether there was anything new.
@@ -59,16 +67,19 @@ class Run:
         for line in self._alerts.new_lines():
             changed = True
             try:
+                if "resumed" in line:
+                    self.alerts = [alert for alert in self.alerts if alert.step < int(line["resumed"])]
+                    continue
                 evidence = {name: decode(value) for name, value in line.get("evidence", {}).items()}
                 self.alerts.append(Alert.from_dict({**line, "evidence": evidence}))
             except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
-                self._bad_lines += 1
+                self._bad_alerts += 1
         return changed
 
     @property
     def bad_lines(self) -> int:
         """Number of log lines that could not be read and were skipped."""
-        return self._bad_lines + self._readings.bad_lines + self._alerts.bad_lines
+        return self._bad_lines + self._bad_alerts + self._readings.bad_lines + self._alerts.bad_lines
 
     @property
     def names(self) -> list[str]:
@@ -102,9 +113,11 @@ class Run:
         """Return a number that changes when earlier values of a reading have changed, not when new ones were appended."""
         return self._series[name].edition if name in self._series else 0
 
-    def how(self, name: str) -> dict[int, dict[str, Any]]:
+    def how(self, name: str) -> Mapping[int, dict[str, Any]]:
         """Return step -> how the value was got, for the steps where it is more than exact."""
-        return self._how.get(name, {})
+        fresh: dict[int, dict[str, Any]] = self._how.get(name, {})
+        cached = self._cached_how.get(name)
+        return fresh if cached is None else ChainMap(fresh, cached)  # type: ignore[arg-type]
 
     def report(self) -> Report:
         """Return the diagnostic report of the run as it stands."""
@@ -112,8 +125,28 @@ class Run:
 
         return build_report(self)
 
+    def _take_cache(self) -> int:
+        """Take over what an earlier reader left beside the log; return up to which byte that is."""
+        content = run_cache.load(self._readings.path)
+        if content is None:
+            return 0
+        self._series, self._cached_how = content.series, content.how
+        self.not_measured, self.seconds, self._last_step = content.not_measured, content.seconds, content.last_step
+        self._bad_lines = content.unread
+        self._readings.go_on(content.offset)
+        return content.offset
+
+    def _write_cache(self) -> None:
+        how = {name: How.of(self.how(name)) for name in {*self._how, *self._cached_how}}
+        unread = self._bad_lines + self._readings.bad_lines
+        found = (self._readings.offset, self._series, how, self.not_measured, self.seconds, self._last_step, unread)
+        run_cache.save(self._readings.path, run_cache.Content(*found))
+
     def _add(self, line: dict[str, Any]) -> None:
         """Take one line; nothing of it if any part of it is wrong."""
+        if "resumed" in line:
+            self._leave_out_from(int(line["resumed"]))
+            return
         reasons: dict[str, str] = line.get("not_measured", {})
         seconds = float(decode(line.get("time", 0.0)))
         if "steps" in line:
@@ -139,66 +172,22 @@ class Run:
             in_order = bool(np.all(steps[1:] > steps[:-1]))
             for name, column in columns.items():
                 if name not in self._series:
-                    self._series[name] = _Series()
+                    self._series[name] = Series()
                 self._series[name].extend(steps, column, in_order)
         for name, about in how.items():
             self._how.setdefault(name, {})[how_step] = about
 
-
-class _Series:
-    """The values of one reading, growing. Numbers are kept in arrays with room to spare; arrays in a list."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._steps = np.empty(1, np.int64)
-        self._values = np.empty(1, np.float64)
-        self._nested: list[Any] | None = None  # all values, once one of them is an array
-        self._stacked: np.ndarray | None = None  # the same as one array
-        self._in_order = True
-        self.edition = 0
-
-    def extend(self, steps: np.ndarray, values: np.ndarray | list[Any], in_order: bool) -> None:
-        """Append values, numbers or nested lists of them; ``in_order`` says whether the steps are among themselves."""
-        if self._nested is None and isinstance(values, list):
-            self._nested = self._values[: self._count].tolist()
-        end = self._count + len(steps)
-        if end > len(self._steps):
-            # Arrays that were handed out keep the old memory.
-            self._steps = np.resize(self._steps, 2 * end)
-            self._values = np.resize(self._values, 2 * end)
-        self._in_order = self._in_order and in_order and (not self._count or bool(steps[0] > self._steps[self._count - 1]))
-        self._steps[self._count : end] = steps
-        if self._nested is None:
-            self._values[self._count : end] = values
-        else:
-            self._nested.extend(values)
-            self._stacked = None
-        self._count = end
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps and values in order of the steps; of a step that was written twice, what was written last."""
-        if not self._in_order:
-            self._sort()
-        if self._nested is not None and self._stacked is None:
-            self._stacked = np.array(self._nested, dtype=np.float64)
-        steps = self._steps[: self._count]
-        values = self._values[: self._count] if self._stacked is None else self._stacked
-        steps.flags.writeable = values.flags.writeable = False
-        return steps, values
-
-    def _sort(self) -> None:
-        steps = self._steps[: self._count]
-        # Among equal steps a stable order keeps that of writing.
-        order = np.argsort(steps, kind="stable")
-        order = order[np.append(np.diff(steps[order]) != 0, True)]
-        self._steps = steps[order]
-        if self._nested is None:
-            self._values = self._values[: self._count][order]
-        else:
-            self._nested = [self._nested[index] for index in order]
-            self._stacked = None
-        self._count, self._in_order = len(order), True
-        self.edition += 1
+    def _leave_out_from(self, step: int) -> None:
+        """Training has begun again from a checkpoint: what came after it belongs to weights that are no more."""
+        for name in tuple(self._series):
+            if not self._series[name].leave_out_from(step):
+                del self._series[name]
+        for how in self._how.values():
+            for later in [other for other in how if other >= step]:
+                del how[later]
+        self._cached_how = {name: cached.before(step) for name, cached in self._cached_how.items()}
+        if self._last_step is not None and self._last_step >= step:
+            self._last_step = max((series.last for series in self._series.values()), default=None)
 
 
 def _numbers(column: list[Any]) -> np.ndarray | list[Any]:

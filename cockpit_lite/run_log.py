@@ -307,9 +307,9 @@ class LineReader:
         """Up to which byte the file has been read."""
         return self._offset
 
-    def go_on(self, offset: int, bad_lines: int = 0) -> None:
+    def go_on(self, offset: int) -> None:
         """Go on behind what another reader has read."""
-        self._offset, self.bad_lines = offset, bad_lines
+        self._offset = offset
 
     def new_lines(self, starting: bytes = b"", until: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the new complete lines as dictionaries.
