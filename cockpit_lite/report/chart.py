@@ -67,7 +67,7 @@ def story_chart(run: Run, borders: Sequence[int]) -> Chart | None:
     if found is None:
         return None
     text = f"; a new phase begins at step {listed([str(step) for step in borders])}" if borders else ""
-    return _draw("loss", *found, tuple(borders), text, _STORY_WIDTH)
+    return _draw("loss", *found, tuple(borders), text, _STORY_WIDTH, ' preserveAspectRatio="none"')
 
 
 def _layer(run: Run, name: str, alert: Alert) -> str:
@@ -88,7 +88,7 @@ def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     return (steps, values) if values.ndim == 1 and len(values) > 1 and np.isfinite(values).any() else None
 
 
-def _draw(name: str, steps: np.ndarray, values: np.ndarray, marked: Sequence[int], more: str, width: int) -> Chart:
+def _draw(name: str, steps: np.ndarray, values: np.ndarray, marked: Sequence[int], more: str, width: int, fit: str = "") -> Chart:
     finite = np.isfinite(values)
     logarithmic = bool(values[finite].min() > 0 and values[finite].max() > _LOG_FROM * values[finite].min())
     low, high = float(values[finite].min()), float(values[finite].max())
@@ -111,7 +111,7 @@ def _draw(name: str, steps: np.ndarray, values: np.ndarray, marked: Sequence[int
         + more
     )
     label = escape(text, quote=True)
-    svg = f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{label}">{"".join(pieces)}</svg>'
+    svg = f'<svg viewBox="0 0 {width} {_HEIGHT}"{fit} role="img" aria-label="{label}">{"".join(pieces)}</svg>'
     return Chart(
         name, svg, format_value(low), format_value(high), "log" if logarithmic else "linear", (int(steps[0]), int(steps[-1]))
     )
