@@ -44,6 +44,8 @@ SAMPLED_CURVATURE = "sampled_curvature"
 REPLAY = "replay"
 WIRING = "wiring"
 DATA = "data"
+ATTENTION = "attention"
+BLOCKS = "blocks"
 
 #: need -> what it makes available on the :class:`~cockpit_lite.step.Step`
 NEEDS: dict[str, str] = {
@@ -61,6 +63,8 @@ NEEDS: dict[str, str] = {
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
     ACTIVATION_SAMPLES: "step.activations.samples: some of the outputs of every layer with a weight matrix; beside 'activations'",
     DATA: "step.data: the batch, the model's output, and what the loss function was given",
+    ATTENTION: "step.attention: entropy of the attention weights and size of the attention logits, read off the graph",
+    BLOCKS: "step.blocks: the variance of the signal before and behind each of the model's repeated blocks, on the first steps",
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
     SAMPLED_CURVATURE: "with CURVATURE: step.curvature.gauss_newton_trace() and .gauss_newton_diagonal(), from sampled labels",

@@ -20,6 +20,8 @@ from cockpit_lite.probes.parameters import parameter_learning_rates
 if TYPE_CHECKING:
     from cockpit_lite.curvature import Curvature
     from cockpit_lite.probes.activations import Activations
+    from cockpit_lite.probes.attention import Attention
+    from cockpit_lite.probes.blocks import Block
     from cockpit_lite.probes.data import Data
     from cockpit_lite.probes.last_step import LastStep
     from cockpit_lite.probes.per_sample import PerSampleGradients, PerSampleStatistics
@@ -73,6 +75,8 @@ class Step:
         sample_losses: What every sample contributes to ``loss``, shape (N,), in the order of the per-sample statistics.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.
+        attention: The attentions of the step, see :class:`~cockpit_lite.probes.attention.Attention`.
+        blocks: The signal before and behind each block, by name, see :class:`~cockpit_lite.probes.blocks.Block`.
         data: What the step is trained on, see :class:`~cockpit_lite.probes.data.Data`.
         wiring: How the step is wired, see :class:`~cockpit_lite.probes.wiring.Wiring`.
         curvature: Hessian products of the mini-batch loss, see :class:`~cockpit_lite.curvature.Curvature`.
@@ -96,6 +100,8 @@ class Step:
     sample_losses: Tensor = _Offer()  # type: ignore[assignment]
     last_step: LastStep = _Offer()  # type: ignore[assignment]
     activations: Activations = _Offer()  # type: ignore[assignment]
+    attention: Attention = _Offer()  # type: ignore[assignment]
+    blocks: Mapping[str, Block] = _Offer()  # type: ignore[assignment]
     data: Data = _Offer()  # type: ignore[assignment]
     wiring: Wiring = _Offer()  # type: ignore[assignment]
     curvature: Curvature = _Offer()  # type: ignore[assignment]

@@ -26,6 +26,8 @@ from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
     ACTIVATIONS,
+    ATTENTION,
+    BLOCKS,
     CURVATURE,
     DATA,
     GRADIENT,
@@ -46,7 +48,9 @@ from cockpit_lite.instrument import (
 )
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.activations import ActivationProbe
+from cockpit_lite.probes.attention import attentions
 from cockpit_lite.probes.backward import objective
+from cockpit_lite.probes.blocks import BlockProbe
 from cockpit_lite.probes.data import DataProbe
 from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import LastStep, inner_product, versions
@@ -101,6 +105,7 @@ class Probes:
     activations: ActivationProbe = field(init=False)
     forward: ForwardProbe = field(init=False)
     wiring: WiringProbe = field(init=False)
+    blocks: BlockProbe = field(init=False)
     data: DataProbe = field(init=False)
     probe_batch: ProbeBatch = field(init=False)
     sampled_curvature: SampledCurvature = field(init=False)
@@ -117,6 +122,7 @@ class Probes:
         self.activations = ActivationProbe(self.model, self.clock)
         self.forward = ForwardProbe(self.model)
         self.data = DataProbe(self.model)
+        self.blocks = BlockProbe(self.model)
         self.wiring = WiringProbe(self.model, self.parameters, self.optimizers)
         # Probe vectors must not come from the user's random numbers.
         self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
@@ -129,6 +135,7 @@ class Probes:
         self.forward.stop()
         self.wiring.stop()
         self.data.stop()
+        self.blocks.stop()
         self.probe_batch.stop()
 
 
@@ -191,6 +198,8 @@ class TrackedStep:
             probes.sampled_curvature.start()
         if WIRING in self._needs:
             probes.wiring.start(hooks=not has_compiled_parts(self._probes.model))
+        if BLOCKS in self._needs:
+            probes.blocks.start(hooks=not has_compiled_parts(self._probes.model))
         if PROBE_BATCH in self._needs:
             probes.probe_batch.start()
         if DATA in self._needs:
@@ -215,6 +224,9 @@ class TrackedStep:
                     self._probes.wiring.before_backward()
                 if DATA in self._needs and len(tensors) == 1:
                     self._probes.data.before_backward(tensors[0])
+                if ATTENTION in self._needs and len(tensors) == 1:
+                    names = {id(parameter): name for name, parameter in self._probes.parameters.items()}
+                    self._step.observed["attention"] = attentions(tensors[0], names)
                 if REPLAY in self._needs:
                     self._remember_call(tensors, gradients, scale)
                 self._measure_curvature(tensors, gradients, scale)
@@ -287,6 +299,12 @@ class TrackedStep:
                 self._observe_activations()
             if PROBE_BATCH in self._needs:
                 self._step.observed["probe_batch"] = self._probes.probe_batch
+            if BLOCKS in self._needs:
+                obstacle = self._probes.blocks.obstacle
+                if obstacle:
+                    self._step.reasons["blocks"] = obstacle
+                else:
+                    self._step.observed["blocks"] = self._probes.blocks.found()
             if DATA in self._needs:
                 self._step.observed["data"] = self._probes.data.data()
             if WIRING in self._needs:
@@ -603,7 +621,7 @@ class TrackedStep:
 
     def _pause(self, paused: bool) -> None:
         probes = self._probes
-        probes.activations.paused = probes.wiring.paused = probes.data.paused = paused
+        probes.activations.paused = probes.wiring.paused = probes.data.paused = probes.blocks.paused = paused
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from cockpit_lite.instrument import Instrument
 from cockpit_lite.instruments.activation_mean import ActivationMean
 from cockpit_lite.instruments.activation_std import ActivationStd
 from cockpit_lite.instruments.alpha import Alpha
+from cockpit_lite.instruments.attention import AttentionCheck
 from cockpit_lite.instruments.cabs import Cabs
 from cockpit_lite.instruments.clip_ratio import Clipping
 from cockpit_lite.instruments.condition import Condition
@@ -35,6 +36,7 @@ from cockpit_lite.instruments.hessian_diagonal import HessianDiagonal
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.inner_product_test import InnerProductTest
 from cockpit_lite.instruments.inputs import Inputs
+from cockpit_lite.instruments.label_noise import LabelNoise
 from cockpit_lite.instruments.labels import Labels
 from cockpit_lite.instruments.layerwise_curvature import LayerwiseCurvature
 from cockpit_lite.instruments.learning_rate import LearningRate
@@ -45,6 +47,8 @@ from cockpit_lite.instruments.min_eigenvalue import MinEigenvalue
 from cockpit_lite.instruments.norm_test import NormTest
 from cockpit_lite.instruments.orthogonality_test import OrthogonalityTest
 from cockpit_lite.instruments.overhead import Overhead
+from cockpit_lite.instruments.ranks_apart import RanksApart
+from cockpit_lite.instruments.residual_growth import ResidualGrowth
 from cockpit_lite.instruments.saturation import Saturation
 from cockpit_lite.instruments.second_moment_ratio import SecondMomentRatio
 from cockpit_lite.instruments.sharpness_limit import SharpnessLimit
@@ -57,6 +61,7 @@ from cockpit_lite.instruments.tic_trace import TakeuchiTrace
 from cockpit_lite.instruments.trust_ratio import TrustRatio
 from cockpit_lite.instruments.update_ratio import UpdateRatio
 from cockpit_lite.instruments.update_size import UpdateSize
+from cockpit_lite.instruments.validation_overlap import ValidationOverlap
 from cockpit_lite.instruments.weight_decay_ratio import WeightDecayRatio
 from cockpit_lite.instruments.wiring import WiringCheck
 
@@ -72,6 +77,7 @@ __all__ = [
     "ActivationMean",
     "ActivationStd",
     "Alpha",
+    "AttentionCheck",
     "Cabs",
     "Clipping",
     "Condition",
@@ -97,6 +103,7 @@ __all__ = [
     "HessianTrace",
     "InnerProductTest",
     "Inputs",
+    "LabelNoise",
     "Labels",
     "LayerwiseCurvature",
     "LearningRate",
@@ -107,6 +114,8 @@ __all__ = [
     "NormTest",
     "OrthogonalityTest",
     "Overhead",
+    "RanksApart",
+    "ResidualGrowth",
     "Saturation",
     "SecondMomentRatio",
     "SharpnessLimit",
@@ -119,6 +128,7 @@ __all__ = [
     "TrustRatio",
     "UpdateRatio",
     "UpdateSize",
+    "ValidationOverlap",
     "WeightDecayRatio",
     "WiringCheck",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head.nodes import saved, saved_tensors
 
 #: No further operations are looked at: a loss function is short.
 MOST_OPERATIONS = 60
@@ -34,13 +36,13 @@ def loss_operations(loss: Tensor, outputs: set[int]) -> list[dict[str, Any]]:
 def kept_by(node: Any) -> dict[str, dict[str, float]]:
     """Return the ranges of the tensors that an operation keeps for its derivative: mostly its input, or its result."""
     ranges = {}
-    for name in dir(node):
-        if not name.startswith("_saved_"):
+    for name in saved_tensors(type(node)):
+        try:
+            value = saved(node, name)
+        except NotMeasured:  # it was changed in place, is gone, or would be computed again by a checkpoint
             continue
-        with contextlib.suppress(RuntimeError):  # it was changed in place, or is gone
-            value = getattr(node, name)
-            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                ranges[name.removeprefix("_saved_")] = describe(value)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            ranges[name] = describe(value)
     return ranges
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cockpit_lite.diagnosis import data, loss_inputs, optimizer, precision, units, wiring
+from cockpit_lite.diagnosis import attention, data, depth, loss_inputs, optimizer, parallel, precision, samples, units, wiring
 from cockpit_lite.diagnosis.loss_and_output import NonFinite
 from cockpit_lite.diagnosis.recurrence import ExplodingRecurrence
 from cockpit_lite.diagnosis.rule import Rule
@@ -23,12 +23,16 @@ RULES: tuple[Rule, ...] = tuple(
             ExplodingGradients(),
             ExplodingRecurrence(),
             *units.RULES,
+            *depth.RULES,
             LearningRateTooHigh(),
             LearningRateTooLow(),
             IllConditioning(),
             *optimizer.RULES,
             *data.RULES,
+            *samples.RULES,
             *precision.RULES,
+            *attention.RULES,
+            *parallel.RULES,
         ),
         key=lambda rule: rule.code,
     )

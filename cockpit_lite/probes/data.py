@@ -24,6 +24,8 @@ from cockpit_lite.probes.loss_head.nodes import saved, signed
 
 logger = logging.getLogger("cockpit_lite")
 
+#: Calls without gradients whose inputs are held at a time.
+_MOST_VALIDATION_CALLS = 32
 #: No further nodes are looked at: the loss function is close to the root.
 _NODES = 200
 #: Nodes that change shape or type only, and are looked through for what made a prediction.
@@ -69,12 +71,14 @@ class Data:
         output: First tensor that it returned, detached.
         loss_inputs: What went into the loss function; None if it is not one of those that are known.
         padding_index: Of the model's embedding, or None.
+        without_gradients: First tensors that the model was given in its last calls without gradients since the step before.
     """
 
     inputs: Tensor | None
     output: Tensor | None
     loss_inputs: LossInputs | None
     padding_index: int | None
+    without_gradients: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class DataProbe:
 
     def _reset(self) -> None:
         self._calls: list[_Call] = []
+        self._without_gradients: list[Tensor] = []
         self._loss_inputs: LossInputs | None = None
 
     def start(self, hooks: bool = True) -> None:
@@ -128,15 +133,19 @@ class DataProbe:
     def data(self) -> Data:
         """Return what was seen."""
         last = self._calls[-1] if self._calls else _Call(None, None, None)
-        return Data(last.inputs, last.output, self._loss_inputs, self._padding_index)
+        return Data(last.inputs, last.output, self._loss_inputs, self._padding_index, tuple(self._without_gradients))
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() or module is not self._model or self.paused or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or module is not self._model or self.paused:
             return
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return  # a call under vmap or jvp has no batch that could be looked at
         try:
             inputs, result = _first((args, dict(kwargs))), _first(output)
+            if not torch.is_grad_enabled():
+                if inputs is not None:
+                    self._without_gradients = [*self._without_gradients[1 - _MOST_VALIDATION_CALLS :], inputs.detach()]
+                return
             call = _Call(
                 None if inputs is None else inputs.detach(),
                 None if result is None else result.detach(),
