@@ -8,7 +8,6 @@ import io
 import pickle
 import random
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -575,14 +574,16 @@ def test_two_trainings_at_the_same_time_in_two_threads(tmp_path: Path) -> None:
             try:
                 optimizer = SGD(model.parameters(), lr=0.01)
                 generator = torch.Generator().manual_seed(seed)
-                ready.wait()
                 with watch(model, optimizer):
+                    ready.wait()
                     for _ in range(8):
                         optimizer.zero_grad()
                         model(torch.randn(8, 6, generator=generator)).pow(2).mean().backward()
                         optimizer.step()
+                    ready.wait()
             except BaseException as error:
-                errors.append(traceback.format_exc())
+                errors.append(repr(error))
+                ready.abort()
 
         threads = [threading.Thread(target=work, args=(model, seed)) for seed, model in enumerate(models)]
         for thread in threads:
