@@ -9,7 +9,8 @@ negative, and those nearest to zero are rounding.
 
 Which estimate: the largest eigenvalue is that of ``max_eigenvalue``; the median is of the few nodes of ``spectral_density``, in
 which nearly all weight sits on one or two nodes near zero, so read it as an order of magnitude; the root mean square is from the
-same random products as the trace, with what the search has found taken out, and good to some per cent on a large model.
+same random products as the trace, with what the search has found taken out. Both, but not the largest eigenvalue, are of a
+quarter of the batch, whose bulk is somewhat wider; where samples meet (batch normalisation) of the whole.
 
 Gradient descent needs about ``condition`` steps to move along a typical direction while it stays stable along the sharpest. From
 10^2 to 10^5 is common for networks; momentum makes a root of it, an adaptive optimizer or normalisation layers lower what counts.
@@ -26,6 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.sub_batch import SHARE
 from cockpit_lite.curvature.trace import RandomProducts
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
@@ -98,12 +100,13 @@ class Condition(Instrument):
             raise NotMeasured("the loss bends up nowhere")
         found = step.once(density.spectral_density)
         median = median_of_the_rest(found.nodes, found.weights, curvature.dimension)
-        notes = [curvature.note, f"median magnitude of a quadrature with {len(found.nodes)} nodes"]
+        _, known = curvature.sub_batch_or_all(SHARE)
+        notes = [known, f"median magnitude of a quadrature with {len(found.nodes)} nodes"]
         readings = {"condition": Reading(largest / median, "estimated", note="; ".join(filter(None, notes)))}
         krylov = curvature.krylov
         if len(krylov.basis) < curvature.dimension:
-            rms = rms_of_the_rest(curvature.random_products(1), krylov.basis, krylov.basis_products)
-            readings["outliers_over_bulk"] = Reading(largest / rms, "estimated", note=curvature.note)
+            rms = rms_of_the_rest(curvature.random_products(1, SHARE), krylov.basis, krylov.basis_products)
+            readings["outliers_over_bulk"] = Reading(largest / rms, "estimated", note=known)
         return readings
 
     def __repr__(self) -> str:

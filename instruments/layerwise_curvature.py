@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.curvature import Curvature
+from cockpit_lite.curvature.sub_batch import SHARE, check
 from cockpit_lite.curvature.trace import RandomProducts
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings, layerwise
@@ -51,8 +52,10 @@ def block_traces(
     for name, signs, image, part in pieces:
         values = (signs * image).sum(1)
         # The variance of v'Av is at most 2 ||A||_F^2, and E||Av||^2 = ||A||_F^2, A the block's rows.
-        variance = 2 * image.square().sum(1).mean()
-        found[name] = part.sum() + values.mean(), (variance / len(signs)).sqrt()
+        variance = 2 * image.square().sum(1).mean() / len(signs)
+        if samples.variance is not None:  # what the sub-batch adds to the whole is shared out as the rows' lengths are
+            variance = variance + samples.variance.mean() * image.square().sum() / images.square().sum()
+        found[name] = part.sum() + values.mean(), variance.sqrt()
     return found
 
 
@@ -62,26 +65,32 @@ class LayerwiseCurvature(Instrument):
     Args:
         samples: Random products to use, shared with the trace of the Hessian.
         eigenvalues: Products to spend on the largest eigenvalue of each parameter's block, at least 2; 0: none.
+            They are of the whole batch.
+        sub_batch: Take the random products of so many samples of the batch, or of a share of it below 1; None: of all.
     """
 
     name = "layerwise_curvature"
     needs = (CURVATURE,)
     preset = "full"
 
-    def __init__(self, samples: int = 1, eigenvalues: int = 0):
+    def __init__(self, samples: int = 1, eigenvalues: int = 0, sub_batch: float | None = SHARE):
         if samples < 1:
             raise SetupError(f"LayerwiseCurvature(samples={samples}): at least 1 is needed.")
         if eigenvalues < 0 or eigenvalues == 1:
             raise SetupError(f"LayerwiseCurvature(eigenvalues={eigenvalues}): at least 2 products are needed, or 0 for none.")
+        check("LayerwiseCurvature", sub_batch)
         self.samples = samples
         self.eigenvalues = eigenvalues
+        self.sub_batch = sub_batch
 
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
-        random, krylov = curvature.random_products(self.samples), curvature.krylov
+        krylov = curvature.krylov
+        random = curvature.random_products(self.samples, self.sub_batch)
+        _, note = curvature.sub_batch_or_all(self.sub_batch)
         sizes = {name: parameter.numel() for name, parameter in curvature.parameters.items()}
         traces = {
-            name: Reading(value, "estimated", standard_error=error, note=curvature.note)
+            name: Reading(value, "estimated", standard_error=error, note=note)
             for name, (value, error) in block_traces(random, sizes, krylov.basis, krylov.basis_products).items()
         }
         return {**layerwise("layerwise_curvature", traces), **self._eigenvalues(curvature)}
@@ -98,4 +107,4 @@ class LayerwiseCurvature(Instrument):
         return layerwise("layerwise_max_eigenvalue", found)
 
     def __repr__(self) -> str:
-        return f"LayerwiseCurvature(samples={self.samples}, eigenvalues={self.eigenvalues})"
+        return f"LayerwiseCurvature(samples={self.samples}, eigenvalues={self.eigenvalues}, sub_batch={self.sub_batch})"

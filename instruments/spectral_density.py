@@ -6,8 +6,11 @@
 Stochastic Lanczos quadrature: for a random sign vector v the Lanczos method gives nodes and weights with sum_k w_k f(node_k) =
 v'f(H)v / D for all polynomials f of degree up to 2 m - 1, m the number of nodes: the moments of the spectrum, right in the mean.
 With a handful of nodes the outermost ones are near the ends of the spectrum and the bulk is one or two nodes near zero; it is a
-picture of the whole, not of single eigenvalues. Estimated; m is in the note, and the values of m - 1 products with the Hessian
-are its cost, as the first one is shared with the trace.
+picture of the whole, not of single eigenvalues. Estimated; m is in the note.
+
+It is that of a quarter of the batch, at a quarter of the price; the note says of how many samples. Fewer samples have larger
+outliers, by some tenths of their value: read those off ``max_eigenvalue`` and ``top_eigenvalues``, which are of the whole batch.
+Where samples meet (batch normalisation) the density is of the whole batch, too.
 
 A trained classifier looks like this: a bulk that holds nearly all of the weight near zero, with few outliers far above it, about
 as many as classes. Outliers that move out over time: training sharpens, compare with the stability limit. Weight on large
@@ -25,6 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.sub_batch import SHARE, check
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
 from cockpit_lite.probes import density
@@ -46,6 +50,7 @@ class SpectralDensity(Instrument):
     Args:
         steps: Nodes for each random vector, at least 2; by default what other instruments share.
         probes: Random vectors; the error of the moments falls with the root of their number times that of the weights.
+        sub_batch: Take it of so many samples of the batch, or of a share of it below 1; None: of all.
     """
 
     name = "spectral_density"
@@ -53,23 +58,25 @@ class SpectralDensity(Instrument):
     readings = ("spectral_density", "flat_directions")
     preset = "full"
 
-    def __init__(self, steps: int = density.NODES, probes: int = 1):
+    def __init__(self, steps: int = density.NODES, probes: int = 1, sub_batch: float | None = SHARE):
         if steps < 2:
             raise SetupError(f"SpectralDensity(steps={steps}): at least 2 are needed.")
         if probes < 1:
             raise SetupError(f"SpectralDensity(probes={probes}): at least 1 is needed.")
+        check("SpectralDensity", sub_batch)
+        self.sub_batch = sub_batch
         self.steps = steps
         self.probes = probes
 
     def measure(self, step: Step) -> Readings:
-        curvature = step.curvature
-        if (self.steps, self.probes) == (density.NODES, 1):
+        part, known = step.curvature.sub_batch_or_all(self.sub_batch)
+        if (self.steps, self.probes, self.sub_batch) == (density.NODES, 1, SHARE):
             found = step.once(density.spectral_density)
         else:
-            found = curvature.spectral_density(self.steps, self.probes)
+            found = part.spectral_density(self.steps, self.probes)
         missing = self.steps * self.probes - len(found.nodes)  # a small model has fewer eigenvalues than nodes were asked for
         table = torch.nn.functional.pad(torch.stack([found.nodes, found.weights]), (0, missing), value=torch.nan)
-        note = "; ".join(filter(None, [curvature.note, f"quadrature with {self.steps} nodes"]))
+        note = "; ".join(filter(None, [known, f"quadrature with {self.steps} nodes"]))
         flat = flat_share(found.nodes, found.weights)
         return {
             "spectral_density": Reading(table, "estimated", note=note),
@@ -77,4 +84,4 @@ class SpectralDensity(Instrument):
         }
 
     def __repr__(self) -> str:
-        return f"SpectralDensity(steps={self.steps}, probes={self.probes})"
+        return f"SpectralDensity(steps={self.steps}, probes={self.probes}, sub_batch={self.sub_batch})"

@@ -25,6 +25,7 @@ from typing import Literal
 from torch import Tensor
 
 from cockpit_lite.curvature import TraceEstimate
+from cockpit_lite.curvature.sub_batch import SHARE
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import CURVATURE, PER_SAMPLE_NORMS, SAMPLED_CURVATURE, Instrument, Reading, Readings
 from cockpit_lite.probes.noise import contributions_squared_norms
@@ -62,7 +63,7 @@ class TakeuchiTrace(Instrument):
 
     def prepare(self, step: Step) -> None:
         hessian = self.curvature == "hessian"
-        self._trace = step.curvature.trace(self.samples) if hessian else step.curvature.gauss_newton_trace()
+        self._trace = step.curvature.trace(self.samples, SHARE) if hessian else step.curvature.gauss_newton_trace()
 
     def measure(self, step: Step) -> Readings:
         trace, self._trace = self._trace, None

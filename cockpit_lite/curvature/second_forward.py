@@ -27,6 +27,7 @@ from cockpit_lite.curvature.front import front, prediction_front
 from cockpit_lite.curvature.loss_graph import LossGraph, derivative_along
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
 from cockpit_lite.curvature.quietly import forward_hooks, own_hooks_resting, package
+from cockpit_lite.curvature.sub_batch import Layout, SubBatch, drawn_for_all
 from cockpit_lite.errors import NotMeasured
 
 # How far the second forward may be from the first one, relative: other kernels round differently, autocast much more.
@@ -74,11 +75,12 @@ class ForwardCall:
         """Return the tensors of ``output``, in order."""
         return _tensors(self.output)
 
-    def repeat(self, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    def repeat(self, weights: Mapping[str, Tensor] | None = None, samples: SubBatch | None = None) -> list[Tensor]:
         """Call the model again and return the tensors of its output, in the order of those of ``output``.
 
         Args:
             weights: Instead of the model's parameters, by name; those that are missing stay.
+            samples: Give it these only.
 
         Raises:
             NotMeasured: if the call cannot be repeated.
@@ -98,45 +100,118 @@ class ForwardCall:
             torch.set_rng_state(self._random_states[0])
             for device, state in zip(self._devices, self._random_states[1:], strict=True):
                 _generator(device).set_rng_state(state, device)
-            return _tensors(torch.func.functional_call(model, {**buffers, **(weights or {})}, self.args, self.kwargs))
+            state = {**buffers, **(weights or {})}
+            if samples is None:
+                return _tensors(torch.func.functional_call(model, state, self.args, self.kwargs))
+            with drawn_for_all(model, samples):
+                return _tensors(torch.func.functional_call(model, state, samples.cut(self.args), samples.cut(self.kwargs)))
 
 
 class SecondForward(LossGraph):
     """The derivatives of a loss, through a second forward pass of the model; its gradient equals the user's up to rounding.
 
+    With a sub-batch they are the samples' part of the loss, times what makes it an estimate of the whole.
+
+    Args:
+        loss: The root of the user's graph.
+        parameters: What is differentiated by.
+        forward: The call of the model.
+        samples: Call it on these only.
+
     Raises:
         NotMeasured: if the loss depends on the parameters in another way than through this call, or the call cannot be
-            repeated.
+            repeated; with a sub-batch also if samples meet, in the model or in the loss.
     """
 
-    def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], forward: ForwardCall):
+    def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], forward: ForwardCall, samples: SubBatch | None = None):
         self.parameters = parameters
         outputs = forward.outputs()
         used, self.without_outputs = _used(loss, outputs, parameters)
-        repeated = forward.repeat()
+        repeated = forward.repeat(samples=samples)
         if len(repeated) != len(outputs):
             raise NotMeasured("a second forward pass returned something else")
         first, second = [outputs[index] for index in used], [repeated[index] for index in used]
-        _compare(first, second, _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE)
+        tolerance = _TOLERANCE_AUTOCAST if forward.autocast else _TOLERANCE
+        self.layouts: Sequence[Layout] = ()
+        if samples is None:
+            _compare(first, second, tolerance)
+        else:
+            self.layouts = [_layout(samples, *pair, tolerance) for pair in zip(first, second, strict=True)]
+        self._factor = 1.0 if samples is None else samples.factor
         custom_functions = check_nodes([loss], first) + check_nodes(second)
         slopes = torch.autograd.grad(loss, first, create_graph=True)
+        if samples is not None:
+            _require_apart(slopes, first, self.layouts)
 
         def bend(moves: Sequence[Tensor]) -> Sequence[Tensor | None]:
             """Return L'' times what the outputs move by."""
-            moves = [move.to(output) for move, output in zip(moves, first, strict=True)]
-            pulls = derivative_along(slopes, moves, first)
-            return [None if pull is None else pull.to(output) for pull, output in zip(pulls, second, strict=True)]
+            pulls = derivative_along(slopes, self._to_first(moves, first), first)
+            return [None if pull is None else self._to_second(index, pull, second) for index, pull in enumerate(pulls)]
 
-        self.seeds = _Seeds.apply(
-            bend, [slope.detach().to(output) for slope, output in zip(slopes, second, strict=True)], *second
-        )
+        seeds = [self._to_second(index, slope.detach(), second) for index, slope in enumerate(slopes)]
+        self.seeds = _Seeds.apply(bend, seeds, *second)
         self.root = second[0]
         self.slopes = torch.autograd.grad(second, parameters, self.seeds, create_graph=True, allow_unused=True)
         self.outputs = () if self.without_outputs else second
+        again = "by a second forward pass"
         self.notes = [
-            "by a second forward pass" + (" in full precision" if forward.autocast else ""),
+            (again if samples is None else f"sub-batch of {samples.size} of {samples.batch_size} samples")
+            + (" in full precision" if forward.autocast else ""),
             *trust_note(custom_functions),
         ]
+
+    def by_sample(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return what each sample of the sub-batch contributes to the quadratic form of the Gauss-Newton matrix.
+
+        Raises:
+            NotMeasured: if the outputs are no predictions.
+        """
+        moves = self.push(vectors)
+        pulls = self.bend(
+            [torch.zeros_like(seed) if move is None else move for seed, move in zip(self.seeds, moves, strict=True)]
+        )
+        parts = [
+            layout.by_sample(move * pull)
+            for layout, move, pull in zip(self.layouts, moves, pulls, strict=True)
+            if move is not None and pull is not None
+        ]
+        if not parts:
+            raise NotMeasured("the loss is not curved in the outputs")
+        return torch.stack(parts).sum(0)
+
+    def _to_first(self, moves: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
+        if not self.layouts:
+            return [move.to(output) for move, output in zip(moves, first, strict=True)]
+        return [layout.put(move, output) for layout, move, output in zip(self.layouts, moves, first, strict=True)]
+
+    def _to_second(self, index: int, value: Tensor, second: Sequence[Tensor]) -> Tensor:
+        if not self.layouts:
+            return value.to(second[index])
+        return self.layouts[index].take(value).to(second[index]) * self._factor
+
+
+def _layout(samples: SubBatch, before: Tensor, after: Tensor, tolerance: float) -> Layout:
+    """Return how the samples lie in an output of the model, which tells whether they are told apart at all."""
+    for layout in samples.layouts(before.shape, after.shape):
+        with torch.no_grad():
+            wanted = layout.take(before).to(after.dtype)
+            if not bool(torch.linalg.vector_norm(after - wanted) > tolerance * torch.linalg.vector_norm(wanted)):
+                return layout
+    raise NotMeasured("samples meet in the model, or its axes could not be told apart")
+
+
+def _require_apart(slopes: Sequence[Tensor], first: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    """Make sure that what the loss sends back into a sample does not depend on the outputs for others.
+
+    Raises:
+        NotMeasured: if it does.
+    """
+    moves = [layout.put(layout.take(output.detach()) + 1, output) for layout, output in zip(layouts, first, strict=True)]
+    for layout, pull in zip(layouts, derivative_along(slopes, moves, first), strict=True):
+        if pull is not None:
+            elsewhere = pull - layout.put(layout.take(pull), pull)
+            if bool(torch.linalg.vector_norm(elsewhere) > _TOLERANCE * torch.linalg.vector_norm(pull)):
+                raise NotMeasured("samples meet in the loss")
 
 
 def _used(loss: Tensor, outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> tuple[list[int], str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cockpit_lite.curvature.loss_graph import LossGraph, Slopes
-from cockpit_lite.curvature.obstacles import NoSecondDerivative, explain
+from cockpit_lite.curvature.obstacles import NoSecondDerivative, check_loss, explain
 from cockpit_lite.curvature.own_graph import OwnGraph
 from cockpit_lite.curvature.quietly import Undisturbed
 from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
+from cockpit_lite.curvature.sub_batch import SubBatch, choose
 from cockpit_lite.curvature.tail import last_layers
 from cockpit_lite.errors import NotMeasured
 
@@ -33,6 +36,7 @@ class Source:
         hessian_products: How many products were spent with the Hessian.
         block_products: And with diagonal blocks of it, which cost less.
         gauss_newton_products: And with the Gauss-Newton matrix.
+        samples: Which samples of the batch it is estimated from; None: it is that of all.
         undisturbed: What every pass is made in; enter it around many of them to save time.
     """
 
@@ -46,11 +50,12 @@ class Source:
     ):
         self.parameters = parameters
         self.hessian_products = self.block_products = self.gauss_newton_products = 0
+        self.samples: SubBatch | None = None
         self._loss: Tensor | None = loss
         self.undisturbed = Undisturbed(parameters, model)
         self._model = model
         self._scale = scale
-        self._forward = forward
+        self._forward = self._call = forward
         self._graph: LossGraph | None = None
         self._failure: str | None = None
 
@@ -86,6 +91,52 @@ class Source:
         self.gauss_newton_products += 1
         return self._complete(products, positions)
 
+    def of_samples(self, size: float, generator: torch.Generator) -> Source:
+        """Return the source of an estimate from some samples, by a forward pass of their own; itself if the batch has no more.
+
+        Args:
+            size: Number of samples, or their share of the batch if below 1.
+            generator: Decides which ones.
+
+        Raises:
+            NotMeasured: if samples meet, or the call of the model is not known or cannot be repeated.
+        """
+        loss, forward = self._loss, self._call
+        if self._failure is not None or loss is None:
+            raise NotMeasured(self._failure or "the graph of the loss is no longer there")
+        if forward is None:
+            raise NotMeasured("the call of the model was not seen")
+        check_loss(loss, self._model)
+        reason: NotMeasured | None = None
+        for samples in choose(forward.inputs(), size, generator):
+            part = copy.copy(self)
+            part._failure = None
+            part.hessian_products = part.block_products = part.gauss_newton_products = 0
+            try:
+                part._graph = self._quietly(partial(SecondForward, loss, self.parameters, forward, samples))
+            except NotMeasured as obstacle:
+                reason = reason or obstacle  # of the likelier axis
+            else:
+                part.samples = samples
+                return part
+        if reason is None:
+            return self
+        raise reason
+
+    def spread(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the variance that taking a sub-batch brings into ``v'Hv``, from the samples' parts in the Gauss-Newton matrix.
+
+        Raises:
+            NotMeasured: if these are not known.
+        """
+        graph, samples = self._graph, self.samples
+        assert isinstance(graph, SecondForward) and samples is not None
+        if not graph.outputs:
+            raise NotMeasured(graph.without_outputs)
+        parts = self._quietly(lambda: graph.by_sample(vectors).detach())
+        parts = parts if self._scale is None else parts / self._scale
+        return (1 - 1 / samples.factor) * samples.size * parts.var()
+
     def last_layers(self, positions: Sequence[int]) -> list[int]:
         """Return those of the parameters at ``positions`` that the forward pass used last; see :mod:`tail`."""
         found = self._try(lambda graph: last_layers(graph.root, [self.parameters[position] for position in positions]))
@@ -93,7 +144,7 @@ class Source:
 
     def release(self) -> None:
         """Let go of the graph."""
-        self._loss = self._graph = self._forward = None
+        self._loss = self._graph = self._forward = self._call = None
         self._failure = "the graph of the loss is no longer there"
 
     def _try(self, use: Callable[[LossGraph], _Result]) -> _Result:

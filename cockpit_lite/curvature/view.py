@@ -92,9 +92,11 @@ class Curvature:
         self._memory = CurvatureMemory() if memory is None else memory
         self._sampler = _Once(sampler)
         self._part = ""  # names of the parameters, of a restriction
+        self._sub_batches: dict[float, Curvature | str] = {}
         self._forget_results()
 
     def _forget_results(self) -> None:
+        self._deflated: dict[float, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
         self._gradient: dict[str, Tensor] | None = None
         self._flat_gradient: Tensor | None = None
         self._gradient_product: Tensor | None = None
@@ -122,6 +124,12 @@ class Curvature:
     def dimension(self) -> int:
         """Number of elements of all parameters."""
         return self._matrix.dimension
+
+    @property
+    def samples(self) -> tuple[int, int] | None:
+        """How many samples of how many it is estimated from, or None where it is from all."""
+        found = self._source.samples
+        return None if found is None else (found.size, found.batch_size)
 
     @property
     def note(self) -> str | None:
@@ -211,6 +219,47 @@ class Curvature:
         part._forget_results()
         return part
 
+    def sub_batch(self, size: float | None) -> Curvature:
+        """Return the view of some samples of the batch, which estimates this one; the same for all who ask for so many.
+
+        Products cost in proportion to the samples. Linear quantities (products, traces, quadratic forms) are unbiased; the
+        largest eigenvalue is too large in the mean, and the more so the fewer samples there are.
+
+        Args:
+            size: Number of samples, or their share of the batch if below 1; None: the whole batch.
+
+        Raises:
+            NotMeasured: if samples meet in the model (batch normalisation) or in the loss, or it cannot be called again.
+        """
+        if size is None:
+            return self
+        if size not in self._sub_batches:
+            try:
+                self._sub_batches[size] = self._of(self._source.of_samples(size, self.generator), f"{self._part}~{size}")
+            except NotMeasured as reason:
+                self._sub_batches[size] = str(reason)
+        found = self._sub_batches[size]
+        if isinstance(found, str):
+            raise NotMeasured(found)
+        return found
+
+    def _of(self, source: Source, part: str) -> Curvature:
+        if source is self._source:
+            return self
+        view = copy.copy(self)
+        view._source, view._matrix, view._part = source, Matrix(source, self._matrix.positions), part
+        view._sub_batches = {}
+        view._forget_results()
+        return view
+
+    def sub_batch_or_all(self, size: float | None) -> tuple[Curvature, str | None]:
+        """Return the view of some samples, or this one where there is none, and what a reader of its values should know."""
+        try:
+            part = self.sub_batch(size)
+        except NotMeasured as reason:
+            return self, "; ".join([*self._source.notes, f"from the whole batch: {reason}"])
+        return part, part.note
+
     # What is shared
 
     @property
@@ -297,26 +346,73 @@ class Curvature:
             self._previous[end] = self._memory.recall(self._part, end, self._shapes, self.flat_gradient())
         return self._previous[end]
 
-    def random_products(self, count: int) -> RandomProducts:
-        """Return ``count`` random sign vectors and their products with the Hessian, the same for all who ask on this step."""
-        like = self.flat_gradient()
-        while len(self._random) < count:
-            signs = random_signs(like, self.generator)
-            self._random.append((signs, self.product(signs)))
-        chosen = self._random[:count]
-        return RandomProducts(torch.stack([signs for signs, _ in chosen]), torch.stack([product for _, product in chosen]))
+    def sub_batch_error(self, vector: Tensor) -> Tensor | None:
+        """Return the standard error that taking a sub-batch brings into ``v'Hv``; None where there is none, or it is not known.
 
-    def trace(self, samples: int) -> TraceEstimate:
+        It is that of the Gauss-Newton part, of which the samples' shares are known for nothing more than a product's first half.
+        """
+        if self._source.samples is None:
+            return None
+        try:
+            return self._source.spread(self.unflatten(vector)).sqrt()
+        except NotMeasured:
+            return None
+
+    def random_products(self, count: int, sub_batch: float | None = None) -> RandomProducts:
+        """Return ``count`` random sign vectors and their products with the Hessian, the same for all who ask on this step.
+
+        From a sub-batch comes only what the search for eigenvalues does not know yet: the outliers of the spectrum, of which a
+        sub-batch knows least, are those of the whole batch. Where there is no sub-batch, all is of the whole batch.
+
+        Args:
+            count: How many.
+            sub_batch: Estimate the products from so many samples, see :meth:`sub_batch`.
+        """
+        part, _ = self.sub_batch_or_all(sub_batch)
+        like = self.flat_gradient()
+        if part is self or sub_batch is None:
+            while len(self._random) < count:
+                vector = random_signs(like, self.generator)
+                self._random.append((vector, self.product(vector)))
+            chosen = self._random[:count]
+            return RandomProducts(torch.stack([vector for vector, _ in chosen]), torch.stack([image for _, image in chosen]))
+        drawn = self._deflated.setdefault(sub_batch, [])
+        while len(drawn) < count:
+            drawn.append(self._deflated_product(part))
+        signs, products, variances = zip(*drawn[:count], strict=True)
+        known = [variance for variance in variances if variance is not None]
+        return RandomProducts(torch.stack(list(signs)), torch.stack(list(products)), torch.stack(known) if known else None)
+
+    def _deflated_product(self, part: Curvature) -> tuple[Tensor, Tensor, Tensor | None]:
+        signs = random_signs(self.flat_gradient(), self.generator)
+        basis, products = self._known()
+        inside = basis @ signs
+        outside = torch.addmv(signs, basis.T, inside, alpha=-1)
+        try:
+            variance = part._source.spread(part.unflatten(outside))
+        except NotMeasured:
+            variance = None
+        return signs, torch.addmv(part.product(outside), products.T, inside), variance
+
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Return what the search for eigenvalues knows by now: orthonormal rows, and their products."""
+        if self._krylov is None:
+            nothing = self.flat_gradient().new_empty(0, self.dimension)
+            return nothing, nothing
+        return self._krylov.basis, self._krylov.basis_products
+
+    def trace(self, samples: int, sub_batch: float | None = None) -> TraceEstimate:
         """Return the trace of the Hessian, from ``samples`` random products and what the search for eigenvalues has found.
 
         It is exact where the model has no more elements than that.
+
+        Args:
+            samples: Random vectors.
+            sub_batch: As of :meth:`random_products`.
         """
-        like = self.flat_gradient()
         if self.dimension <= samples:
-            return TraceEstimate(exact_trace(self.product, like), None)
-        nothing = like.new_empty(0, like.numel())
-        known = (nothing, nothing) if self._krylov is None else (self._krylov.basis, self._krylov.basis_products)
-        return trace_from(self.random_products(samples), *known)
+            return TraceEstimate(exact_trace(self.product, self.flat_gradient()), None)
+        return trace_from(self.random_products(samples, sub_batch), *self._known())
 
     def spectral_density(self, steps: int = 10, probes: int = 1, kind: Kind = "hessian") -> Spectrum:
         """Return how the eigenvalues are spread, by stochastic Lanczos quadrature.
@@ -357,6 +453,9 @@ class Curvature:
     def release(self) -> None:
         """Let go of the graph; from here on nothing can be measured."""
         self._source.release()
+        for part in self._sub_batches.values():
+            if isinstance(part, Curvature):
+                part._source.release()
         self._sampler.forget()
         self._forget_results()
 
