@@ -71,8 +71,7 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(tensors, grad_tensors, *args, **kwargs)
         _within.add(thread)
         try:
-            roots = (tensors,) if isinstance(tensors, Tensor) else _as_sequence(tensors)
-            seeds = (None,) * len(roots) if grad_tensors is None else _as_sequence(grad_tensors) or (None,) * len(roots)
+            roots, seeds = _roots_and_seeds(tensors, grad_tensors)
             for listener in interested:
                 try:
                     listener.before_backward(roots, seeds)
@@ -90,6 +89,13 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
 
     backward._cockpit_lite = True  # type: ignore[attr-defined]
     return backward
+
+
+def _roots_and_seeds(tensors: Any, gradients: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    if gradients is None and isinstance(tensors, Tensor):  # nearly always
+        return (tensors,), (None,)
+    roots = _as_sequence(tensors)
+    return roots, (None,) * len(roots) if gradients is None else _as_sequence(gradients) or (None,) * len(roots)
 
 
 def _as_sequence(value: Any) -> tuple[Any, ...]:
