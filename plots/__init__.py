@@ -11,6 +11,7 @@ updates the picture::
 from cockpit_lite.plots.activation_mean import activation_mean
 from cockpit_lite.plots.activation_std import activation_std
 from cockpit_lite.plots.alpha import alpha
+from cockpit_lite.plots.animate import animate
 from cockpit_lite.plots.cabs import cabs
 from cockpit_lite.plots.condition import condition
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
@@ -63,6 +64,7 @@ __all__ = [
     "activation_mean",
     "activation_std",
     "alpha",
+    "animate",
     "cabs",
     "condition",
     "conflicting_samples",

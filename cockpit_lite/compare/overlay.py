@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from cockpit_lite.compare.readings import SharedReading
-from cockpit_lite.plots.facts import scalars
+from cockpit_lite.compare.readings import SharedReading, single_numbers
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
 from cockpit_lite.plots.verdict import Verdict
@@ -31,7 +30,7 @@ def overlay(runs: Sequence[Run], labels: Sequence[str], reading: SharedReading, 
     name = reading.name.replace("_", " ")
     with panel(_longest(runs), ax, name[:1].upper() + name[1:], scale="auto") as board:
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-            steps, values = scalars(run, reading.name)
+            steps, values = single_numbers(run, reading.name)
             if not len(steps):
                 continue
             middle_steps, low, middle, high = stretches(steps, values)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cockpit_lite.plots.facts import recent, scalars
+from cockpit_lite.plots.facts import NOTHING, recent
 from cockpit_lite.plots.layout import OVERVIEW, PAGES, shown_by
 from cockpit_lite.report.text import format_value
 from cockpit_lite.run import Run
@@ -61,7 +61,7 @@ def shared_readings(runs: Sequence[Run]) -> list[SharedReading]:
     first_page = {name for gauge in OVERVIEW.gauges() for name in ({gauge.__name__} & names.keys() or shown_by(gauge))}
     found = []
     for name in sorted(names, key=lambda name: (not _is_outcome(name), order.get(name, len(order)), name)):
-        series = [scalars(run, name)[1] for run in runs]
+        series = [single_numbers(run, name)[1] for run in runs]
         if sum(len(values) > 0 for values in series) < 2:
             continue
         found.append(
@@ -69,10 +69,25 @@ def shared_readings(runs: Sequence[Run]) -> list[SharedReading]:
                 name,
                 tuple(_last(run, name) if len(values) else None for run, values in zip(runs, series, strict=True)),
                 name in first_page or _is_outcome(name),
-                constant=len(np.unique(np.concatenate(series))) == 1,
+                constant=_is_constant(series),
             )
         )
     return found
+
+
+def single_numbers(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return all steps and values of a reading of single numbers; empty arrays if it was never measured or holds arrays."""
+    try:
+        steps, values = run.series(name)
+    except (KeyError, ValueError):
+        return NOTHING
+    return (steps, values) if values.ndim == 1 else NOTHING
+
+
+def _is_constant(series: Iterable[np.ndarray]) -> bool:
+    there = [values for values in series if len(values)]
+    low, high = min(values.min() for values in there), max(values.max() for values in there)
+    return bool(low == high) and math.isfinite(low)  # NaN has no least value, and is no constant
 
 
 def _is_outcome(name: str) -> bool:
@@ -81,7 +96,7 @@ def _is_outcome(name: str) -> bool:
 
 
 def _last(run: Run, name: str) -> float:
-    last = scalars(run, name)[1][-1]
+    last = single_numbers(run, name)[1][-1]
     value = recent(run, name)
     return float(last) if value is None or not math.isfinite(last) else value
 

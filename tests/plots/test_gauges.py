@@ -14,7 +14,7 @@ from cockpit_lite.run import Run
 from tests.plots.synthetic import SGD, readings_run, training_run
 from tests.plots.test_panel import words
 
-GAUGES = [name for name in plots.__all__ if name.islower() and name not in ("save_page", "pages", "reading")]
+GAUGES = [name for name in plots.__all__ if name.islower() and name not in ("save_page", "pages", "reading", "animate")]
 GAUGES = [name for name in GAUGES if not name.startswith("grad_hist")]  # of arrays: they have tests of their own
 NEW_LAYERWISE = ["activation_mean", "activation_std", "dead_units", "saturation", "effective_rank", "gradient_scale", "gsnr"]
 NEW_LAYERWISE += ["layerwise_curvature", "ggn_diagonal", "hessian_diagonal"]
