@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cockpit_lite.alert import SEVERITIES
@@ -105,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     where = watch.add_mutually_exclusive_group()
     where.add_argument("--window", dest="mode", action="store_const", const="window", help="in a window (the default)")
     where.add_argument("--terminal", dest="mode", action="store_const", const="terminal", help="in this terminal")
+    where.add_argument(
+        "--serve", dest="mode", action="store_const", const="serve", help="in a browser on this machine, or through ssh -L"
+    )
+    watch.add_argument("--port", type=_port, default=8988, metavar="N", help="for --serve (default: 8988; 0: any that is free)")
+    watch.add_argument(
+        "--rank", type=_rank, default=0, metavar="N", help="whose readings, where several processes train together (default: 0)"
+    )
     watch.add_argument(
         "--pid", type=_positive, metavar="N", help="process that trains; when it has gone, the run is taken to have ended"
     )
@@ -171,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("run", metavar="RUN", help="folder of the run")
     check.add_argument("--fail-on", choices=SEVERITIES, default="error", help="the mildest finding that fails (default: error)")
+    check.add_argument("--junit", metavar="FILE", help="also write the checks as JUnit XML, which continuous integration shows")
+    check.add_argument("--json", action="store_true", help="print the report as JSON in place of the findings")
     check.set_defaults(command=_check)
     return parser
 
@@ -202,7 +212,7 @@ def _run(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from cockpit_lite.live import watch
 
-    watch(options.run, options.mode, pid=options.pid)
+    watch(options.run, options.mode, pid=options.pid, rank=options.rank, port=options.port)
     return CLEAN
 
 
@@ -293,6 +303,13 @@ def _check(options: argparse.Namespace) -> int:
     failing = _failing(options.fail_on)
     console = _console()
     findings = [alert for alert in report.findings if alert.severity in failing]
+    if options.junit is not None:
+        from cockpit_lite.report.junit import junit
+
+        Path(options.junit).write_text(junit(report, failing), encoding="utf-8")
+    if options.json:
+        sys.stdout.write(report.to_json())
+        return FINDINGS if findings else CLEAN if report.passed or report.findings else UNUSABLE
     for alert in findings:
         print_alert(alert, console)
     if findings:
@@ -328,6 +345,20 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {number}")
+    return number
+
+
+def _rank(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
     return number
 
 

@@ -26,9 +26,9 @@ class CockpitCallback(TrainerCallback):
     """Opens a cockpit when training begins and closes it when it ends.
 
     The loss is found where the trainer calls ``backward``: label smoothing, ``compute_loss`` of your own and
-    ``num_items_in_batch`` included; accumulated batches are one step. Evaluation is recorded: ``eval_loss`` as ``validation_loss``.
-    Of several processes the first one is watched. The Trainer tells its callbacks nothing of an exception: with
-    :class:`CockpitTrainer` the report is written then, too; otherwise when the callback is no longer used.
+    ``num_items_in_batch`` included; accumulated batches are one step. Evaluation is recorded, ``eval_loss`` as
+    ``validation_loss``. Of several processes the first one is watched. The Trainer tells its callbacks nothing of an exception:
+    with :class:`CockpitTrainer` the report is written then, too; otherwise when the callback is no longer used.
 
     Args:
         settings: Handed to :class:`~cockpit_lite.cockpit.Cockpit`: ``run``, ``instruments``, ``budget``, ``sinks``, ...
