@@ -8,7 +8,7 @@ directions alike; near 0: the outputs lie on a line whatever the input is, repre
 have next to nothing to tell samples apart by. Falling with depth is normal, the more so near the classes; a sudden fall over
 time, or a hidden layer that uses a few per cent of its units, is not. Exactly 0: the layer puts out the same for every sample.
 
-Measured for layers with a weight matrix, on at most 128 rows and 64 units, always the same ones: what is left out makes it an
+Measured for layers with a weight matrix, on at most 128 rows and 32 units, always the same ones: what is left out makes it an
 estimate, of the rank and not of the share that it is of these.
 
 Source: Roy, Vetterli, The effective rank: a measure of effective dimensionality, 2007.
@@ -17,7 +17,6 @@ Source: Roy, Vetterli, The effective rank: a measure of effective dimensionality
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,42 +31,25 @@ from cockpit_lite.step import Step
 _ROUNDING = 10.0
 
 
-class Spectrum(NamedTuple):
-    """Of a stack of matrices (layers, rows, units) with the mean over the rows taken off.
+def effective_ranks(outputs: Tensor, rounding: float) -> Tensor:
+    """Return the effective rank of each matrix of a stack (layers, rows, units) with the mean over the rows taken off.
 
-    Attributes:
-        singular_values: In any order, shape (layers, values).
-        varies: Whether anything varies beyond rounding, as 0 or 1; NaN where an output is not finite. Shape (layers,).
+    The singular values come from the Gram matrix of the units. Where nothing varies the rank is 0, where an output is not finite
+    it is NaN.
+
+    Args:
+        outputs: In double precision where the device has it.
+        rounding: How far an output may be off, relative to itself, without being counted as varying.
     """
-
-    singular_values: Tensor
-    varies: Tensor
-
-
-def spectrum(outputs: Tensor) -> Spectrum:
-    """Return the spectrum of each matrix of a stack, shape (layers, rows, units).
-
-    The singular values come from the smaller of the two Gram matrices, in double precision where the device has it.
-    """
-    values = outputs if outputs.device.type == "mps" else outputs.double()
-    mean = values.mean(-2, keepdim=True)
-    centred = values - mean
-    gram = centred.mT @ centred if values.shape[-2] >= values.shape[-1] else centred @ centred.mT
-    spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    rounding = _ROUNDING * torch.finfo(outputs.dtype).eps
-    varies = spread > (mean.square().sum((-2, -1)) * values.shape[-2] + spread) * rounding**2
-    # The decomposition refuses what is not finite; 0 times that is NaN.
-    squared = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0)).clamp_(min=0.0)
-    return Spectrum(squared.sqrt_(), varies + 0.0 * spread)
-
-
-def effective_ranks(spectra: Sequence[Spectrum]) -> Tensor:
-    """Return the effective rank of each matrix, shape (layers,): 0 where nothing varies, NaN where an output is not finite."""
-    if len(spectra) == 1:
-        return exponential_entropy(spectra[0].singular_values) * spectra[0].varies
-    most = max(values.shape[1] for values, _ in spectra)
-    values = torch.cat([F.pad(values, (0, most - values.shape[1])) for values, _ in spectra])  # zeros do not count
-    return exponential_entropy(values) * torch.cat([varies for _, varies in spectra])
+    mean = outputs.mean(-2, keepdim=True)
+    centred = outputs - mean
+    gram = centred.mT @ centred
+    # The decomposition refuses what is not finite; 0 times the mean, which is not finite either, marks it again in the end.
+    squares = torch.linalg.eigvalsh(gram.nan_to_num_(0.0, 0.0, 0.0)).clamp_(min=0.0)
+    off = mean.square().sum((-2, -1)) * outputs.shape[-2]
+    spread = squares.sum(-1)
+    varies = spread > (spread + off) * rounding**2
+    return exponential_entropy(squares.sqrt_()) * varies + 0.0 * off
 
 
 def exponential_entropy(values: Tensor) -> Tensor:
@@ -78,20 +60,24 @@ def exponential_entropy(values: Tensor) -> Tensor:
 
 def shares_of_width(samples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     """Return the effective rank of each layer as a share of the greatest possible, for layers where more than one is possible."""
-    matrices = {name: _joined(calls) for name, calls in samples.items()}
-    groups: dict[tuple[torch.Size, torch.device, torch.dtype], list[str]] = {}  # all of one shape at once
-    for name, matrix in matrices.items():
-        if min(matrix.shape[0] - 1, matrix.shape[1]) > 1:
-            groups.setdefault((matrix.shape, matrix.device, matrix.dtype), []).append(name)
-    if not groups:
+    matrices = {
+        name: matrix for name, calls in samples.items() if min((matrix := _joined(calls)).shape[0] - 1, matrix.shape[1]) > 1
+    }
+    if not matrices:
         return {}
-    names = [name for group in groups.values() for name in group]
-    found = [spectrum(torch.stack([matrices[name] for name in group])) for group in groups.values()]
-    device = found[0].varies.device
-    ranks = effective_ranks([Spectrum(*(part.to(device) for part in each)) for each in found])
-    possible = [min(matrices[name].shape[0] - 1, matrices[name].shape[1]) for name in names]
-    shares = dict(zip(names, (ranks / torch.tensor(possible, device=device)).unbind(), strict=True))
-    return {name: shares[name] for name in samples if name in shares}
+    device = next(iter(matrices.values())).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    rounding = _ROUNDING * max(torch.finfo(matrix.dtype).eps for matrix in matrices.values())
+    widest = max(matrix.shape[1] for matrix in matrices.values())
+    groups: dict[int, list[str]] = {}  # all of as many rows at once: units that are always zero do not count
+    for name, matrix in matrices.items():
+        groups.setdefault(len(matrix), []).append(name)
+    shares: dict[str, Tensor] = {}
+    for rows, names in groups.items():
+        padded = [F.pad(matrices[name].to(device, dtype), (0, widest - matrices[name].shape[1])) for name in names]
+        possible = torch.tensor([min(rows - 1, matrices[name].shape[1]) for name in names], device=device)
+        shares.update(zip(names, (effective_ranks(torch.stack(padded), rounding) / possible).unbind(), strict=True))
+    return {name: shares[name] for name in matrices}
 
 
 def _joined(calls: Sequence[Tensor]) -> Tensor:

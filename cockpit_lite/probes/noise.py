@@ -152,35 +152,36 @@ def damped_ratios(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> 
 
     On a CPU a long parameter is gone through in pieces: what is made on the way stays small, and in the cache.
     """
-    pairs = zip(in_pieces(gradient), in_pieces(sum_of_squares), strict=True)
-    parts = [_damped_sums(of_gradient, of_squares, batch_size) for of_gradient, of_squares in pairs]
+    pairs = list(zip(in_pieces(gradient), in_pieces(sum_of_squares), strict=True))
+    room = [torch.empty_like(pairs[0][1]) for _ in range(2)]
+    parts = [_damped_sums(*pair, batch_size, *(each[: len(pair[0])] for each in room)) for pair in pairs]
     return parts[0] if len(parts) == 1 else Ratios(*(torch.stack(sums).sum() for sums in zip(*parts, strict=True)))
 
 
 # Everything is divided by N, which saves a pass over the elements: sum c_nj^2 - G_j^2 / N is var_j / N.
 
 
-def _damped_sums(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> Ratios:
-    noise = _damped_noise(gradient, sum_of_squares, batch_size)
-    ratios = gradient / noise
-    population = torch.dot(ratios, gradient) / batch_size
-    torch.div(gradient, _of_a_sample(noise, batch_size), out=ratios)
-    return Ratios(population, torch.dot(ratios, gradient) * ((batch_size - 1) / batch_size**2))
+def _damped_sums(gradient: Tensor, sum_of_squares: Tensor, batch_size: int, noise: Tensor, ratios: Tensor) -> Ratios:
+    """Return the sums; ``noise`` and ``ratios`` are room for what is made on the way."""
+    _damped_noise(gradient, sum_of_squares, batch_size, noise)
+    population = torch.dot(torch.div(gradient, noise, out=ratios), gradient) / batch_size
+    sample = torch.dot(torch.div(gradient, _of_a_sample(noise, batch_size), out=ratios), gradient)
+    return Ratios(population, sample * ((batch_size - 1) / batch_size**2))
 
 
 def _damped_terms(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return the terms of the population's sum, and the sample's sum."""
-    noise = _damped_noise(gradient, sum_of_squares, batch_size)
+    noise = _damped_noise(gradient, sum_of_squares, batch_size, torch.empty_like(sum_of_squares))
     squared = gradient.square().mul_(1 / batch_size)
     terms = squared / noise
     sample = torch.div(squared, _of_a_sample(noise, batch_size), out=noise).sum()
     return terms, sample * ((batch_size - 1) / batch_size)
 
 
-def _damped_noise(gradient: Tensor, sum_of_squares: Tensor, batch_size: int) -> Tensor:
-    """Return ``(var_j + 1e-5) / N``."""
-    noise = torch.addcmul(sum_of_squares, gradient, gradient, value=-1 / batch_size)
-    return noise.clamp_(min=0).add_(DAMPING / batch_size)  # rounding can push it below zero when all samples agree
+def _damped_noise(gradient: Tensor, sum_of_squares: Tensor, batch_size: int, out: Tensor) -> Tensor:
+    """Put ``(var_j + 1e-5) / N`` into ``out``."""
+    torch.addcmul(sum_of_squares, gradient, gradient, value=-1 / batch_size, out=out)
+    return out.clamp_(min=0).add_(DAMPING / batch_size)  # rounding can push it below zero when all samples agree
 
 
 def _of_a_sample(noise: Tensor, batch_size: int) -> Tensor:

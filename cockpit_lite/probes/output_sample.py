@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 #: At most so many rows (samples and positions) and columns (units) are kept.
-MOST_ROWS, MOST_UNITS = 128, 64
+MOST_ROWS, MOST_UNITS = 128, 32
 
 
 class Sampler:
