@@ -47,6 +47,7 @@ from cockpit_lite.instrument import (
     needs_preparation,
 )
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
+from cockpit_lite.probes.accumulation import Accumulation, several_backwards
 from cockpit_lite.probes.activations import ActivationProbe
 from cockpit_lite.probes.attention import attentions
 from cockpit_lite.probes.backward import objective
@@ -174,6 +175,7 @@ class TrackedStep:
         self._companions = companions
         self._probes = probes
         self._expected_backwards = expected_backwards
+        self._accumulation = Accumulation(expected_backwards)
         self._taking_turns = taking_turns
         self._switch_off = switch_off
         self._costs: dict[str, float] = {}
@@ -230,6 +232,8 @@ class TrackedStep:
                 if REPLAY in self._needs:
                     self._remember_call(tensors, gradients, scale)
                 self._measure_curvature(tensors, gradients, scale)
+            elif CURVATURE in self._needs and tensors:
+                self._accumulation.follow(tensors[0])
             if self._needs & PER_SAMPLE and self._per_sample_obstacle is None:
                 self._per_sample_obstacle = self._find_per_sample_obstacle()
                 if self._per_sample_obstacle is None:
@@ -326,12 +330,11 @@ class TrackedStep:
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             if backwards > 1 and step.observed.pop("replay", None) is not None:
-                step.reasons["replay"] = _several_backwards(backwards)
+                step.reasons["replay"] = several_backwards(backwards)
             self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
             if LAST_STEP in self._needs:
                 self._probes.last_step = self._remember()
-            if backwards > 1:
-                self._withdraw_curvature(backwards)
+            self._judge_curvature(backwards)
             self._measure(self._companions)
             return self.row
 
@@ -390,7 +393,9 @@ class TrackedStep:
 
     # Curvature
 
-    def _measure_curvature(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+    def _measure_curvature(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: float | Tensor | None
+    ) -> None:
         due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
         obstacle = self._find_curvature_obstacle()
         if not due:
@@ -401,6 +406,8 @@ class TrackedStep:
             return
         self._read_learning_rates()
         probes = self._probes
+        self._accumulation.begin(probes.forward.call)
+        scale = self._accumulation.scale(scale)
         parameters = {name: parameter for name, parameter in probes.parameters.items() if parameter.requires_grad}
         with torch.enable_grad(), probes.per_sample.paused():
             loss = objective(tensors, gradients, detach=False)
@@ -423,7 +430,7 @@ class TrackedStep:
         probes.sampled_curvature.stop()
         probes.forward.stop()
 
-    def _sampler(self, loss: Tensor, scale: Tensor | None) -> Callable[[], GaussNewtonSample] | None:
+    def _sampler(self, loss: Tensor, scale: float | Tensor | None) -> Callable[[], GaussNewtonSample] | None:
         probes = self._probes
         call = probes.forward.call
         if SAMPLED_CURVATURE not in self._needs or call is None:
@@ -433,6 +440,8 @@ class TrackedStep:
     def _remember_call(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         """Remember how the loss came about, for what is measured once the step is known."""
         obstacle = self._find_curvature_obstacle()
+        if self._expected_backwards > 1:
+            obstacle = several_backwards(self._expected_backwards)
         call = self._probes.forward.call
         if obstacle is None and call is None:
             obstacle = "the call of the model that the loss came from was not seen"
@@ -449,20 +458,26 @@ class TrackedStep:
             self._step.reasons["replay"] = obstacle
 
     def _find_curvature_obstacle(self) -> str | None:
-        if self._expected_backwards > 1:
-            return _several_backwards(self._expected_backwards)
         if self._taking_turns:
             return _TAKE_TURNS
         return _TENSOR_HOOKS if self._has_tensor_hooks() else None
 
-    def _withdraw_curvature(self, backwards: int) -> None:
-        """Only now it shows that the loss was not the whole objective of the step."""
+    def _judge_curvature(self, backwards: int) -> None:
+        """Only now it shows whether the first loss spoke for the whole objective of the step."""
         due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
-        withdrawn = {name for instrument in due for name in instrument.reading_names()}
-        for name in [name for name in self.row.values if name.partition("/")[0] in withdrawn]:
-            del self.row.values[name]
-            self.row.how.pop(name, None)
-        self._not_measured(due, _several_backwards(backwards))
+        obstacle, note = self._accumulation.obstacle(backwards), self._accumulation.note
+        if not due or (obstacle is None and note is None):
+            return
+        judged = {name for instrument in due for name in instrument.reading_names()}
+        for name in [name for name in self.row.values if name.partition("/")[0] in judged]:
+            if obstacle is None:
+                how = self.row.how.setdefault(name, {})
+                how["note"] = "; ".join(filter(None, [note, how.get("note")]))
+            else:
+                del self.row.values[name]
+                self.row.how.pop(name, None)
+        if obstacle is not None:
+            self._not_measured(due, obstacle)
 
     # Gradient and samples
 
@@ -634,10 +649,3 @@ class TrackedStep:
             finally:
                 self._pause(False)
                 self.spent += self._probes.clock() - start
-
-
-def _several_backwards(count: int) -> str:
-    return (
-        f"the step's gradient comes from {count} backward passes (accumulation or several losses), "
-        "and the curvature of one of them is not that of the step"
-    )

@@ -64,10 +64,11 @@ class MaxEigenvalue(Instrument):
         curvature, known = step.curvature.sub_batch_or_all(self.sub_batch)
         curvature.krylov.limit(self.memory)
         found = curvature.top_eigenpairs(tolerance=self.tolerance, max_products=self.max_products)
+        kind = "sub-batch" if curvature.samples else "estimated"
         notes = [known, "too large by the bias of few samples" if curvature.samples else None]
         notes.append(None if found.converged else "not converged: a lower bound")
         note, error = "; ".join(filter(None, notes)) or None, curvature.sub_batch_error(found.vectors[0])
-        return {self.name: Reading(found.values[0], "estimated", standard_error=error, residual=found.residuals[0], note=note)}
+        return {self.name: Reading(found.values[0], kind, standard_error=error, residual=found.residuals[0], note=note)}
 
     def __repr__(self) -> str:
         return f"MaxEigenvalue(tolerance={self.tolerance}, max_products={self.max_products}, sub_batch={self.sub_batch})"

@@ -151,7 +151,7 @@ def test_the_largest_eigenvalue_of_a_sub_batch_says_so_and_has_an_error() -> Non
         part = MaxEigenvalue(tolerance=1e-4, max_products=60, sub_batch=8).measure(step)["max_eigenvalue"]
         values.append(part.value)
         assert "sub-batch of 8 of 32 samples" in part.note and "bias" in part.note
-        assert 0 < part.standard_error < part.value
+        assert 0 < part.standard_error < part.value and part.kind == "sub-batch"
     assert sum(values) / 12 > whole.value  # too large in the mean, as it says
 
 
