@@ -155,6 +155,8 @@ def whole(line: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
             values[column] = value
         else:
             name, key = column
+            if not isinstance(name, str) or not isinstance(key, str):
+                raise TypeError("a column has no name")
             how.setdefault(name, {})[key] = value
     values.update(line.get("values", {}))
     for about in (layout.get("how", {}), line.get("how", {})):

@@ -2,7 +2,7 @@
 
     RUN/
       run.json         what ran: schema version, model, optimizer, versions, seed; status when it ended
-      readings.jsonl   the numbers, one JSON object a line (see below)
+      readings.jsonl   the numbers, one JSON object a line (see below); of other ranks in readings-rank<number>.jsonl
       alerts.jsonl     one alert a line
       report.html, report.json, cockpit.png          written at the end
 
@@ -25,6 +25,7 @@ No pickle anywhere: opening a run never executes anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -231,6 +232,8 @@ class RunWriter:
     def _reopen(self, name: str, undo: contextlib.ExitStack) -> TextIO:
         """Open a file to go on behind its last whole line."""
         path = self.folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError(errno.EINVAL, f"{name} is no file of its own")
         with open(path, "a+b") as raw:
             raw.seek(max(raw.tell() - LONGEST_LINE, 0))
             end = raw.read()
@@ -271,10 +274,25 @@ class RunWriter:
             self.flush()
 
     def _write_info(self) -> None:
-        # Written beside and moved into place, so that a reader never sees half a file.
-        temporary = self.folder / (INFO_FILE + ".part")
-        temporary.write_text(json.dumps(encode(self.info), indent=2, allow_nan=False), encoding="utf-8")
-        temporary.replace(self.folder / INFO_FILE)
+        replace_file(self.folder / INFO_FILE, json.dumps(encode(self.info), indent=2, allow_nan=False).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside and move it into place, so that a reader never sees half of it; no link in a run leads out of it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".part")
+    temporary.unlink(missing_ok=True)  # what a crash left, or somebody put there
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _lock(file: TextIO) -> bool:
@@ -383,6 +401,21 @@ class ReadingsReader(LineReader):
                 if isinstance(line.get("layout"), int):
                     self._layouts[line["layout"]] = line
         return self._layouts
+
+
+def readings_file(rank: int) -> str:
+    """Return the name of the file with the readings of one process.
+
+    >>> readings_file(0), readings_file(3)
+    ('readings.jsonl', 'readings-rank3.jsonl')
+    """
+    return READINGS_FILE if rank == 0 else f"readings-rank{rank}.jsonl"
+
+
+def ranks_in(folder: Path) -> list[int]:
+    """Return the ranks whose readings are in a run folder, in order; 0 is always among them."""
+    numbers = [path.stem.removeprefix("readings-rank") for path in folder.glob("readings-rank*.jsonl")]
+    return sorted({0, *(int(number) for number in numbers if number.isdecimal() and len(number) < 9)})
 
 
 def read_info(folder: Path) -> dict[str, Any]:

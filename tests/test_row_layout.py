@@ -70,6 +70,7 @@ def test_there_are_not_too_many_layouts() -> None:
         ({"row": 3}, {"columns": ["a"]}),
         ({"row": [1.0]}, {"columns": [3]}),
         ({"row": [1.0]}, {"columns": [["a", "b", "c"]]}),
+        ({"row": [1.0]}, {"columns": [["a", None]]}),
         ({"row": [1.0]}, {"columns": ["a"], "how": 3}),
         ({"row": [1.0], "how": {"a": 3}}, {"columns": ["a"]}),
         ({"row": [1.0]}, {}),

@@ -209,7 +209,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, monkeypat
     def full(self: Path, *args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left on device"):
         RunWriter(tmp_path / "run", {})
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from cockpit_lite.report.explain import explanation
 from cockpit_lite.report.story import Phase, phases
 from cockpit_lite.report.text import count, format_seconds, format_share, listed
 from cockpit_lite.report.values import LastValue, LayerSpan, last_values, layer_spans
-from cockpit_lite.run_log import decode, encode
+from cockpit_lite.run_log import decode, encode, replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -308,9 +308,7 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
     """Write a file beside and move it into place, so that a browser never loads half of it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    temporary.replace(path)
+    replace_file(path, content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
 
 
