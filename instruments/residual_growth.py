@@ -1,7 +1,7 @@
 """Residual growth: by how much each block of a residual net multiplies the variance of the signal.
 
     residual_growth/<block> = Var(output of the block) / Var(its input)
-    residual_growth         = the smallest of them over the second half of the blocks
+    residual_growth         = the median of them over the second half of the blocks
 
 of the blocks whose output is correlated with their input (at 0.3 or more): they add to it. A block that adds a branch of fixed
 size, as after a normalisation, makes the variance grow linearly with depth, so the factor comes down to 1. A branch that is as
@@ -16,6 +16,7 @@ function in deep networks, 2020.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -29,8 +30,8 @@ from cockpit_lite.step import Step
 CORRELATED = 0.3
 
 
-def smallest_late(table: Sequence[Sequence[float]]) -> float:
-    """Return the smallest growth over the second half of the residual blocks, from rows of growth and correlation.
+def median_late(table: Sequence[Sequence[float]]) -> float:
+    """Return the median growth over the second half of the residual blocks, from rows of growth and correlation.
 
     Raises:
         NotMeasured: if there are too few of them.
@@ -38,7 +39,7 @@ def smallest_late(table: Sequence[Sequence[float]]) -> float:
     growths = [growth for growth, correlation in table if abs(correlation) >= CORRELATED]
     if len(growths) < FEWEST_BLOCKS:
         raise NotMeasured(f"fewer than {FEWEST_BLOCKS} blocks add to their input")
-    return min(growths[len(growths) // 2 :])
+    return statistics.median(growths[len(growths) // 2 :])
 
 
 class ResidualGrowth(Instrument):
@@ -54,6 +55,6 @@ class ResidualGrowth(Instrument):
         growths = {name: block.behind / block.before for name, block in step.blocks.items()}
         table = torch.stack([torch.stack([growths[name], block.correlation]) for name, block in step.blocks.items()])
         return {
-            "residual_growth": Reading(table, on_host=smallest_late),
+            "residual_growth": Reading(table, on_host=median_late),
             **layerwise("residual_growth", growths),
         }

@@ -37,14 +37,14 @@ class AttentionCollapse(Rule):
     follows_from = ("learning-rate-too-high", "exploding-gradients")
     healthy = "The attention keeps its choice, or the loss falls."
 
-    first_step = 20
+    first_step = 50
     measured = 8
     entropy = 0.1
     #: Where the heads began to attend to more than that, and still do.
     began = 0.3
     logit, growth = 30.0, 4.0
-    #: The loss has to have come down to this share since the run began to be half as long, else it does not fall.
-    falls = 0.9
+    #: A loss that has come down to this share in the second half of the run falls.
+    falls = 0.95
 
     def check(self, history: History) -> Alert | None:
         entropies = finite(history.sample("attention_entropy"))

@@ -52,7 +52,7 @@ class LabelsNoisy(Rule):
             return None
         before, now = _mean(shares[: self.window]), _mean(shares[self.window :])
         accuracy, rows = _mean(accuracies), median(history.values("loss_rows")[-self.window :])
-        if not accuracy > self.accuracy or not now > self.share or not 0.5 * before < now < 1:
+        if not accuracy > self.accuracy or not now > self.share or not 0.7 * before < now < 1:
             return None
         part = now / max(1 - accuracy, 1e-9)
         if not part > self.of_errors or not now / 2 * rows * self.window > self.fewest:

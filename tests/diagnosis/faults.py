@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Training:
         steps: How many.
         clip: Norm that the gradient is clipped to.
         scheduler: Makes one that is stepped every batch.
+        instruments: What is measured.
+        validation: Indices of the images that the model is validated on every ten steps; empty: it is not.
     """
 
     model: Callable[[], nn.Module] = mlp
@@ -63,7 +65,8 @@ class Training:
     steps: int = 60
     clip: float | None = None
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
-    validate: bool = False
+    validation: range = range(0)
+    instruments: Sequence[str] = ("standard",)
 
     def findings(self, run: Path, seed: int = 0) -> list[Alert]:
         """Train under the standard cockpit, everything measured at every step, and return the ranked findings."""
@@ -73,7 +76,7 @@ class Training:
         model = self.model()
         optimizer = self.optimizer(model)
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
-        with Cockpit(model, optimizer, run=run, instruments="standard", schedule=Every(1), budget=None) as cockpit:
+        with Cockpit(model, optimizer, run=run, instruments=self.instruments, schedule=Every(1), budget=None) as cockpit:
             for step in range(self.steps):
                 batch = torch.randint(len(images), (32,)) if self.order is None else self.order(step, labels)
                 optimizer.zero_grad()
@@ -83,7 +86,17 @@ class Training:
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
+                if self.validation and step % 10 == 9:
+                    self._validate(model, images, labels, cockpit)
         return rank(cockpit.alerts, RULES)
+
+    def _validate(self, model: nn.Module, images: Tensor, labels: Tensor, cockpit: Cockpit) -> None:
+        model.eval()
+        with torch.no_grad():
+            for places in torch.tensor(self.validation).split(50):
+                loss = self.loss(model(images[places]), labels[places])
+        model.train()
+        cockpit.log(validation_loss=loss)
 
 
 def one_hot(output: Tensor, labels: Tensor) -> Tensor:
@@ -114,6 +127,48 @@ def imbalanced(step: int, labels: Tensor) -> Tensor:
 
 def columns_apart(images: Tensor) -> Tensor:
     return images * torch.logspace(-2, 2, 64)
+
+
+def noisy(share: float) -> Callable[[Tensor], Tensor]:
+    """Draw a share of the labels by lot."""
+    return lambda labels: torch.where(torch.rand(len(labels)) < share, torch.randint(10, labels.shape), labels)
+
+
+class Residual(nn.Module):
+    """Adds a branch that is as large as its input."""
+
+    def __init__(self, norm: bool, outer: float = 1.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(48) if norm else nn.Identity()
+        self.inner, self.outer = nn.Linear(48, 96), nn.Linear(96, 48)
+        for layer, kind in ((self.inner, "relu"), (self.outer, "linear")):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity=kind)
+        with torch.no_grad():
+            self.outer.weight.mul_(outer)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.outer(self.inner(self.norm(hidden)).relu())
+
+
+def residual(norm: bool, outer: float = 1.0) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 48), *[Residual(norm, outer) for _ in range(8)], nn.Linear(48, 10))
+
+
+class Attending(nn.Module):
+    """Attention over the eight rows of an image; ``sharp`` multiplies the weights of queries and keys."""
+
+    def __init__(self, sharp: float) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 32), nn.Linear(32, 10)
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+        with torch.no_grad():
+            self.query.weight.mul_(sharp)
+            self.key.weight.mul_(sharp)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.embed(images.reshape(-1, 8, 8))
+        query, key, value = (layer(rows).unflatten(-1, (2, 16)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return self.head((rows + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)).mean(1))
 
 
 class Rows(nn.Module):
@@ -180,6 +235,25 @@ BROKEN: dict[str, list[Training]] = {
     "constant-batch": [Training(order=lambda step, labels: torch.arange(32), steps=6)],
     "data-sorted": [Training(order=lambda step, labels: labels.argsort()[(step * 32) % 1760 :][:32], steps=40)],
     "class-imbalance": [Training(order=imbalanced, optimizer=lambda model: sgd(model, 0.003), steps=80)],
+    "labels-noisy": [Training(labels=noisy(0.15), steps=140, instruments=("labels", "label_noise", "loss_inputs"))],
+    "validation-leak": [
+        Training(
+            order=lambda step, labels: torch.randint(1500, (32,)),
+            validation=range(1400, 1600),
+            steps=30,
+            instruments=("inputs", "validation_overlap"),
+        ),
+        Training(
+            order=lambda step, labels: torch.randint(1500, (32,)),
+            validation=range(200),
+            steps=30,
+            instruments=("inputs", "validation_overlap"),
+        ),
+    ],
+    "residual-growth": [Training(model=lambda: residual(False), optimizer=lambda model: sgd(model, 1e-5), steps=3)],
+    "attention-collapse": [
+        Training(model=lambda: Attending(20.0), optimizer=lambda model: sgd(model, 1e-5), steps=60, instruments=("attention",))
+    ],
     "labels-unrelated": [
         Training(labels=lambda labels: labels[torch.randperm(len(labels))], steps=230, optimizer=lambda model: sgd(model, 0.02))
     ],
@@ -210,5 +284,15 @@ HEALTHY: dict[str, Training] = {
     "pixels between 0 and 1": Training(inputs=lambda images: (images - images.min()) / (images.max() - images.min())),
     "deep tanh": Training(model=lambda: mlp(nn.Tanh, depth=4), steps=80),
     "a recurrent net": Training(model=lambda: Rows(0.9), optimizer=lambda model: sgd(model, 0.01), clip=1.0, steps=80),
+    "a validation set of its own": Training(
+        order=lambda step, labels: torch.randint(1500, (32,)), validation=range(1500, 1700), steps=30
+    ),
+    "residual branches behind a normalisation": Training(
+        model=lambda: residual(True, 0.3), optimizer=lambda model: sgd(model, 0.003), steps=10
+    ),
+    "small residual branches": Training(
+        model=lambda: residual(False, 8**-0.5), optimizer=lambda model: sgd(model, 0.003), steps=10
+    ),
+    "attention": Training(model=lambda: Attending(1.0), steps=30),
     "all the data": Training(order=lambda step, labels: torch.arange(len(labels)), steps=30),
 }
