@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, Windows, add
+from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, Windows, add, outer_products
 from cockpit_lite.probes.per_sample.forms import form as base
 from tests.per_sample.checker import watched
 
@@ -90,6 +90,14 @@ def test_every_form_agrees_with_its_gradients(seed: int, n: int, groups: int, po
         torch.testing.assert_close(folded.gradients(), expected)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_large_gradients_are_measured_one_by_one(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(outer_products, "LARGE", 1)
+    agree(outer(generator, 4, groups, 30, 4, 3))
+    assert outer(generator, 0, groups, 30, 4, 3).squared_norms().shape == (0,)
+
+
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(base, "CHUNK", 7)
@@ -149,22 +157,32 @@ def test_long_rows_keep_their_digits(form: str) -> None:
     st.integers(1, 3),
     st.integers(1, 2),
     st.integers(1, 2),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
     st.booleans(),
 )
 def test_windows_agree_with_their_gradients_by_both_ways(
-    seed: int, n: int, size: tuple[int, ...], groups: int, kernel: int, stride: int, dilation: int, by_pixels: bool
+    seed: int,
+    n: int,
+    size: tuple[int, ...],
+    groups: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    zeros: tuple[int, int],
+    by_pixels: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     axes = len(size)
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
     images = torch.randn(n, 2 * groups, *(max(length, dilation * (kernel - 1) + 1) for length in size), dtype=torch.float64)
     layer = convolution(2 * groups, 3 * groups, kernel, stride, 0, dilation, groups, bias=False).double()
-    deltas = torch.randn(layer(images).shape, generator=generator, dtype=torch.float64)
-    form = Windows(images, deltas, layer.stride, layer.dilation, groups, layer.weight.shape)
+    padded = nn.functional.pad(images, zeros * axes)
+    deltas = torch.randn(layer(padded).shape, generator=generator, dtype=torch.float64)
+    form = Windows(images, deltas, layer.stride, layer.dilation, groups, layer.weight.shape, [zeros] * axes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Windows, "_pixels_are_few", lambda _: by_pixels)
         agree(form)
-    (weight,) = torch.autograd.grad(layer(images), layer.weight, deltas)
+    (weight,) = torch.autograd.grad(layer(padded), layer.weight, deltas)
     torch.testing.assert_close(form.gradients().sum(0), weight)
 
 

@@ -5,7 +5,7 @@ inner products, sums of squares and, where somebody really needs them, the gradi
 
     OuterProducts    sum over positions t of  d_t a_t'      Linear, convolutions, recurrent weights
     Windows          the same, a_t windows of an image       convolutions
-    Chunks           the same, some samples at a time        what Windows is made of
+    Chunks           the same, some samples at a time        what Windows is where the gradients themselves are wanted
     Sums             sum over positions t of  d_t            the biases of these layers
     Rows             rows of a table                         Embedding, EmbeddingBag
     Sum              rows of a table and outer products      an embedding that is also the output layer

@@ -31,7 +31,7 @@ def squares_of(tensor: Tensor) -> Tensor:
 
 
 def products_of(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``rows @ columns``."""
+    """Return ``rows @ columns``, for one row or several."""
     if is_long(rows):
         pairs = zip(rows.split(PIECE, -1), columns.split(PIECE), strict=True)
         return torch.stack([part @ column for part, column in pairs]).sum(0)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import form as base
 from cockpit_lite.probes.per_sample.forms.dense import Dense
-from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, products_of, squares_of
+from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, accurate, is_long, products_of, squares_of
 
 #: Up to so many positions a sum of squares is one product over pairs of positions: writing the gradients takes longer.
-FEW_POSITIONS = 8
+FEW_POSITIONS = 6
+#: From so many elements on a gradient is measured by itself on a CPU, while the innermost cache holds it: 64 kB in float32.
+LARGE = 1 << 14
 
 
 class Side:
@@ -79,6 +81,20 @@ class Side:
         # as recurrent layers have them: time first
         rows = self._values[:, 0].transpose(0, 1).reshape(samples * positions, features)
         return (rows @ towards).reshape(positions, samples).T[:, None]
+
+
+def _pairs(values: Tensor, weight: float = 1.0) -> Tensor:
+    """Return the products of all pairs of positions, those of two different ones times ``weight``, shape (G, N * pairs, K)."""
+    samples, groups, positions, features = values.shape
+    found = values.new_empty(groups, samples, positions * (positions + 1) // 2, features)
+    values, start = values.transpose(0, 1), 0
+    for position in range(positions):
+        part = found[:, :, start : start + positions - position]
+        torch.mul(values[:, :, position:], values[:, :, position, None], out=part)
+        if weight != 1.0:
+            part[:, :, 1:] *= weight
+        start += positions - position
+    return found.flatten(1, 2)
 
 
 class OuterProducts(Form):
@@ -156,14 +172,11 @@ class OuterProducts(Form):
         if self.inputs.shape[2] == 0:
             return self.deltas.new_zeros(self.shape)
         # the square of a sum over positions is a sum over pairs of them; those of two different ones are there twice
-        first, second = torch.triu_indices(self.inputs.shape[2], self.inputs.shape[2], device=self.deltas.device)
-        twice = 2.0 - (first == second).to(self.deltas.dtype)
         total = self.deltas.new_zeros(self.deltas.shape[1], self.deltas.shape[3], self.inputs.shape[3])
-        samples = max(1, 4 * base.CHUNK // max(1, len(first) * self.inputs[0, :, 0].numel()))
+        count = self.inputs.shape[2] * (self.inputs.shape[2] + 1) // 2
+        samples = max(1, 4 * base.CHUNK // max(1, count * self.inputs[0, :, 0].numel()))
         for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True):
-            inputs = (a[:, :, first] * a[:, :, second]).transpose(0, 1).flatten(1, 2)
-            deltas = (d[:, :, first] * d[:, :, second]).mul_(twice[:, None]).transpose(0, 1).flatten(1, 2)
-            total.baddbmm_(deltas.transpose(1, 2), inputs)
+            total.baddbmm_(_pairs(d, 2.0).transpose(1, 2), _pairs(a))
         return total.clamp_(min=0).reshape(self.shape)
 
     def _forward(self, direction: Tensor) -> Tensor:
@@ -200,12 +213,40 @@ class OuterProducts(Form):
         towards = [direction.to(dtype).reshape(-1) for direction in directions]
         if along is not None:
             towards.append(torch.outer(*along).to(dtype).reshape(-1))
-        norms: list[Tensor] = []
-        products: list[list[Tensor]] = [[] for _ in towards]
         total = self.deltas.new_zeros(self.shape.numel()) if squares else None
+        one_by_one = self.deltas.is_cpu and self.batch_size > 0 and self.shape.numel() >= LARGE
+        norms, products = self._one_by_one(towards, total) if one_by_one else self._some_at_a_time(towards, total)
+        return Measured(
+            norms,
+            tuple(products[: len(directions)]),
+            None if along is None else products[-1],
+            None if total is None else total.reshape(self.shape),
+        )
+
+    def _one_by_one(self, directions: Sequence[Tensor], total: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return norms and inner products, and add the squares to ``total``."""
+        deltas, inputs = self.deltas.transpose(-1, -2), self.inputs
+        gradient = deltas.new_empty(deltas.shape[1], deltas.shape[2], inputs.shape[3])
+        flat = gradient.view(-1)
+        along = products_of if is_long(flat) else torch.dot
+        norms: list[Tensor] = []
+        products: list[list[Tensor]] = [[] for _ in directions]
+        for delta, some in zip(deltas.unbind(), inputs.unbind(), strict=True):
+            torch.bmm(delta, some, out=gradient)
+            norms.append(along(flat, flat))
+            for found, direction in zip(products, directions, strict=True):
+                found.append(along(flat, direction))
+            if total is not None:
+                total.addcmul_(flat, flat)
+        return torch.stack(norms), [torch.stack(found) for found in products]
+
+    def _some_at_a_time(self, directions: Sequence[Tensor], total: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Do the same by chunks of samples, in fewer operations."""
+        norms: list[Tensor] = []
+        products: list[list[Tensor]] = [[] for _ in directions]
         for matrices in self._matrices():
             flat = matrices.flatten(1)
-            for found, direction in zip(products, towards, strict=True):
+            for found, direction in zip(products, directions, strict=True):
                 found.append(products_of(flat, direction))
             if total is None:
                 norms.append(squares_of(flat))
@@ -213,13 +254,7 @@ class OuterProducts(Form):
                 flat.square_()
                 norms.append(flat.sum(1))
                 total += flat.sum(0)
-        joined = [torch.cat(found) for found in products]
-        return Measured(
-            torch.cat(norms),
-            tuple(joined[: len(directions)]),
-            None if along is None else joined[-1],
-            None if total is None else total.reshape(self.shape),
-        )
+        return torch.cat(norms), [torch.cat(found) for found in products]
 
     def gradients(self) -> Tensor:
         """Sum the outer products."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional
 from cockpit_lite.probes.per_sample.forms import form as base
 from cockpit_lite.probes.per_sample.forms.chunks import Chunks
 from cockpit_lite.probes.per_sample.forms.form import Measured, RankOne, accurate
-from cockpit_lite.probes.per_sample.forms.outer_products import OuterProducts
+from cockpit_lite.probes.per_sample.forms.outer_products import FEW_POSITIONS, OuterProducts
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 #: Multiplications that take as long as adding one element to another in memory, roughly.
@@ -22,40 +23,53 @@ ADDITION = 8
 class Windows(Chunks):
     """Outer products of output gradients and windows of the input, which together are many times as large as the input.
 
-    Where the gradients themselves are not needed, the windows are not written out either. The Gram matrix of the windows is a sum
-    of shifted Gram matrices of the pixels, and inner products with a direction are what a convolution by it answers.
+    The windows are never written out. Where the norms suffice, the Gram matrix of the windows is a sum of shifted Gram matrices
+    of the pixels, and inner products with a direction are what a convolution by it answers. Otherwise the gradient falls into
+    one part for every place under the kernel, each a sum of outer products by itself: of the pixels that lie at this place and
+    the output gradients. If the places along the first axis only are taken apart, these pixels are a view of the image.
 
     Args:
-        inputs: Shape (N, C, *), with the padding written out.
+        inputs: Shape (N, C, *).
         deltas: Gradients at the outputs, shape (N, O, *).
         stride: One number an axis of the image.
         dilation: One number an axis of the image.
         groups: Number of groups of channels.
         shape: Shape (O, C / groups, *) of the parameter.
+        padding: Zeros before and behind the image, two numbers an axis; none if left out.
     """
 
     def __init__(
-        self, inputs: Tensor, deltas: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int, shape: torch.Size
+        self,
+        inputs: Tensor,
+        deltas: Tensor,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        shape: torch.Size,
+        padding: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        self.images, self.answers = accurate(inputs), accurate(deltas)
-        if self.images.dtype != self.answers.dtype:  # e.g. a float64 loss on a float32 layer
-            self.images, self.answers = self.images.double(), self.answers.double()
+        self.inputs, self.answers = accurate(inputs), accurate(deltas)
+        if self.inputs.dtype != self.answers.dtype:  # e.g. a float64 loss on a float32 layer
+            self.inputs, self.answers = self.inputs.double(), self.answers.double()
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.kernel = shape[2:]
+        self.padding = [(0, 0)] * len(self.kernel) if padding is None else padding
         positions, fan_in = deltas.shape[2:].numel(), inputs.shape[1] * self.kernel.numel()
         # no method of its own: in a cycle of references the images would outlive the form
-        make = partial(_some, self.images, self.answers, stride, dilation, groups, shape)
+        make = partial(_some, self.inputs, self.answers, self.padding, stride, dilation, groups, shape)
         super().__init__(make, len(inputs), base.CHUNK // max(1, positions * fan_in), shape)
 
+    @cached_property
+    def images(self) -> Tensor:
+        """The inputs with the padding written out."""
+        return _padded(self.inputs, self.padding)
+
     def measure(self, directions: Sequence[Tensor] = (), along: RankOne | None = None, squares: bool = False) -> Measured:
-        """By the Gram matrices of pixels and deltas, if that is the shortest way; otherwise by windows, a chunk at a time."""
+        """By the Gram matrices of pixels and deltas, if that is the shortest way; otherwise place by place under the kernel."""
+        found = None if along is None else self._convolved_along(*along)
         if squares or not self._pixels_are_few():
-            return super().measure(directions, along, squares)
-        return Measured(
-            self._norms_by_pixels(),
-            tuple(self._convolved(direction) for direction in directions),
-            None if along is None else self._convolved_along(*along),
-        )
+            return self._by_places(directions, squares)._replace(along=found)
+        return Measured(self._norms_by_pixels(), tuple(self._convolved(direction) for direction in directions), found)
 
     def column(self, place: int, of: slice) -> Tensor:
         """Return what the windows of some samples hold at one place, shape (n, positions); without groups.
@@ -65,27 +79,113 @@ class Windows(Chunks):
             of: Which samples.
         """
         chosen: list[slice] = []
-        axes = zip(self.kernel, self.stride, self.dilation, self.answers.shape[2:], strict=True)
-        for width, step, gap, count in reversed(list(axes)):
+        for width, step, gap, count in reversed(
+            [*zip(self.kernel, self.stride, self.dilation, self.answers.shape[2:], strict=True)]
+        ):
             place, offset = divmod(place, width)
             chosen.insert(0, slice(offset * gap, offset * gap + (count - 1) * step + 1, step))
         return self.images[of, place][(slice(None), *chosen)].flatten(1)
 
     def _pixels_are_few(self) -> bool:
-        pixels, positions = self.images.shape[2:].numel(), self.answers.shape[2:].numel()
-        channels, fan_out = self.images.shape[1] // self.groups, self.shape[0] // self.groups
+        pixels, positions = self.inputs.shape[2:].numel(), self.answers.shape[2:].numel()
+        channels, fan_out = self.inputs.shape[1] // self.groups, self.shape[0] // self.groups
         fan_in = channels * self.kernel.numel()
         additions = sum(self.kernel) * max(pixels, positions) ** 2
         by_pixels = pixels**2 * channels + positions**2 * fan_out + ADDITION * additions
-        writing = ADDITION * positions * fan_in  # the windows out
+        writing = ADDITION * positions * fan_in // self.kernel[0]  # what lies at the places of the other axes
         return by_pixels < writing + min(positions * fan_in * fan_out, positions**2 * (fan_in + fan_out))
 
+    # place by place ---------------------------------------------------------------------------------------------------
+
+    def _by_places(self, directions: Sequence[Tensor], squares: bool) -> Measured:
+        # of few positions all axes are taken apart: most of a window would be padding
+        apart = len(self.kernel) if self.answers.shape[2:].numel() <= FEW_POSITIONS else 1
+        towards = [
+            _places_first(direction.detach().to(self.answers.dtype).reshape(self.shape), apart).contiguous()
+            for direction in directions
+        ]
+        total = self.answers.new_zeros(self.shape) if squares else None
+        at_places = None if total is None else _places_first(total, apart)
+        found: list[Measured] = []
+        written = self.inputs.shape[1] * self.kernel[apart:].numel() * self.inputs.shape[2:].numel()
+        samples = max(1, 2 * base.CHUNK // max(1, written))
+        for images, answers in zip(self.inputs.split(samples), self.answers.split(samples), strict=True):
+            norms = answers.new_zeros(len(images))
+            products = [torch.zeros_like(norms) for _ in directions]
+            for place, form in self._places(images, answers, apart):
+                measured = form.measure([direction[place] for direction in towards], None, squares)
+                norms += measured.norms
+                for known, more in zip(products, measured.products, strict=True):
+                    known += more
+                if at_places is not None and measured.squares is not None:
+                    known, more = at_places[place], measured.squares.view(at_places[place].shape)
+                    known.add_(more) if found else known.copy_(more)
+            found.append(Measured(norms, tuple(products)))
+        return Measured(
+            torch.cat([measured.norms for measured in found]),
+            tuple(torch.cat(parts) for parts in zip(*(measured.products for measured in found), strict=True)),
+            None,
+            total,
+        )
+
+    def _places(self, images: Tensor, answers: Tensor, apart: int) -> Iterator[tuple[tuple[int, ...], OuterProducts]]:
+        """Yield the places under the kernel along the first ``apart`` axes, each with its part of the gradients.
+
+        Only positions at which the place lies within the image are in it: the others see padding.
+        """
+        shape = torch.Size((self.shape[0], self.shape[1] * self.kernel[apart:].numel()))
+        pixels = self._unfolded(images, apart)
+        deltas = answers.unflatten(1, (self.groups, -1))
+        single = apart == len(self.kernel)
+        if single:  # single pixels are taken of them: with the channels last that is what matrix products like
+            pixels, deltas = (values.movedim(2, -1).contiguous() for values in (pixels, deltas))
+        for place in product(*map(range, self.kernel[:apart])):
+            reaches = (self._reaches[axis][offset] for axis, offset in enumerate(place))
+            seen, seeing = zip(*reaches, strict=True)
+            before = (slice(None),) * (2 if single else 3)
+            inputs, outputs = pixels[(*before, *seen)], deltas[(*before, *seeing)]
+            if single:
+                inputs, outputs = inputs.flatten(2, -2), outputs.flatten(2, -2)
+            else:
+                inputs, outputs = inputs.flatten(3).transpose(2, 3), outputs.flatten(3).transpose(2, 3)
+            if self.groups == 1 and inputs.shape[2] == 1:
+                yield place, OuterProducts(inputs[:, 0, 0], outputs[:, 0, 0], shape)
+            elif inputs.shape[2]:
+                yield place, OuterProducts(inputs, outputs, shape)
+
+    @cached_property
+    def _reaches(self) -> list[list[tuple[slice, slice]]]:
+        """By axis and place under the kernel: the pixels that lie there, and the positions that see them there."""
+        return [[self._reach(axis, offset) for offset in range(width)] for axis, width in enumerate(self.kernel)]
+
+    def _reach(self, axis: int, offset: int) -> tuple[slice, slice]:
+        step, first = self.stride[axis], offset * self.dilation[axis] - self.padding[axis][0]
+        low = max(0, -(first // step))
+        high = min(self.answers.shape[2 + axis], (self.inputs.shape[2 + axis] - 1 - first) // step + 1)
+        if high <= low:
+            return slice(0, 0), slice(0, 0)
+        return slice(low * step + first, (high - 1) * step + first + 1, step), slice(low, high)
+
+    def _unfolded(self, images: Tensor, apart: int) -> Tensor:
+        """Return (n, groups, C / groups * places, *): beside the channels are the places along the other axes of the kernel."""
+        others = len(self.kernel) - apart
+        windows = _padded(images, [(0, 0)] * apart + list(self.padding[apart:]))
+        for axis in range(apart, len(self.kernel)):
+            size, step, gap = self.kernel[axis], self.stride[axis], self.dilation[axis]
+            windows = windows.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
+            windows = windows.narrow(2 + axis, 0, self.answers.shape[2 + axis])
+        order = (0, 1, *range(2 + apart + others, 2 + apart + 2 * others), *range(2, 2 + apart + others))
+        positions = [self.answers.shape[2 + apart :].numel()] * bool(others)
+        return windows.permute(order).reshape(len(images), self.groups, -1, *images.shape[2 : 2 + apart], *positions)
+
+    # by pixels --------------------------------------------------------------------------------------------------------
+
     def _norms_by_pixels(self) -> Tensor:
-        samples = max(1, base.CHUNK // (self.groups * self.images.shape[2:].numel() ** 2))
+        samples = max(1, base.CHUNK // (self.groups * self.inputs.shape[2:].numel() ** 2))
         return torch.cat(
             [
                 self._window_gram(images).mul_(_gram(answers, self.groups)).sum((1, 2)).reshape(-1, self.groups).sum(1)
-                for images, answers in zip(self.images.split(samples), self.answers.split(samples), strict=True)
+                for images, answers in zip(self.inputs.split(samples), self.answers.split(samples), strict=True)
             ]
         ).clamp_(min=0)
 
@@ -93,34 +193,45 @@ class Windows(Chunks):
         """Return the inner products of the windows of every image, shape (n * groups, positions, positions)."""
         size, positions = images.shape[2:], self.answers.shape[2:]
         gram = _gram(images, self.groups).reshape(-1, *size, *size)
-        for axis, (width, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
-            reach = (positions[axis] - 1) * step + 1
+        for axis in range(len(self.kernel)):
             both = (1 + axis, 1 + len(size) + axis)  # the axis of one pixel and that of the other move together
-            shifted = [_every(gram, both, slice(offset * gap, offset * gap + reach, step)) for offset in range(width)]
-            gram = shifted[0].contiguous() if width == 1 else shifted[0] + shifted[1]
-            for more in shifted[2:]:
-                gram += more
+            shape = list(gram.shape)
+            shape[both[0]] = shape[both[1]] = positions[axis]
+            shifted = gram.new_zeros(shape)
+            for pixels, seeing in self._reaches[axis]:
+                _every(shifted, both, seeing).add_(_every(gram, both, pixels))
+            gram = shifted
         return gram.reshape(-1, positions.numel(), positions.numel())
 
     def _convolved(self, direction: Tensor) -> Tensor:
-        convolution = _CONVOLUTIONS[len(self.kernel)]
-        kernel = direction.detach().to(self.images.dtype).reshape(self.shape)
-        answers = convolution(self.images, kernel, None, tuple(self.stride), 0, tuple(self.dilation), self.groups)
-        return answers.mul_(self.answers).flatten(1).sum(1)
+        kernel = direction.detach().to(self.inputs.dtype).reshape(self.shape)
+        return self._convolution(self.inputs, kernel, self.groups).mul_(self.answers).flatten(1).sum(1)
 
     def _convolved_along(self, left: Tensor, right: Tensor) -> Tensor:
-        convolution = _CONVOLUTIONS[len(self.kernel)]
-        apart = self.images.reshape(-1, self.shape[1], *self.images.shape[2:])  # the groups share what stands right
-        kernel = right.to(apart.dtype).reshape(1, *self.shape[1:])
-        answers = convolution(apart, kernel, None, tuple(self.stride), 0, tuple(self.dilation))
-        deltas = self.answers.flatten(2).unflatten(1, (self.groups, -1))
-        towards = left.to(deltas.dtype).reshape(self.groups, 1, -1) @ deltas
-        return (towards.flatten(1) * answers.reshape(self.batch_size, -1)).sum(1)
+        size, positions = self.inputs.shape[2:], self.answers.shape[2:]
+        images = self.inputs.reshape(-1, self.shape[1], size.numel())  # the groups share what stands right
+        kernel = right.to(images.dtype).reshape(self.shape[1], -1).T.expand(len(images), -1, -1)
+        at_places = torch.bmm(kernel, images).unflatten(2, size)
+        answers = images.new_zeros(len(images), *positions)
+        for there, reaches in zip(at_places.unbind(1), product(*self._reaches), strict=True):
+            seen, seeing = zip(*reaches, strict=True)
+            answers[(..., *seeing)].add_(there[(..., *seen)])
+        deltas = self.answers.reshape(self.batch_size, self.groups, -1, positions.numel())
+        towards = left.to(deltas.dtype).reshape(self.groups, -1)
+        towards = torch.matmul(towards[0], deltas[:, 0]) if self.groups == 1 else (towards[:, None] @ deltas)[:, :, 0]
+        return answers.reshape(towards.shape).mul_(towards).flatten(1).sum(1)
+
+    def _convolution(self, images: Tensor, kernel: Tensor, groups: int) -> Tensor:
+        padding = [before for before, _ in self.padding]
+        if any(before != behind for before, behind in self.padding):
+            images, padding = _padded(images, self.padding), [0] * len(padding)
+        return _CONVOLUTIONS[len(padding)](images, kernel, None, tuple(self.stride), tuple(padding), tuple(self.dilation), groups)
 
 
 def _some(
-    images: Tensor,
+    inputs: Tensor,
     answers: Tensor,
+    padding: Sequence[tuple[int, int]],
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
@@ -128,8 +239,19 @@ def _some(
     samples: slice,
 ) -> OuterProducts:
     """Write the windows of some samples out."""
-    windows = patches(images[samples], shape[2:], stride, dilation, groups)
+    windows = patches(_padded(inputs[samples], padding), shape[2:], stride, dilation, groups)
     return OuterProducts(windows, by_group(answers[samples], groups), shape)
+
+
+def _padded(images: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
+    if not any(before or behind for before, behind in padding):
+        return images
+    return functional.pad(images, [size for both in reversed(padding) for size in both])
+
+
+def _places_first(parameter: Tensor, apart: int) -> Tensor:
+    """Return (kernel axes that are taken apart, O, C, other kernel axes) from (O, C, kernel axes)."""
+    return parameter.movedim(tuple(range(2, 2 + apart)), tuple(range(apart)))
 
 
 def _gram(values: Tensor, groups: int) -> Tensor:

@@ -16,12 +16,12 @@ from cockpit_lite.probes.per_sample.forms.windows import by_group, patches
 from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums
 
 
-def padded(inputs: Tensor, module: Any) -> Tensor:
-    """Return the input as the kernel sees it, with the padding written out."""
-    if not any(module._reversed_padding_repeated_twice):
-        return inputs
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+def _padding(inputs: Tensor, module: Any) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return the input with what is not zeros of its padding written out, and the zeros before and behind it by axis."""
+    sizes = module._reversed_padding_repeated_twice
+    if module.padding_mode != "zeros" and any(sizes):
+        return functional.pad(inputs, sizes, mode=module.padding_mode), [(0, 0)] * (len(sizes) // 2)
+    return inputs, list(zip(sizes[-2::-2], sizes[-1::-2], strict=True))
 
 
 class PerSampleConvolution(Rule):
@@ -31,8 +31,8 @@ class PerSampleConvolution(Rule):
 
     def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """Outer products of output gradients and windows of the input."""
-        inputs = padded(accurate(module.input0), module)
-        form = Windows(inputs, g_out[0], module.stride, module.dilation, module.groups, module.weight.shape)
+        inputs, zeros = _padding(accurate(module.input0), module)
+        form = Windows(inputs, g_out[0], module.stride, module.dilation, module.groups, module.weight.shape, zeros)
         return ext.measure(form, module.weight)
 
     def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cockpit_lite.probes.per_sample.forms import accurate
+from cockpit_lite.probes.per_sample.forms import Dense, accurate
 from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums, trailing_sums
 
 
@@ -85,10 +86,15 @@ class PerSampleBatchNorm(PerSampleGroupNorm):
         """In train mode, and whenever no running statistics are kept."""
         return module.training or module.running_mean is None
 
-    def normalized(self, module: Any) -> Tensor:
-        """Return the input normalised; running statistics are read, never updated."""
-        inputs = accurate(module.input0)
+    def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
+        """Centred input times output gradient, summed over positions, over the deviation."""
+        inputs = accurate(module.input0)  # normalising it by batch_norm takes twice as long
+        rows = inputs.reshape(*inputs.shape[:2], -1)
         if self.uses_batch_statistics(module):
-            return functional.batch_norm(inputs, None, None, None, None, True, 0.0, module.eps)
-        mean, variance = module.running_mean.to(inputs.dtype), module.running_var.to(inputs.dtype)
-        return functional.batch_norm(inputs, mean, variance, None, None, False, 0.0, module.eps)
+            count = rows[:, 0].numel()
+            centred = rows - rows.sum(2).sum(0).div_(count)[:, None]
+            variance = torch.linalg.vector_norm(centred, dim=2).square_().sum(0).div_(count)
+        else:
+            centred, variance = rows - module.running_mean.to(rows.dtype)[:, None], module.running_var.to(rows.dtype)
+        sums = centred.mul_(accurate(g_out[0]).reshape(rows.shape)).sum(2).mul_((variance + module.eps).rsqrt_())
+        return ext.measure(Dense(sums), module.weight)
