@@ -51,10 +51,15 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 def _runs(comparison: Comparison) -> Table:
     rows = []
     for label, name, report in zip(comparison.labels, comparison.names, comparison.reports, strict=True):
-        share = "not known" if report.cost.share is None else format_share(report.cost.share)
         status = "not ended, or broken off" if report.status == "running" else report.status
-        rows.append((label, name, f"{report.steps:,}", status, share, report.summary))
+        rows.append((label, name, f"{report.steps:,}", status, _cost(report.cost.share), report.summary))
     return _table("Runs", ("", "run", "steps", "ended", "measuring cost", "verdict"), rows)
+
+
+def _cost(share: float | None) -> str:
+    if share is None:
+        return "not known"
+    return f"{share:,.1f} times" if share >= 2 else format_share(share)
 
 
 def _found(found: Found) -> Text:
