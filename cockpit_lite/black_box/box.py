@@ -11,6 +11,7 @@ back arrives at; on measured steps all are. On an accelerator nothing waits for 
 
 from __future__ import annotations
 
+import cmath
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -194,7 +195,7 @@ class BlackBox:
             if gradient is None or not gradient.is_cpu or gradient.layout != torch.strided:
                 continue
             # The sum is fast and almost always enough; that of finite numbers can overflow.
-            if not math.isfinite(gradient.sum().item()) and not bool(gradient.isfinite().all()):
+            if not cmath.isfinite(gradient.sum().item()) and not bool(gradient.isfinite().all()):
                 return False
         return True
 

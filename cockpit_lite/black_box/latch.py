@@ -59,7 +59,7 @@ class Latch:
 
     def note(self, step: int, calls: Sequence[Call], loss: Tensor | None, gradients: Sequence[Tensor]) -> None:
         """Look at a step after its backward pass, on the device."""
-        values = [value.detach().float().sum() for value in (*([] if loss is None else [loss]), *gradients)]
+        values = [value.detach().abs().float().sum() for value in (*([] if loss is None else [loss]), *gradients)]
         if not values:
             return
         bad = ~torch.isfinite(torch.stack([value.to(self._device) for value in values])).all()
