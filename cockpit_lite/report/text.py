@@ -22,10 +22,9 @@ def printable(text: object) -> str:
     text = str(text)
     if text.isascii() and text.isprintable():  # nearly always, and much faster
         return text
-    return "".join(
-        character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") else _escaped(character)
-        for character in text
-    )
+    # However long it is, it is made of few different characters.
+    unseen = [letter for letter in set(text) - {"\n", "\t"} if unicodedata.category(letter) in ("Cc", "Cf", "Cs")]
+    return text.translate({ord(letter): _escaped(letter) for letter in unseen}) if unseen else text
 
 
 def one_line(text: object) -> str:
