@@ -27,6 +27,7 @@ class Alert:
         cause: One or two sentences: what happens, in words and numbers.
         advice: What to do about it, with a number or a line of code where one can be computed.
         confidence: Between 0 and 1.
+        until: The last step at which it was found, if it has gone away since; None: it has not, or cannot.
     """
 
     code: str
@@ -38,6 +39,7 @@ class Alert:
     where: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     confidence: float = 1.0
+    until: int | None = None
 
     def __str__(self) -> str:
         """Return the one line that is printed when the alert is raised."""
@@ -46,7 +48,15 @@ class Alert:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary, the line of ``alerts.jsonl``."""
-        return {**asdict(self), "where": list(self.where), "evidence": dict(self.evidence)}
+        found = {**asdict(self), "where": list(self.where), "evidence": dict(self.evidence)}
+        if self.until is None:
+            del found["until"]  # said by a line of its own, when it is known
+        return found
+
+    @property
+    def steps_text(self) -> str:
+        """The steps in words: when it was found, and when it was over."""
+        return f"step {self.step:,}" if self.until is None else f"step {self.step:,} to {self.until:,}, then over"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alert:
@@ -69,6 +79,7 @@ class Alert:
                 where=tuple(str(name) for name in data.get("where", ())),
                 evidence=dict(data.get("evidence", {})),
                 confidence=float(data.get("confidence", 1.0)),
+                until=None if data.get("until") is None else int(data["until"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an alert: {error}") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cockpit_lite.alert import Alert
+from cockpit_lite.diagnosis.episodes import Episodes
 from cockpit_lite.diagnosis.history import History
 from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.diagnosis.ranking import rank
@@ -58,8 +60,9 @@ class Recorder:
         said = {alert.code for alert in self.alerts}
         self._rules = [rule for rule in rules if rule.code not in silent and rule.code not in said]
         self._on_alert = on_alert
-        self._announce = announce
+        self._announce: Callable[[Alert], None] | None = announce
         self._transfer = HostTransfer()
+        self._episodes = Episodes()
         self._reasons: dict[str, str] = {}
         self._sinks = list(sinks)
         self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info))
@@ -73,7 +76,10 @@ class Recorder:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record what the user logs."""
-        self.history.add(step, values)
+        try:
+            self.history.add(step, values)
+        except Exception as error:  # this is called from the user's loop
+            warn("What was logged could not be shown to the rules.", error)
         self._write(lambda writer: writer.step(step, values))
         self._tell_sinks(lambda sink: sink.take(step, values))
 
@@ -145,11 +151,27 @@ class Recorder:
                 self._not_checked(rule, reason)
                 warn(f"The rule {rule.code} {rule.name} failed and was switched off.", error)
                 continue
-            if alert is not None and (alert := self._ignored.wanted(alert)) is not None:
-                self._rules.remove(rule)  # one alert a fault, not one a step
+            alert = None if alert is None else self._ignored.wanted(alert)
+            if self._episodes.is_open(rule):
+                over = self._episodes.look(rule, alert is not None, self.history.step)
+                if over is not None:
+                    self._end(rule, *over)
+            elif alert is not None:
                 found.append(alert)
+        by_code = {rule.code: rule for rule in self._rules}
         for alert in rank(found, self._all_rules):
+            rule = by_code[alert.code]
+            self._episodes.begin(rule, len(self.alerts), max(alert.step, self.history.step))
+            if not self._episodes.is_open(rule):
+                self._rules.remove(rule)  # one alert a fault, not one a step
             self._raise(alert)
+
+    def _end(self, rule: Rule, place: int, last: int) -> None:
+        """What an alert was about has gone away; it may come back."""
+        alert = self.alerts[place] = dataclasses.replace(self.alerts[place], until=last)
+        self._write(lambda writer: writer.alert({"code": alert.code, "step": alert.step, "until": last}))
+        if not self._episodes.may_begin_again(rule):
+            self._rules.remove(rule)
 
     def _not_checked(self, rule: Rule, reason: str) -> None:
         self._write(lambda writer: writer.not_measured(self.history.step, {rule.code: reason}))
@@ -158,10 +180,12 @@ class Recorder:
         self.alerts.append(alert)
         self._write(lambda writer: writer.alert(alert.to_dict()))
         self._tell_sinks(lambda sink: sink.alert(alert))
-        try:
-            self._announce(alert)
-        except Exception as error:
-            warn("An alert could not be printed.", error)
+        if self._announce is not None:
+            try:
+                self._announce(alert)
+            except Exception as error:
+                self._announce = None
+                warn("Alerts cannot be printed; they are in the log.", error)
         if self._on_alert is not None:
             try:
                 self._on_alert(alert)

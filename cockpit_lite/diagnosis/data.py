@@ -164,6 +164,7 @@ class ConstantBatch(Rule):
     severity = "note"
     needs = ("batch_repeated",)
     healthy = "The batches differ."
+    passes = True
 
     measured = 3
 
@@ -199,6 +200,7 @@ class DataSorted(Rule):
     severity = "warning"
     needs = ("batch_label_entropy", "label_entropy", "loss_rows")
     healthy = "The classes are spread over the batches."
+    passes = True
 
     measured = 5
     share = 0.6
@@ -247,6 +249,7 @@ class ClassImbalance(Rule):
     needs = ("class_imbalance", "rarest_class_recall", "batch_accuracy", "loss_rows")
     follows_from = ("data-sorted",)
     healthy = "No class is rare and unrecognised."
+    passes = True
 
     ratio = 10.0
     recall = 0.1
@@ -303,6 +306,7 @@ class BatchTooSmall(Rule):
     needs = ("gradient_noise_scale", "batch_size", "loss")
     follows_from = ("labels-unrelated", "learning-rate-too-high")
     healthy = "The batch is large enough for the noise in it."
+    passes = True
 
     first_step = 100
     measured = 20
@@ -355,6 +359,7 @@ class Overfitting(Rule):
     severity = "warning"
     needs = ("validation_loss", "loss")
     healthy = "The validation loss is near its minimum."
+    passes = True
 
     validations = 4
 

@@ -36,6 +36,7 @@ class WeightDecayTooStrong(Rule):
     severity = "warning"
     needs = ("weight_decay_ratio", "update_size", "update_ratio", "loss")
     healthy = "Weight decay pulls less than the gradient, or is in balance with it."
+    passes = True
 
     measured = 10
     #: The share of their norm that the weights have lost.
@@ -89,6 +90,7 @@ class ClippingTooTight(Rule):
     severity = "warning"
     needs = ("clip_ratio", "grad_norm")
     healthy = "Clipping leaves most gradients as they are."
+    passes = True
 
     first_step = 20
     measured = 12

@@ -34,6 +34,7 @@ class Float16Overflow(Rule):
     severity = "error"
     needs = ("loss_scale",)
     healthy = "The gradient scaler has found a scale."
+    passes = True
 
     halvings = 5
 
@@ -80,6 +81,7 @@ class LogitDrift(Rule):
     needs = ("logit_log_sum", "loss")
     follows_from = ("learning-rate-too-high", "exploding-gradients")
     healthy = "The log-sum-exp of the logits stays in bounds."
+    passes = True
 
     first_step = 50
     measured = 15

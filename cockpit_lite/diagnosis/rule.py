@@ -19,6 +19,7 @@ class Rule:
         needs: Reading names without which it cannot check anything.
         follows_from: Names of faults that this one is a usual consequence of; findings are ranked by it.
         healthy: One sentence for the report when the rule found nothing.
+        passes: Whether the fault may go away in the run, and :meth:`check` then says so by returning None: its alerts end.
     """
 
     code: ClassVar[str]
@@ -27,6 +28,7 @@ class Rule:
     needs: ClassVar[tuple[str, ...]]
     healthy: ClassVar[str]
     follows_from: ClassVar[tuple[str, ...]] = ()
+    passes: ClassVar[bool] = False
 
     def does_not_apply(self, history: History) -> str:
         """Return why the rule can say nothing about this kind of training, for the report, or "". Asked before the first step."""

@@ -51,6 +51,7 @@ class LearningRateTooHigh(Rule):
     needs = ("loss", "update_ratio")
     follows_from = ("exploding-gradients",)
     healthy = "No step was so long that it raised the loss for good."
+    passes = True
 
     #: Steps that a rise must last; that of a catapult has turned by then.
     patience = 20
@@ -161,6 +162,7 @@ class LearningRateTooLow(Rule):
     severity = "warning"
     needs = ("loss", "update_ratio")
     healthy = "The steps are long enough to change the weights."
+    passes = True
 
     first_step = 50
     smallest_ratio = 1e-5
@@ -228,6 +230,7 @@ class IllConditioning(Rule):
     severity = "warning"
     needs = ("loss", "grad_norm", "taylor_curvature_term", "taylor_gradient_term")
     healthy = "The curvature term of the steps is small, or the loss falls all the same."
+    passes = True
 
     steps = 60
     measured = 12

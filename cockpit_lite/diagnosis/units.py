@@ -134,6 +134,7 @@ class DeadUnits(Rule):
     needs = ("dead_units", "batch_size")
     follows_from = ("learning-rate-too-high", "exploding-gradients", "inputs-not-normalised", "init-scale")
     healthy = "Most ReLU units put out something for some sample."
+    passes = True
 
     share = 0.5
     samples = 512
@@ -182,6 +183,7 @@ class SaturatedUnits(Rule):
     needs = ("saturation",)
     follows_from = ("inputs-not-normalised", "init-scale", "learning-rate-too-high", "exploding-gradients")
     healthy = "Most sigmoid and tanh units are within the range where they pass on a gradient."
+    passes = True
 
     share = 0.5
     measured = 3

@@ -32,6 +32,7 @@ class GradientsNotZeroed(Rule):
     severity = "error"
     needs = ("gradient_left_over",)
     healthy = "Every step began without the gradient of the one before."
+    passes = True
 
     #: Left over, relative to the gradient used. Zeroed gradients leave exactly 0.
     share = 1e-3
@@ -73,6 +74,7 @@ class OptimizerNotStepping(Rule):
     severity = "error"
     needs = ("loss",)
     healthy = "The weights changed when the optimizer stepped."
+    passes = True
 
     #: Backward passes without a step, in a run that has not seen a step yet; and in one that has.
     backwards_at_first = 2
@@ -288,6 +290,7 @@ class TrainingInEvalMode(Rule):
     severity = "warning"
     needs = ("modules_in_eval_mode",)
     healthy = "Dropout and batch normalisation were in train mode in training."
+    passes = True
 
     def check(self, history: History) -> Alert | None:
         counts = history.values("modules_in_eval_mode")[-2:]
@@ -364,6 +367,7 @@ class ClippingBeforeUnscaling(Rule):
     severity = "error"
     needs = ("clip_ratio", "loss_scale", "grad_norm")
     healthy = "The gradient was unscaled before it was clipped."
+    passes = True
 
     #: Clipped to less than this share of itself, and to a norm that a person would write, in the units of the scaled loss.
     ratio = 0.05
@@ -412,6 +416,7 @@ class BatchNormTooFewValues(Rule):
     severity = "warning"
     needs = ("batch_norm_values",)
     healthy = "Batch normalisation saw enough values a channel."
+    passes = True
 
     fewest = 8
 

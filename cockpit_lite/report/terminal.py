@@ -75,7 +75,7 @@ def _finding(alert: Alert) -> Group:
     if len(alert.where) > _MOST_PLACES:
         where += f" and {len(alert.where) - _MOST_PLACES} more"
     head = Text.assemble((alert.severity, STYLES[alert.severity]), "  ", (one_line(f"{alert.code} {alert.name}"), "bold"))
-    head.append("  " + one_line(f"step {alert.step}{where}"), style="dim")
+    head.append("  " + one_line(f"{alert.steps_text}{where}"), style="dim")
     body = Table.grid(padding=(0, 1))
     body.add_row("", _prose(alert.cause))
     body.add_row("", Text.assemble(("What to do: ", "bold"), _prose(alert.advice)))
