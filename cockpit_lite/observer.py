@@ -188,9 +188,11 @@ class Observer:
 
     def close(self) -> None:
         """Stop observing; a step that was not finished is dropped. Idempotent."""
-        self.active = False
+        observed, self.active = self.active, False
         try:
             self._probes.stop()
+            if not observed:
+                return
             self._flush_pulse()
             if not self.index and self._without_step + self._backwards > 1:
                 self._report_missing_steps(self._without_step + self._backwards)
@@ -214,7 +216,14 @@ class Observer:
             self._updated = set()
         if self._scale_uses != loss_scale.uses():
             self._scale_uses, self._scale = loss_scale.uses(), None
-        due = self._due()
+        wanted = self._schedule is None or self._schedule(self.index)  # the user's own: before training begins it may raise
+        try:
+            self._track(self._due() if wanted else ())
+        except Exception as error:
+            self.give_up(error)
+
+    def _track(self, due: Sequence[Instrument]) -> None:
+        """Track the step for the instruments that are due, if any are."""
         if due or self._halfway:
             # An instrument that looks at two steps in a row is due on the second one too.
             second = [instrument for instrument in self._halfway if instrument in self._instruments and instrument not in due]
@@ -233,8 +242,6 @@ class Observer:
             )
 
     def _due(self) -> Sequence[Instrument]:
-        if self._schedule is not None and not self._schedule(self.index):
-            return ()
         if self._budget is None:
             return tuple(self._instruments)
         if self._budget.idle(self.index):

@@ -76,10 +76,12 @@ class Recorder:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record what the user logs."""
-        try:
-            self.history.add(step, values)
-        except Exception as error:  # this is called from the user's loop
-            warn("What was logged could not be shown to the rules.", error)
+        if self._rules:
+            try:
+                self.history.add(step, values)
+            except Exception as error:  # this is called from the user's loop
+                self._rules = []
+                warn("What was logged could not be shown to the rules, which were switched off.", error)
         self._write(lambda writer: writer.step(step, values))
         self._tell_sinks(lambda sink: sink.take(step, values))
 

@@ -48,18 +48,21 @@ class Row:
         reasons: dict[str, str] = {}
         on_host: dict[str, Callable[[Any], float | Reading]] = {}
         for name, reading in readings.items():
-            if isinstance(reading, NotMeasured):
-                reasons[name] = str(reading)
-                continue
-            if not isinstance(reading, Reading):
+            if isinstance(reading, Tensor):  # nearly always
                 values[name] = _loggable(name, reading)
-                continue
-            values[name] = _loggable(name, reading.value)
-            how = _how(name, reading)
-            if how:
-                hows[name] = how
-            if reading.on_host is not None:
-                on_host[name] = reading.on_host
+            elif isinstance(reading, NotMeasured):
+                reasons[name] = str(reading)
+            elif isinstance(reading, Reading):
+                values[name] = _loggable(name, reading.value)
+                how = _how(name, reading)
+                if how:
+                    hows[name] = how
+                if reading.on_host is not None:
+                    on_host[name] = reading.on_host
+            else:
+                values[name] = _loggable(name, reading)
+        if not all(type(name) is str for name in readings):
+            raise TypeError(f"the names of readings are text, not {next(n for n in readings if type(n) is not str)!r}")
         self.values.update(values)
         self.how.update(hows)
         self.reasons.update(reasons)
@@ -91,14 +94,20 @@ class Row:
         return self
 
     def _tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
-        places = [self.values, *self.how.values()]
-        return [(place, key, value) for place in places for key, value in place.items() if isinstance(value, Tensor)]
+        return [
+            (place, key, value)
+            for place in (self.values, *self.how.values())
+            for key, value in place.items()
+            if isinstance(value, Tensor)
+        ]
 
 
 def _how(name: str, reading: Reading) -> dict[str, Any]:
     how: dict[str, Any] = {} if reading.kind == "exact" else {"kind": str(reading.kind)}
-    errors = {"standard_error": reading.standard_error, "residual": reading.residual}
-    how.update({key: _loggable(name, value) for key, value in errors.items() if value is not None})
+    if reading.standard_error is not None:
+        how["standard_error"] = _loggable(name, reading.standard_error)
+    if reading.residual is not None:
+        how["residual"] = _loggable(name, reading.residual)
     if reading.note is not None:
         how["note"] = str(reading.note)
     return how
@@ -107,7 +116,7 @@ def _how(name: str, reading: Reading) -> dict[str, Any]:
 def _loggable(name: str, value: Any) -> Any:
     """Return ``value`` if the log can hold it: a number the reader would refuse takes the step's whole line with it."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+        if value.layout is not torch.strided or value.dtype.is_complex or value.is_meta or value.is_quantized:
             raise TypeError(f"the reading {name!r} is a tensor without plain real numbers ({value.dtype}, {value.layout})")
         if value.numel() > MOST_ELEMENTS:
             raise TypeError(f"the reading {name!r} has {value.numel():,} elements; a reading is a number or a small array")

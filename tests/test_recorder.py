@@ -164,7 +164,7 @@ def test_an_alert_that_cannot_be_printed_is_still_an_alert(tmp_path: Path) -> No
 
     writer = RunWriter(tmp_path / "run", {})
     recorder = Recorder(writer, [LossAbove()], None, announce)
-    with one_warning("An alert could not be printed."):
+    with one_warning("Alerts cannot be printed; they are in the log."):
         recorder.take(Row(0, {"loss": 2.0}))
     recorder.close()
     assert len(recorder.alerts) == len(load_run(writer.folder).alerts) == 1
