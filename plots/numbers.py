@@ -49,6 +49,8 @@ def short(value: float, digits: int = 3) -> str:
 
     >>> short(0.0123), short(1.2345e-5), short(12345), short(1e-3), short(float("nan"))
     ('0.0123', '1.23e-5', '12.3k', '0.001', 'NaN')
+    >>> short(380_000, 2), short(15_000, 2)
+    ('380k', '15k')
     """
     if math.isnan(value):
         return "NaN"
@@ -56,7 +58,7 @@ def short(value: float, digits: int = 3) -> str:
         return "Inf" if value > 0 else "-Inf"
     size = abs(value)
     if 1e4 <= size < 1e6:
-        return f"{value / 1e3:.{digits}g}k"
+        return f"{float(f'{value / 1e3:.{digits}g}'):.0f}k" if size >= 10 ** (digits + 2) else f"{value / 1e3:.{digits}g}k"
     if size and not 1e-3 <= size < 1e6:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"

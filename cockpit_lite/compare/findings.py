@@ -66,7 +66,7 @@ def _found(code: str, report: Report) -> Found:
     alerts = [alert for alert in report.findings if alert.code == code]
     if alerts:
         first = min(alerts, key=lambda alert: alert.step)
-        return Found("found", f"{first.severity} at step {first.step:,}", first)
+        return Found("found", f"{first.severity} at {first.steps_text}", first)
     if any(check.code == code for check in report.passed):
         return Found("passed", "not there")
     reason = next((check.reason for check in report.not_checked if check.code == code), "this version has no such rule")

@@ -22,6 +22,7 @@ _WIDTH, _HEIGHT = 4.6, 2.3
 _WIDE = 14.0  # as three of them with the space between
 _LEFT, _RIGHT, _ABOVE, _BELOW = 0.58, 0.2, 0.34, 0.46
 _RIGHT_AXIS = 0.28  # more room in the wide one, whose gauge may have a second axis
+_ROUNDING = 1e-6  # values that differ by less, relatively, are the same
 _DOTS_PER_INCH = 150  # of the PNG: sharp on a screen with more than 96 of them, and well below 1 MB
 
 
@@ -69,7 +70,9 @@ def _rest(run: Run, layout: Layout) -> Layout:
     def changes(gauge: Gauge) -> bool:
         name = gauge.__name__
         values = scalars(run, name)[1]
-        return bool(run.layers(name)) or len(values) < 2 or not np.isfinite(values).all() or bool(np.ptp(values) > 0)
+        if run.layers(name) or len(values) < 2 or not np.isfinite(values).all():
+            return True
+        return bool(np.ptp(values) > _ROUNDING * np.abs(values).max())
 
     rows = itertools.zip_longest(*(gauges for _, gauges in layout.columns))
     return Layout((("", tuple(gauge for row in rows for gauge in row if gauge is not None and changes(gauge))),))
@@ -89,6 +92,10 @@ def draw_gauge(run: Run, gauge: Gauge, key: str, *, wide: bool = False) -> Marku
     """Draw one gauge; ``key`` tells it apart from the others on the page."""
     figure, ax = blank(wide=wide)
     gauge(run, ax)
+    if len(figure.axes) > 1 and not wide:  # there is an axis on the right, whose numbers want room
+        for one in figure.axes:
+            left, bottom, width, height = one.get_position().bounds
+            one.set_position((left, bottom, width - _RIGHT_AXIS / _WIDTH, height))
     return inline_svg(figure, key)
 
 

@@ -72,7 +72,7 @@ def _finding(alert: Alert) -> list[str]:
     where = ", ".join(code(place) for place in alert.where[:_MOST_PLACES])
     if len(alert.where) > _MOST_PLACES:
         where += f" and {len(alert.where) - _MOST_PLACES} more"
-    place = f"Step {alert.step}{', in ' + where if where else ''}."
+    place = f"S{alert.steps_text[1:]}{', in ' + where if where else ''}."
     return [
         f"### {_SIGNS[alert.severity]} {escaped(alert.name)} ({alert.severity}, {code(alert.code)})",
         "",

@@ -63,7 +63,12 @@ def reports(make_run):
     return [
         build_report(run, RULES).to_dict()
         for run in (
-            make_run(alerts=(bad,), final={"status": "completed", "cost": cost}, not_measured={"x": "why"}, folder="found"),
+            make_run(
+                alerts=(bad, alert("CL902", "noise-dominates", "warning", 3, until=9)),
+                final={"status": "completed", "cost": cost},
+                not_measured={"x": "why"},
+                folder="found",
+            ),
             make_run(steps=0, final=None, folder="empty"),
             make_run(steps=1, folder="one"),
             broken,
