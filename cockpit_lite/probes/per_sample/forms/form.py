@@ -19,7 +19,8 @@ RankOne = tuple[Tensor, Tensor]
 
 def accurate(tensor: Tensor) -> Tensor:
     """Return the tensor in a precision that sums of squares survive: float32, or float64 if it is that already."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
 
 

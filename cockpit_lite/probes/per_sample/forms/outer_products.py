@@ -28,7 +28,7 @@ class Side:
     def __init__(self, values: Tensor) -> None:
         self._values = accurate(values)
         self.single = values.dim() == 2
-        self.batch_size, self.dtype = len(values), self._values.dtype
+        self.batch_size, self.dtype = values.shape[0], self._values.dtype
         self.uses = 0  # in outer products
         self._norms: Tensor | None = None
         self._gram: Tensor | None = None
@@ -172,11 +172,13 @@ class OuterProducts(Form):
         if self.inputs.shape[2] == 0:
             return self.deltas.new_zeros(self.shape)
         # the square of a sum over positions is a sum over pairs of them; those of two different ones are there twice
-        total = self.deltas.new_zeros(self.deltas.shape[1], self.deltas.shape[3], self.inputs.shape[3])
         count = self.inputs.shape[2] * (self.inputs.shape[2] + 1) // 2
-        samples = max(1, 4 * base.CHUNK // max(1, count * self.inputs[0, :, 0].numel()))
+        samples = max(1, 4 * base.CHUNK // max(1, count * self.inputs[:1, :, 0].numel()))
+        total: Tensor | None = None
         for a, d in zip(self.inputs.split(samples), self.deltas.split(samples), strict=True):
-            total.baddbmm_(_pairs(d, 2.0).transpose(1, 2), _pairs(a))
+            inputs, deltas = _pairs(a), _pairs(d, 2.0).transpose(1, 2)
+            total = torch.bmm(deltas, inputs) if total is None else total.baddbmm_(deltas, inputs)
+        assert total is not None  # there is a chunk even of no samples
         return total.clamp_(min=0).reshape(self.shape)
 
     def _forward(self, direction: Tensor) -> Tensor:

@@ -18,12 +18,16 @@ from cockpit_lite.probes.per_sample.forms.outer_products import FEW_POSITIONS, O
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 #: Multiplications that take as long as adding one element to another in memory, roughly.
 ADDITION = 8
+#: A convolution to a single channel is quick for fewer channels only: it goes through them one by one.
+FEW_CHANNELS = 16
+#: Matrices of fewer columns are multiplied slowly.
+WIDE = 64
 
 
 class Windows(Chunks):
     """Outer products of output gradients and windows of the input, which together are many times as large as the input.
 
-    The windows are never written out. Where the norms suffice, the Gram matrix of the windows is a sum of shifted Gram matrices
+    The windows are seldom written out. Where the norms suffice, the Gram matrix of the windows is a sum of shifted Gram matrices
     of the pixels, and inner products with a direction are what a convolution by it answers. Otherwise the gradient falls into
     one part for every place under the kernel, each a sum of outer products by itself: of the pixels that lie at this place and
     the output gradients. If the places along the first axis only are taken apart, these pixels are a view of the image.
@@ -98,17 +102,17 @@ class Windows(Chunks):
     # place by place ---------------------------------------------------------------------------------------------------
 
     def _by_places(self, directions: Sequence[Tensor], squares: bool) -> Measured:
-        # of few positions all axes are taken apart: most of a window would be padding
-        apart = len(self.kernel) if self.answers.shape[2:].numel() <= FEW_POSITIONS else 1
+        apart = self._axes_apart()
         towards = [
             _places_first(direction.detach().to(self.answers.dtype).reshape(self.shape), apart).contiguous()
             for direction in directions
         ]
-        total = self.answers.new_zeros(self.shape) if squares else None
+        total = self.answers.new_empty(self.shape) if squares else None
         at_places = None if total is None else _places_first(total, apart)
         found: list[Measured] = []
-        written = self.inputs.shape[1] * self.kernel[apart:].numel() * self.inputs.shape[2:].numel()
-        samples = max(1, 2 * base.CHUNK // max(1, written))
+        seen = self.inputs.shape[2 : 2 + apart].numel() * self.answers.shape[2 + apart :].numel()
+        written = self.inputs.shape[1] * self.kernel[apart:].numel() * seen
+        samples = max(1, (2 if apart else 1) * base.CHUNK // max(1, written))
         for images, answers in zip(self.inputs.split(samples), self.answers.split(samples), strict=True):
             norms = answers.new_zeros(len(images))
             products = [torch.zeros_like(norms) for _ in directions]
@@ -118,7 +122,8 @@ class Windows(Chunks):
                 for known, more in zip(products, measured.products, strict=True):
                     known += more
                 if at_places is not None and measured.squares is not None:
-                    known, more = at_places[place], measured.squares.view(at_places[place].shape)
+                    known = at_places[place]
+                    more = measured.squares.view(known.shape)
                     known.add_(more) if found else known.copy_(more)
             found.append(Measured(norms, tuple(products)))
         return Measured(
@@ -127,6 +132,12 @@ class Windows(Chunks):
             None,
             total,
         )
+
+    def _axes_apart(self) -> int:
+        """Return along how many axes the places under the kernel are taken apart."""
+        if self.answers.shape[2:].numel() <= FEW_POSITIONS:  # most of a window would be padding
+            return len(self.kernel)
+        return int(self.stride[0] == 1 and self.shape[1] * self.kernel[1:].numel() >= WIDE)
 
     def _places(self, images: Tensor, answers: Tensor, apart: int) -> Iterator[tuple[tuple[int, ...], OuterProducts]]:
         """Yield the places under the kernel along the first ``apart`` axes, each with its part of the gradients.
@@ -140,8 +151,8 @@ class Windows(Chunks):
         if single:  # single pixels are taken of them: with the channels last that is what matrix products like
             pixels, deltas = (values.movedim(2, -1).contiguous() for values in (pixels, deltas))
         for place in product(*map(range, self.kernel[:apart])):
-            reaches = (self._reaches[axis][offset] for axis, offset in enumerate(place))
-            seen, seeing = zip(*reaches, strict=True)
+            reaches = [self._reaches[axis][offset] for axis, offset in enumerate(place)]
+            seen, seeing = [pixel for pixel, _ in reaches], [position for _, position in reaches]
             before = (slice(None),) * (2 if single else 3)
             inputs, outputs = pixels[(*before, *seen)], deltas[(*before, *seeing)]
             if single:
@@ -150,7 +161,7 @@ class Windows(Chunks):
                 inputs, outputs = inputs.flatten(3).transpose(2, 3), outputs.flatten(3).transpose(2, 3)
             if self.groups == 1 and inputs.shape[2] == 1:
                 yield place, OuterProducts(inputs[:, 0, 0], outputs[:, 0, 0], shape)
-            elif inputs.shape[2]:
+            else:
                 yield place, OuterProducts(inputs, outputs, shape)
 
     @cached_property
@@ -210,12 +221,20 @@ class Windows(Chunks):
     def _convolved_along(self, left: Tensor, right: Tensor) -> Tensor:
         size, positions = self.inputs.shape[2:], self.answers.shape[2:]
         images = self.inputs.reshape(-1, self.shape[1], size.numel())  # the groups share what stands right
+        if self.shape[1] < FEW_CHANNELS:
+            kernel = right.to(images.dtype).reshape(1, *self.shape[1:])
+            return self._answered(left, self._convolution(images.unflatten(2, size), kernel, 1))
         kernel = right.to(images.dtype).reshape(self.shape[1], -1).T.expand(len(images), -1, -1)
         at_places = torch.bmm(kernel, images).unflatten(2, size)
         answers = images.new_zeros(len(images), *positions)
         for there, reaches in zip(at_places.unbind(1), product(*self._reaches), strict=True):
             seen, seeing = zip(*reaches, strict=True)
             answers[(..., *seeing)].add_(there[(..., *seen)])
+        return self._answered(left, answers)
+
+    def _answered(self, left: Tensor, answers: Tensor) -> Tensor:
+        """Return the inner products with what a convolution along ``left right'`` answers, a number a group and position."""
+        positions = self.answers.shape[2:]
         deltas = self.answers.reshape(self.batch_size, self.groups, -1, positions.numel())
         towards = left.to(deltas.dtype).reshape(self.groups, -1)
         towards = torch.matmul(towards[0], deltas[:, 0]) if self.groups == 1 else (towards[:, None] @ deltas)[:, :, 0]
