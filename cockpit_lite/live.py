@@ -1,4 +1,4 @@
-"""Watching a run while it trains: in a window or a picture (another process), in the terminal, in a notebook.
+"""Watching a run while it trains: in a window, a browser or a picture (another process), in the terminal, in a notebook.
 
 Nothing here may slow down or break the training: windows and pictures are drawn in a process of their own that reads the run's
 folder; closing or killing it goes unnoticed by the training, and whatever fails here is said once and then left alone.
@@ -14,13 +14,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cockpit_lite.errors import SetupError
+from cockpit_lite.errors import NotARunError, SetupError
 from cockpit_lite.isolation import warn
 
 if TYPE_CHECKING:
     from cockpit_lite.plots.follow import Follower
 
 MODES = ("window", "terminal", "notebook")
+
+#: Of ``watch --serve``.
+DEFAULT_PORT = 8988
+#: How much later than others a viewer gets a processor that it shares.
+_NICE = 10
 
 #: Windows that outlive their Cockpit are kept, so that they can be waited for once they have been closed.
 _left_open: list[subprocess.Popen[bytes]] = []
@@ -62,33 +67,55 @@ def start_viewer(folder: str | os.PathLike[str], mode: str) -> Viewer | None:
         return None
 
 
-def watch(folder: str | os.PathLike[str], mode: str | None = "window", pid: int | None = None) -> None:
+def watch(
+    folder: str | os.PathLike[str],
+    mode: str | None = "window",
+    pid: int | None = None,
+    *,
+    rank: int = 0,
+    port: int = DEFAULT_PORT,
+) -> None:
     """Follow a run until it has ended and the window is closed: ``cockpit-lite watch``.
 
     Args:
         folder: The run.
-        mode: ``"window"``, ``"terminal"``, ``"picture"`` (keep ``cockpit.png`` up to date); None: a window if there can be one.
+        mode: ``"window"``, ``"terminal"``, ``"serve"`` (in a browser), ``"picture"`` (keep ``cockpit.png`` up to date); None: a
+            window if there can be one.
         pid: Process that trains; when it has gone, the run is taken to have ended.
+        rank: Whose readings, where several processes train together.
+        port: For ``"serve"``; 0: any that is free.
 
     Raises:
-        NotARunError: if ``folder`` holds no run.
-        SetupError: if there is no such mode.
+        NotARunError: if ``folder`` holds no run, or none of that rank.
+        SetupError: if there is no such mode, or a package that it needs is not there.
     """
     from cockpit_lite.plots.follow import Follower
 
-    if mode not in (None, "window", "terminal", "picture"):
-        raise SetupError(f"A run can be watched in a 'window', the 'terminal' or as a 'picture', not in {mode!r}.")
-    follower = Follower(folder, pid)
-    if pid is not None and hasattr(os, "nice"):
+    if mode not in (None, "window", "terminal", "serve", "picture"):
+        raise SetupError(f"A run can be watched in a 'window', the 'terminal', by 'serve' or as a 'picture', not in {mode!r}.")
+    follower = Follower(folder, pid, rank=rank)
+    if rank not in follower.run.ranks:
+        raise NotARunError(f"{folder} has no readings of rank {rank}; there are those of {follower.run.ranks}.")
+    if hasattr(os, "nice"):
         with contextlib.suppress(OSError):
-            os.nice(5)  # started beside a training: it comes first
+            os.nice(_NICE)  # a training on the same machine comes first
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to leave, nothing to be shown a traceback for
         if mode == "terminal":
             from cockpit_lite.live_terminal import watch_terminal
 
             watch_terminal(follower)
+        elif mode == "serve":
+            _serve(follower, port)
         else:
             _watch_window(follower, mode, leave_the_end=pid is not None)
+
+
+def _serve(follower: Follower, port: int) -> None:
+    try:
+        from cockpit_lite.live_browser import serve
+    except ImportError as error:
+        raise SetupError('watch --serve needs tornado: pip install "cockpit-lite[serve]".') from error
+    serve(follower, port)
 
 
 def _watch_window(follower: Follower, mode: str | None, leave_the_end: bool) -> None:

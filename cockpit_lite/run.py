@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import ChainMap
@@ -13,7 +14,7 @@ import numpy as np
 
 from cockpit_lite import run_cache
 from cockpit_lite.alert import Alert
-from cockpit_lite.run_log import ALERTS_FILE, READINGS_FILE, LineReader, ReadingsReader, decode, read_info
+from cockpit_lite.run_log import ALERTS_FILE, LineReader, ReadingsReader, decode, ranks_in, read_info, readings_file
 from cockpit_lite.series import How, Series
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ class Run:
 
     Attributes:
         folder: Where it is.
+        rank: Of the process whose readings these are, where several train together.
         info: The content of ``run.json``.
         alerts: The alerts in the order they were raised.
         not_measured: Reading name -> why there is no number for it (at the moment).
         bad_lines: How many lines of the log could not be read and were skipped.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], rank: int = 0):
         self.folder = Path(folder)
+        self.rank = rank
         self.info: dict[str, Any] = {}
         self.alerts: list[Alert] = []
         self.not_measured: dict[str, str] = {}
@@ -42,7 +45,7 @@ class Run:
         self._how: dict[str, dict[int, dict[str, Any]]] = {}
         self._cached_how: dict[str, How] = {}
         self._bad_lines = self._bad_alerts = 0
-        self._readings = ReadingsReader(self.folder / READINGS_FILE)
+        self._readings = ReadingsReader(self.folder / readings_file(rank))
         self._alerts = LineReader(self.folder / ALERTS_FILE)
         known = self._take_cache()
         self.refresh()
@@ -70,16 +73,29 @@ class Run:
                 if "resumed" in line:
                     self.alerts = [alert for alert in self.alerts if alert.step < int(line["resumed"])]
                     continue
+                if "until" in line and "cause" not in line:
+                    self._end_alert(str(line["code"]), int(line["step"]), int(line["until"]))
+                    continue
                 evidence = {name: decode(value) for name, value in line.get("evidence", {}).items()}
                 self.alerts.append(Alert.from_dict({**line, "evidence": evidence}))
             except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
                 self._bad_alerts += 1
         return changed
 
+    def _end_alert(self, code: str, step: int, until: int) -> None:
+        for place, alert in enumerate(self.alerts):
+            if alert.code == code and alert.step == step:
+                self.alerts[place] = dataclasses.replace(alert, until=until)
+
     @property
     def bad_lines(self) -> int:
         """Number of log lines that could not be read and were skipped."""
         return self._bad_lines + self._bad_alerts + self._readings.bad_lines + self._alerts.bad_lines
+
+    @property
+    def ranks(self) -> list[int]:
+        """The processes that have written readings; alone or not, there is a rank 0."""
+        return ranks_in(self.folder)
 
     @property
     def names(self) -> list[str]:
@@ -212,10 +228,14 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, list) and all(map(_is_numeric, value)))
 
 
-def load_run(folder: str | os.PathLike[str]) -> Run:
+def load_run(folder: str | os.PathLike[str], rank: int = 0) -> Run:
     """Open a run folder.
+
+    Args:
+        folder: The folder.
+        rank: Whose readings, where several processes train together; :attr:`Run.ranks` says which there are.
 
     Raises:
         NotARunError: if ``folder`` holds no run.
     """
-    return Run(folder)
+    return Run(folder, rank)

@@ -23,6 +23,7 @@ class Follower:
         folder: The run.
         pid: The process that trains, if it is known and on this machine: when it has gone, nothing more will come.
         clock: Seconds, monotonic; replaced in tests.
+        rank: Whose readings, where several processes train together.
 
     Attributes:
         run: The run as last read.
@@ -31,8 +32,14 @@ class Follower:
         NotARunError: if the folder holds no run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], pid: int | None = None, clock: Callable[[], float] = time.monotonic):
-        self.run = Run(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        pid: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rank: int = 0,
+    ):
+        self.run = Run(folder, rank)
         self.folder = Path(folder)
         self._pid = pid
         self._clock = clock

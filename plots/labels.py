@@ -105,8 +105,9 @@ class Row(Label):
 
     def places(self, renderer: Any) -> tuple[list[tuple[Text, float, float]], Bbox]:
         sizes = [[_size(renderer, text, text.get_text()) for text in group] for group in self._texts]
-        ascent = max((up for group in sizes for _, up, _ in group), default=0.0)
-        descent = max((down for group in sizes for _, _, down in group), default=0.0)
+        # As high as any letter of the largest text, so that no row is higher or lower than that of the gauge beside it.
+        letters = [_size(renderer, text, "lp") for group in self._texts for text in group]
+        ascent, descent = (max((letter[side] for letter in letters), default=0.0) for side in (1, 2))
         space, gap = renderer.points_to_pixels(self._SPACE), renderer.points_to_pixels(self._GAP)
         box = self._ax.bbox
         y = (box.y1 if self._top else box.y0) + renderer.points_to_pixels(self._up) + (descent if self._top else -ascent)

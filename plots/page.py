@@ -235,6 +235,8 @@ class Page:
         self.state = status
         steps = "no step yet" if run.last_step is None else f"step {run.last_step:,}"
         facts = [elide(described(run.info.get("optimizer")), 40), status, steps, _duration(run.seconds)]
+        if len(run.ranks) > 1:
+            facts.append(f"rank {run.rank} of {len(run.ranks)}")
         share = measuring_share(run)
         if share is not None:
             facts.append(cost(share))

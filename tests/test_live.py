@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from cockpit_lite import live
 from cockpit_lite.errors import CockpitWarning, NotARunError, SetupError
+from cockpit_lite.live_dashboard import Dashboard, sparkline
 from cockpit_lite.live_notebook import NotebookViewer
-from cockpit_lite.live_terminal import TerminalViewer, dashboard, sparkline, watch_terminal
+from cockpit_lite.live_terminal import TerminalViewer, watch_terminal
 from cockpit_lite.plots.follow import Follower
+from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
 from tests.plots.synthetic import ALERTS, readings_run, training_run
 
@@ -243,11 +246,12 @@ def shown(console: Console) -> str:
 def test_the_dashboard_says_what_the_gauges_say(tmp_path: Path) -> None:
     run = training_run(tmp_path / "run", alerts=["ill-conditioning", "exploding-gradients"])
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
-    console.print(dashboard(run, "running"))
+    console.print(Dashboard(run, "running"))
     said = shown(console)
     for words in (
         "ConvNet",
-        "SGD · running · step 299",
+        "SGD · step 299 · 90",
+        "measuring costs 3",
         "Loss",
         "still falling",
         "noise dominates",
@@ -269,9 +273,55 @@ def test_the_dashboard_of_any_run_is_drawn(tmp_path: Path) -> None:
         ]
     ):
         console = Console(file=io.StringIO(), width=80)
-        console.print(dashboard(run, "running"))
+        console.print(Dashboard(run, "running"))
         assert len(shown(console).splitlines()) >= 3, number
     assert "[bold]x[/" in shown(console)
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 40), (100, 24), (80, 16), (50, 12), (30, 8), (20, 4)])
+def test_the_dashboard_fits_the_terminal(width: int, height: int, tmp_path: Path) -> None:
+    run = training_run(tmp_path / "run", steps=130, alerts=["ill-conditioning", "exploding-gradients", "learning-rate-too-high"])
+    run.info["budget"] = 0.05
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console.print(Dashboard(run, "running"))
+    lines = shown(console).splitlines()
+    assert len(lines) <= height - 1
+    assert max(map(cell_len, lines)) <= width
+    said = "\n".join(lines)
+    assert "Loss" in said and "CL402"[: width // 2] in said
+    assert ("│" in said.split("Loss")[1]) == (width >= 100)  # bars of limits
+    assert ("█" in said.split("Loss")[1]) == (width >= 80)  # courses
+    assert ("5 % are allowed" in said) == (width >= 80)
+
+
+def test_bars_end_at_the_limit(tmp_path: Path) -> None:
+    run = readings_run(tmp_path, {"loss": [1.0], "update_ratio": [0.005], "inner_product_test": [1.2]})
+    console = Console(file=io.StringIO(), width=120)
+    console.print(Dashboard(run, "running"))
+    said = {line.split("  ")[0]: line for line in shown(console).splitlines()}
+    assert "████    │ " in said["Update ratio"]
+    assert "████████│▶" in said["Gradient tests"]
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    alert = ALERTS["ill-conditioning"] | {"cause": "a\x1b[2Jb", "name": "c\x07"}
+    run = readings_run(tmp_path, {"loss": [1.0]}, model="x\x1b]0;owned\x07", alerts=[alert])
+    console = Console(file=io.StringIO(), width=120)
+    console.print(Dashboard(run, "running"))
+    assert "\x1b" not in shown(console) and "\x07" not in shown(console)
+
+
+def test_other_ranks_can_be_looked_at(tmp_path: Path) -> None:
+    run = readings_run(tmp_path / "run", {"loss": [1.0, 0.5]}, status="running")
+    (run.folder / "readings-rank1.jsonl").write_text('{"step": 7, "values": {"loss": 3.25}}\n', encoding="utf-8")
+    other = load_run(run.folder, rank=1)
+    assert run.ranks == other.ranks == [0, 1]
+    assert (run.last_step, other.last_step) == (1, 7)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(Dashboard(other, "running"))
+    assert "rank 1 of 2" in shown(console) and "3.25" in shown(console)
+    with pytest.raises(NotARunError, match=r"no readings of rank 2; there are those of \[0, 1\]"):
+        live.watch(run.folder, "terminal", rank=2)
 
 
 def test_a_course_is_drawn_in_one_line() -> None:
@@ -307,7 +357,7 @@ def test_a_terminal_view_that_breaks_is_said_and_training_goes_on(writer: RunWri
     def fail(*_: object) -> None:
         raise OSError("terminal gone")
 
-    monkeypatch.setattr("cockpit_lite.live_terminal.dashboard", fail)
+    monkeypatch.setattr("cockpit_lite.live_terminal.Dashboard", fail)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         viewer = TerminalViewer(writer.folder, Console(file=io.StringIO(), force_terminal=True))

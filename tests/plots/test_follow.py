@@ -48,6 +48,21 @@ def test_a_training_that_died_is_noticed_and_its_last_words_are_read(writer: Run
     assert (follower.state, follower.ended) == ("stopped without an end", True)
 
 
+def test_a_run_that_another_process_resumed_is_followed_again(writer: RunWriter) -> None:
+    writer.step(0, {"loss": 1.0})
+    writer.flush()
+    follower = Follower(writer.folder, pid=ended_process())
+    follower.refresh()
+    assert follower.ended
+    writer.step(1, {"loss": 0.9})
+    writer.flush()
+    assert follower.refresh()
+    assert (follower.state, follower.ended) == ("running", False)
+    writer.close(status="completed")
+    follower.refresh()
+    assert follower.ended
+
+
 def test_a_training_that_lives_is_waited_for(writer: RunWriter) -> None:
     follower = Follower(writer.folder, pid=os.getpid())
     follower.refresh()
