@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRSchedul
 from benchmarks.detection.tasks import Batch, Task, reconstruction
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh)
+#: Samples at the end of the data that are kept for validation.
+HELD_OUT = 64
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Setup:
             inputs,
             targets,
             task.loss,
-            lambda step: torch.randint(len(inputs), (size,)),
+            lambda step: torch.randint(len(inputs) - HELD_OUT, (size,)),
             task.rates[kind],
         )
 
@@ -383,6 +385,43 @@ def _overfit(setup: Setup, size: int) -> None:
     setup.rate *= 2
 
 
+def _noisy(setup: Setup, share: float) -> None:
+    wrong = torch.rand(len(setup.targets)) < share
+    setup.targets = torch.where(wrong, torch.randint(10, setup.targets.shape), setup.targets)
+
+
+def _leaked(setup: Setup, share: float) -> None:
+    """Let a share of the batch come from what is validated on."""
+    setup.validates = "eval"
+    count, size = len(setup.inputs) - HELD_OUT, setup.task.batch_size
+    own = setup.order
+
+    def order(step: int) -> Tensor:
+        batch = own(step)
+        leaked = torch.rand(size) < share
+        batch[leaked] = count + torch.randint(HELD_OUT // 2, (int(leaked.sum()),))
+        return batch
+
+    setup.order = order
+
+
+class _Branch(nn.Module):
+    """Adds a branch that is as large as its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(48, 96), nn.Linear(96, 48)
+        nn.init.kaiming_normal_(self.inner.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.outer.weight, nonlinearity="linear")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.outer(self.inner(hidden).relu())
+
+
+def _growing(setup: Setup, blocks: int) -> None:
+    setup.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), *[_Branch() for _ in range(blocks)], nn.Linear(48, 10))
+
+
 #: Step at which faults in mid-run begin.
 MIDDLE = 40
 
@@ -423,6 +462,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("data-sorted", (0, 1), _sorted, where=_classifies, steps=40),
     Fault("class-imbalance", (32, 64), _imbalanced, where=_classifies, steps=140),
     Fault("overfitting", (24, 40), _overfit, where=_classifies, steps=250),
+    # New ones at the end: a run is known by its place.
+    Fault("labels-noisy", (0.1, 0.2, 0.3), _noisy, where=_classifies, steps=200, exact=True),
+    Fault("validation-leak", (0.02, 0.1, 0.3), _leaked, where=_images, steps=60, exact=True),
+    Fault("residual-growth", (8, 12, 16), _growing, where=_on("mlp"), steps=4, exact=True, also=("exploding-gradients",)),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.detection.baselines import BASELINES
-from benchmarks.detection.faults import CONTROLS, FAULTS, Setup
+from benchmarks.detection.faults import CONTROLS, FAULTS, HELD_OUT, Setup
 from benchmarks.detection.tasks import TASKS, Task
 from cockpit_lite import Alert, Cockpit, load_run
 from cockpit_lite.diagnosis import RULES
@@ -143,7 +143,7 @@ def _model(setup: Setup) -> nn.Module:
 def _train(setup: Setup, cockpit: Cockpit, steps: int) -> float:
     """Train and return the mean loss of the last steps."""
     losses: list[float] = []
-    held_out = torch.arange(len(setup.inputs) - 64, len(setup.inputs))
+    held_out = torch.arange(len(setup.inputs) - HELD_OUT, len(setup.inputs))
     (optimizer,) = cockpit._optimizers
     scheduler = None if setup.scheduler is None else setup.scheduler(optimizer)
     with cockpit:

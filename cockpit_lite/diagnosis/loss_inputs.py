@@ -193,6 +193,7 @@ class LossAtStart(Rule):
     follows_from = (
         "inputs-not-normalised",
         "init-scale",
+        "residual-growth",
         "exploding-gradients",
         "ill-conditioning",
         "nll-without-log-probabilities",

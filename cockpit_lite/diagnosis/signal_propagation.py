@@ -117,7 +117,7 @@ class ExplodingGradients(Rule):
     name = "exploding-gradients"
     severity = "error"
     needs = ("grad_norm", "loss")
-    follows_from = ("exploding-recurrence",)
+    follows_from = ("exploding-recurrence", "residual-growth")
     healthy = "The gradient is in proportion to the weights, does not grow with depth and stays near its own history."
 
     orders = 2.0

@@ -49,7 +49,7 @@ class LearningRateTooHigh(Rule):
     name = "learning-rate-too-high"
     severity = "error"
     needs = ("loss", "update_ratio")
-    follows_from = ("exploding-gradients",)
+    follows_from = ("exploding-gradients", "residual-growth")
     healthy = "No step was so long that it raised the loss for good."
     passes = True
 
