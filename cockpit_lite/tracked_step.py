@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ from cockpit_lite.transfer import Row
 
 PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES})
 
+#: So many sets of due instruments are remembered.
+MOST_PLANS = 64
+
 #: Trainings in several threads share one generator of random numbers: what is put back must be what was there.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -87,6 +90,36 @@ def account(instrument: Instrument) -> str:
 @lru_cache
 def _shared_account(needs: tuple[str, ...]) -> str:
     return "per_sample" if PER_SAMPLE & set(needs) else "+".join(sorted(needs))
+
+
+class Plan:
+    """What it comes to that these instruments are due: the same on many steps, and looked up once.
+
+    Attributes:
+        needs: What they need of the step.
+        unprepared: Those that have to prepare themselves before the backward pass.
+        accounts: Instrument -> its budget account.
+        before_update: Those that measure when the gradient is known.
+        after_update: Those that measure when the step has been taken.
+    """
+
+    def __init__(self, due: Sequence[Instrument]) -> None:
+        self.needs = frozenset(need for instrument in due for need in instrument.needs)
+        self.unprepared = frozenset(filter(needs_preparation, due))
+        self.accounts = {instrument: account(instrument) for instrument in due}
+        phases = {instrument: _phase(instrument) for instrument in due}
+        self.before_update = [instrument for instrument in due if phases[instrument] == GRADIENT]
+        self.after_update = [instrument for instrument in due if phases[instrument] in (UPDATE, LOSS)]
+
+
+def _phase(instrument: Instrument) -> str:
+    """Return the need that says when the instrument measures."""
+    needs = instrument.needs
+    if CURVATURE in needs and not needs_preparation(instrument):
+        return CURVATURE
+    if UPDATE in needs:
+        return UPDATE
+    return LOSS if all(need == LOSS for need in needs) else GRADIENT
 
 
 @dataclass
@@ -112,6 +145,7 @@ class Probes:
     sampled_curvature: SampledCurvature = field(init=False)
     generator: torch.Generator = field(init=False)
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
+    plans: dict[tuple[Instrument, ...], Plan] = field(init=False, default_factory=dict)
     last_step: LastStep | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -127,6 +161,15 @@ class Probes:
         self.wiring = WiringProbe(self.model, self.parameters, self.optimizers)
         # Probe vectors must not come from the user's random numbers.
         self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
+
+    def plan(self, due: Sequence[Instrument]) -> Plan:
+        """Return what it comes to that these instruments are due."""
+        key = tuple(due)
+        if key not in self.plans:
+            if len(self.plans) >= MOST_PLANS:  # a budget may make any number of them
+                self.plans.clear()
+            self.plans[key] = Plan(due)
+        return self.plans[key]
 
     def stop(self) -> None:
         """Take all hooks away; idempotent."""
@@ -179,8 +222,9 @@ class TrackedStep:
         self._taking_turns = taking_turns
         self._switch_off = switch_off
         self._costs: dict[str, float] = {}
-        self._needs = {need for instrument in due for need in instrument.needs}
-        self._unprepared = set(filter(needs_preparation, due))  # cannot measure on this step
+        self._plan = probes.plan(due)
+        self._needs = self._plan.needs
+        self._unprepared = set(self._plan.unprepared)  # cannot measure on this step
         self._per_sample_obstacle: str | None = None
         self._sample_losses = SampleLosses()
         self._hook_registrations = tensor_hooks.registrations()
@@ -199,13 +243,13 @@ class TrackedStep:
         if SAMPLED_CURVATURE in self._needs:
             probes.sampled_curvature.start()
         if WIRING in self._needs:
-            probes.wiring.start(hooks=not has_compiled_parts(self._probes.model))
+            probes.wiring.start(hooks=not self._has_compiled_parts)
         if BLOCKS in self._needs:
-            probes.blocks.start(hooks=not has_compiled_parts(self._probes.model))
+            probes.blocks.start(hooks=not self._has_compiled_parts)
         if PROBE_BATCH in self._needs:
             probes.probe_batch.start()
         if DATA in self._needs:
-            probes.data.start(hooks=not has_compiled_parts(self._probes.model))
+            probes.data.start(hooks=not self._has_compiled_parts)
 
     def before_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], earlier_backwards: int, scale: Tensor | None
@@ -313,7 +357,7 @@ class TrackedStep:
                 self._step.observed["data"] = self._probes.data.data()
             if WIRING in self._needs:
                 self._step.observed["wiring"] = self._probes.wiring.wiring(optimizer)
-            self._measure([instrument for instrument in self._due if self._phase(instrument) == GRADIENT])
+            self._measure(self._plan.before_update)
 
     def finish(self, loss: Tensor | float | None, backwards: int, training_seconds: float) -> Row:
         """The weights have changed: measure what is left and return the readings."""
@@ -331,7 +375,7 @@ class TrackedStep:
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             if backwards > 1 and step.observed.pop("replay", None) is not None:
                 step.reasons["replay"] = several_backwards(backwards)
-            self._measure([instrument for instrument in self._due if self._phase(instrument) in (UPDATE, LOSS)])
+            self._measure(self._plan.after_update)
             if LAST_STEP in self._needs:
                 self._probes.last_step = self._remember()
             self._judge_curvature(backwards)
@@ -343,7 +387,7 @@ class TrackedStep:
 
         What no instrument answers for by itself (probes, log) is shared by those that were due.
         """
-        accounts = {account(instrument) for instrument in self._due}
+        accounts = set(self._plan.accounts.values())
         own = sum(seconds for name, seconds in self._costs.items() if name in accounts)
         shared = max(self.spent - own, 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
@@ -376,7 +420,7 @@ class TrackedStep:
 
     def _watch_activations(self) -> None:
         probe = self._probes.activations
-        if has_compiled_parts(self._probes.model):
+        if self._has_compiled_parts:
             probe.failure = _COMPILED
         else:
             probe.start(samples=ACTIVATION_SAMPLES in self._needs)
@@ -577,6 +621,10 @@ class TrackedStep:
                 return f"the module {name or type(module).__name__!r} has a backward hook that would fire a second time"
         return None
 
+    @cached_property
+    def _has_compiled_parts(self) -> bool:
+        return has_compiled_parts(self._probes.model)
+
     def _has_tensor_hooks(self) -> bool:
         return tensor_hooks.registrations() != self._hook_registrations
 
@@ -608,19 +656,9 @@ class TrackedStep:
             reason = f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"
             self._not_measured([instrument], reason)
             self._switch_off(instrument, error)
-        if instrument in self._due:
-            name = account(instrument)
+        name = self._plan.accounts.get(instrument)
+        if name is not None:
             self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
-
-    @staticmethod
-    def _phase(instrument: Instrument) -> str:
-        """Return the need that says when the instrument measures."""
-        needs = instrument.needs
-        if CURVATURE in needs and not needs_preparation(instrument):
-            return CURVATURE
-        if UPDATE in needs:
-            return UPDATE
-        return LOSS if all(need == LOSS for need in needs) else GRADIENT
 
     def _not_measured(self, instruments: Sequence[Instrument], reason: str) -> None:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})

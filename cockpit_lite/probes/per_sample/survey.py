@@ -563,9 +563,9 @@ def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
         gradient = gradient.to_dense()
     if gradient.dtype != left.dtype:
         gradient = gradient.to(left.dtype)
-    if gradient.dim() < 2:
-        return torch.dot(gradient.reshape(-1), left)  # what stands right is 1
-    return torch.dot((gradient if gradient.dim() == 2 else gradient.reshape(len(left), len(right))) @ right, left)
+    if gradient.dim() > 1:
+        gradient = (gradient if gradient.dim() == 2 else gradient.reshape(left.shape[0], right.shape[0])) @ right
+    return torch.dot(gradient if gradient.dim() else gradient[None], left)  # what stands right of a vector is 1
 
 
 @lru_cache(maxsize=128)
