@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.curvature.sub_batch import SHARE
-from cockpit_lite.curvature.trace import RandomProducts
+from cockpit_lite.curvature.trace import RandomProducts, outside_squares
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
 from cockpit_lite.probes import density
@@ -65,9 +65,8 @@ def rms_of_the_rest(samples: RandomProducts, basis: Tensor, basis_products: Tens
     """
     # E ||P H P z||^2 is the sum of the squared eigenvalues of PHP, P = 1 - VV'.
     images = torch.addmm(samples.products, samples.signs @ basis.T, basis_products, alpha=-1)
-    images = torch.addmm(images, images @ basis.T, basis, alpha=-1)
     rest = max(basis.shape[1] - len(basis), 1)
-    return (images.square().sum(1).mean() / rest).sqrt()
+    return (outside_squares(images, images @ basis.T).mean() / rest).sqrt()
 
 
 class Condition(Instrument):

@@ -45,16 +45,19 @@ def block_traces(
     """
     # H = H VV' + H (1 - VV'): the first part is known, the outliers of the spectrum with it; the second is sampled.
     images = torch.addmm(samples.products, samples.signs @ basis.T, basis_products, alpha=-1)
-    lengths = list(sizes.values())
-    known = (basis * basis_products).sum(0).split(lengths)
+    lengths, whole = list(sizes.values()), torch.linalg.vector_norm(images).square()
+    known = images.new_zeros(images.shape[1])
+    for row, product in zip(basis, basis_products, strict=True):
+        known.addcmul_(row, product)
     found = {}
-    pieces = zip(sizes, samples.signs.split(lengths, 1), images.split(lengths, 1), known, strict=True)
+    pieces = zip(sizes, samples.signs.split(lengths, 1), images.split(lengths, 1), known.split(lengths), strict=True)
     for name, signs, image, part in pieces:
-        values = (signs * image).sum(1)
+        values = (signs @ image.T).diagonal()
         # The variance of v'Av is at most 2 ||A||_F^2, and E||Av||^2 = ||A||_F^2, A the block's rows.
-        variance = 2 * image.square().sum(1).mean() / len(signs)
+        squares = torch.linalg.vector_norm(image, dim=1).square()
+        variance = 2 * squares.mean() / len(signs)
         if samples.variance is not None:  # what the sub-batch adds to the whole is shared out as the rows' lengths are
-            variance = variance + samples.variance.mean() * image.square().sum() / images.square().sum()
+            variance = variance + samples.variance.mean() * squares.sum() / whole
         found[name] = part.sum() + values.mean(), variance.sqrt()
     return found
 

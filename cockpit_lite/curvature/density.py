@@ -87,8 +87,8 @@ def tridiagonal(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, 
         remainder = first / length if first is not None and not index else product(basis[index])
         overlaps = spanned @ remainder
         size = torch.maximum(size, torch.linalg.vector_norm(remainder))
-        remainder = torch.addmv(remainder, spanned.T, overlaps, alpha=-1)
-        remainder = torch.addmv(remainder, spanned.T, spanned @ remainder, alpha=-1)
+        remainder.addmv_(spanned.T, overlaps, alpha=-1)
+        remainder.addmv_(spanned.T, spanned @ remainder, alpha=-1)
         small[index, index] = overlaps[index]
         if index + 1 < steps:
             coupling = torch.linalg.vector_norm(remainder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -104,19 +105,20 @@ class Layout:
     each: int
     inner: bool
 
-    def positions(self, device: torch.device) -> Tensor:
-        """Return which entries along the axis are those of the sub-batch."""
+    @cached_property
+    def positions(self) -> Tensor:
+        """Which entries along the axis are those of the sub-batch."""
         shape = (self.each, self.samples.batch_size) if self.inner else (self.samples.batch_size, self.each)
-        entries = torch.arange(self.each * self.samples.batch_size, device=device).view(shape)
-        return entries.index_select(int(self.inner), self.samples.chosen.to(device)).flatten()
+        entries = torch.arange(self.each * self.samples.batch_size, device=self.samples.chosen.device).view(shape)
+        return entries.index_select(int(self.inner), self.samples.chosen).flatten()
 
     def take(self, whole: Tensor) -> Tensor:
         """Cut an output for the whole batch to the samples."""
-        return whole.index_select(self.axis, self.positions(whole.device))
+        return whole.index_select(self.axis, self.positions.to(whole.device))
 
     def put(self, part: Tensor, like: Tensor) -> Tensor:
         """Return a tensor like the output for the whole batch, zero but for the samples."""
-        return torch.zeros_like(like, requires_grad=False).index_copy(self.axis, self.positions(part.device), part.to(like))
+        return torch.zeros_like(like, requires_grad=False).index_copy(self.axis, self.positions.to(like.device), part.to(like))
 
     def by_sample(self, part: Tensor) -> Tensor:
         """Return the sum over what belongs to each sample of a tensor like the output for the sub-batch."""

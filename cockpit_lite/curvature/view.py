@@ -102,6 +102,7 @@ class Curvature:
         self._gradient_product: Tensor | None = None
         self._krylov: Krylov | None = None
         self._random: list[tuple[Tensor, Tensor]] = []
+        self._remembered_at: dict[str, int] = {}
         self._previous: dict[str, Tensor | None] = {}
         self._bottom_is_known = False
 
@@ -329,6 +330,9 @@ class Curvature:
         if not all(math.isfinite(value) for value in pairs.values):
             self._memory.forget(self._part)
             return pairs
+        spent, self._remembered_at[end] = self._remembered_at.get(end), self.krylov.spent
+        if spent == self.krylov.spent:  # asked again: nothing new is known
+            return pairs
         vectors = pairs.vectors
         if end == "top" and len(vectors) < REMEMBERED:  # what the basis knows of the next ones helps, too
             fitting = max(1, REMEMBERED_MEMORY // (vectors.shape[1] * vectors.element_size()))
@@ -375,13 +379,13 @@ class Curvature:
                 vector = random_signs(like, self.generator)
                 self._random.append((vector, self.product(vector)))
             chosen = self._random[:count]
-            return RandomProducts(torch.stack([vector for vector, _ in chosen]), torch.stack([image for _, image in chosen]))
+            return RandomProducts(_rows([vector for vector, _ in chosen]), _rows([image for _, image in chosen]))
         drawn = self._deflated.setdefault(sub_batch, [])
         while len(drawn) < count:
             drawn.append(self._deflated_product(part))
         signs, products, variances = zip(*drawn[:count], strict=True)
         known = [variance for variance in variances if variance is not None]
-        return RandomProducts(torch.stack(list(signs)), torch.stack(list(products)), torch.stack(known) if known else None)
+        return RandomProducts(_rows(signs), _rows(products), torch.stack(known) if known else None)
 
     def _deflated_product(self, part: Curvature) -> tuple[Tensor, Tensor, Tensor | None]:
         signs = random_signs(self.flat_gradient(), self.generator)
@@ -392,7 +396,7 @@ class Curvature:
             variance = part._source.spread(part.unflatten(outside))
         except NotMeasured:
             variance = None
-        return signs, torch.addmv(part.product(outside), products.T, inside), variance
+        return signs, part.product(outside).addmv_(products.T, inside), variance
 
     def _known(self) -> tuple[Tensor, Tensor]:
         """Return what the search for eigenvalues knows by now: orthonormal rows, and their products."""
@@ -458,6 +462,10 @@ class Curvature:
                 part._source.release()
         self._sampler.forget()
         self._forget_results()
+
+
+def _rows(vectors: Sequence[Tensor]) -> Tensor:
+    return vectors[0][None] if len(vectors) == 1 else torch.stack(list(vectors))
 
 
 class _Once:
