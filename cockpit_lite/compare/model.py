@@ -16,7 +16,7 @@ from cockpit_lite.compare.settings import Setting, differing_settings
 from cockpit_lite.errors import NotARunError
 from cockpit_lite.report import Report, build_report
 from cockpit_lite.report.model import write_atomically
-from cockpit_lite.report.text import count, listed, one_line
+from cockpit_lite.report.text import count, format_value, listed, one_line
 from cockpit_lite.run import Run, load_run
 from cockpit_lite.run_log import encode
 
@@ -83,6 +83,20 @@ class Comparison:
             parts.append("No run has a finding." if checked else "Nothing could be checked in any of the runs.")
         return f"{' '.join(parts)} {self._settings_in_words()} between {len(self.names)} runs."
 
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """How the runs came out, a sentence for each loss and accuracy that they share."""
+        return tuple(
+            f"{reading.name.replace('_', ' ')} at the end: "
+            + ", ".join(
+                f"{label} {format_value(value)}" + (f" ({change})" if (change := reading.change(run)) else "")
+                for run, (label, value) in enumerate(zip(self.labels, reading.last, strict=True))
+                if value is not None
+            )
+            for reading in self.readings
+            if reading.is_outcome and not reading.constant
+        )
+
     def _settings_in_words(self) -> str:
         names = [setting.name for setting in self.settings]
         if not names:
@@ -105,6 +119,7 @@ class Comparison:
             {
                 "schema": SCHEMA_VERSION,
                 "summary": self.summary,
+                "outcomes": list(self.outcomes),
                 "runs": [
                     {
                         "label": label,

@@ -30,6 +30,11 @@ class SharedReading:
     on_overview: bool
     constant: bool
 
+    @property
+    def is_outcome(self) -> bool:
+        """Whether it is what a training is judged by: a loss or an accuracy, also one that the user logged."""
+        return is_outcome(self.name)
+
     def change(self, run: int) -> str:
         """Return how the last value of a run compares with that of the first; empty where there is nothing to say.
 
@@ -60,7 +65,7 @@ def shared_readings(runs: Sequence[Run]) -> list[SharedReading]:
     # A gauge on the first page stands for the reading of its name; one that draws readings of other names, for all of them.
     first_page = {name for gauge in OVERVIEW.gauges() for name in ({gauge.__name__} & names.keys() or shown_by(gauge))}
     found = []
-    for name in sorted(names, key=lambda name: (not _is_outcome(name), order.get(name, len(order)), name)):
+    for name in sorted(names, key=lambda name: (not is_outcome(name), order.get(name, len(order)), name)):
         series = [single_numbers(run, name)[1] for run in runs]
         if sum(len(values) > 0 for values in series) < 2:
             continue
@@ -68,7 +73,7 @@ def shared_readings(runs: Sequence[Run]) -> list[SharedReading]:
             SharedReading(
                 name,
                 tuple(_last(run, name) if len(values) else None for run, values in zip(runs, series, strict=True)),
-                name in first_page or _is_outcome(name),
+                name in first_page or is_outcome(name),
                 constant=_is_constant(series),
             )
         )
@@ -90,8 +95,8 @@ def _is_constant(series: Iterable[np.ndarray]) -> bool:
     return bool(low == high) and math.isfinite(low)  # NaN has no least value, and is no constant
 
 
-def _is_outcome(name: str) -> bool:
-    """Whether a reading is what a training is judged by: losses, accuracies, and whatever the user logged under such a name."""
+def is_outcome(name: str) -> bool:
+    """Return whether a reading of that name is a loss or an accuracy."""
     return name.endswith(("loss", "accuracy"))
 
 

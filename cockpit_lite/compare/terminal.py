@@ -29,6 +29,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     """Print the comparison; default: to standard output."""
     console = console or Console()
     console.print(Text(one_line(comparison.summary), style="bold"))
+    for outcome in comparison.outcomes:
+        console.print(Text(one_line(f"{outcome[:1].upper()}{outcome[1:]}.")))
     for one in comparison.left_out:
         console.print(Text(f"Left out: {one_line(one.reason)}", style=STYLES["warning"]))
     console.print(_runs(comparison))

@@ -151,11 +151,12 @@ def test_the_page_says_it_all_in_order(make):
     text = " ".join(" ".join(page.text).split())
     in_order = [
         "Went away: loss-rises.",
+        "Loss at the end: A 0.06458, B 0.1938 (3 times).",
         "1 error in 20 steps",
         "loss-rises CL901 went",
         "seed 0 7",
         "Medians of the last ten",
-        "3 times",
+        "loss 0.06458 0.1938 3 times",
     ]
     places = [text.find(part) for part in in_order]
     assert -1 not in places, in_order[places.index(-1)]
@@ -195,6 +196,7 @@ def test_the_terminal_names_runs_findings_settings_and_values(make):
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "loss-rises went error at step 12 not there" in lines
     assert "seed 0 7" in lines
+    assert "Loss at the end: A 0.06458, B 0.1938 (3 times)." in lines
     assert "loss 0.06458 0.1938 (3 times)" in lines
     assert any(line.startswith("A before 20 completed 4 % 1 error in 20 steps.") for line in lines)
 

@@ -64,7 +64,7 @@ def test_the_page_says_it_all_with_the_verdict_first(make_run):
         "optimizer = SGD(model.parameters(), lr=0.01)",
         "gradient_noise_scale was not measured, because the batch holds one sample",
         "Measuring cost 4 % of the training time",
-        "hessian_trace 500 ms",
+        "hessian_trace 500 ms 100 %",
         "estimated, standard error 0.25",
         "versions.torch 2.15.0",
     ]
