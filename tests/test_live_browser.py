@@ -130,10 +130,11 @@ def test_a_port_that_is_taken_is_named(writer: RunWriter) -> None:
 
 def test_the_command_says_where_and_serves(writer: RunWriter) -> None:
     command = [sys.executable, "-m", "cockpit_lite", "watch", str(writer.folder), "--serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
+        assert address.startswith("http"), process.stdout.read()
 
         async def ask() -> int:
             return int((await AsyncHTTPClient().fetch(address)).code)
