@@ -125,7 +125,10 @@ class BlackBox:
             self._loss = float(root.item())
         elif root.is_cpu:
             self._loss = float(objective(tensors, gradients).item())
-        if self._asked or (self._loss is not None and not math.isfinite(self._loss)):
+        scale = loss_scale.last_scale() if self._scaled else None
+        if self._loss is not None and scale is not None:
+            self._loss /= float(scale)
+        if self._asked or self._lost():
             self._read_loss(root)
 
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -161,8 +164,13 @@ class BlackBox:
             self._target = {"kind": found.kind, "target": plain_tensor(found.target)}
         self._operations = loss_operations(root, self._watch.output_nodes)
 
+    def _lost(self) -> bool:
+        if self._loss is None or math.isfinite(self._loss):
+            return False
+        return math.isnan(self._loss) or not self._scaled  # a large scale alone makes it infinite
+
     def _fault(self) -> str | None:
-        if self._loss is not None and not math.isfinite(self._loss):
+        if self._lost():
             return NOT_FINITE_LOSS
         # A gradient scaler looks for a scale that is just small enough, and skips the steps where it is not.
         if not self._scaled and not self._finite_gradient():

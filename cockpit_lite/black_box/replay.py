@@ -311,10 +311,10 @@ class _Replay:
         )
         of_what = "what comes back to it is" if backward else "its input is"
         source = f" ({event.source})" if event.source else ""
-        inside = f"in {module}" if module else "in the model"
+        inside = "in the model" if not module else f"in {module}" if place_name else f"in module {module}"
         return Verdict(
             kind,
-            f"{'In the backward pass ' if backward else ''}{event.operation} {inside}{source} makes {made} of finite numbers: "
+            f"{'In the backward pass, ' if backward else ''}{event.operation} {inside}{source} makes {made} of finite numbers: "
             f"{of_what} {ranges(event.inputs) or 'nothing'}{', ' + kept if kept else ''}; {_counted(event.output)} of "
             f"{event.output['elements']:,.0f} come out{index}.",
             advice(event.operation),
