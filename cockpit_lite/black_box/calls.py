@@ -22,6 +22,8 @@ logger = logging.getLogger("cockpit_lite")
 
 #: Calls that are held at a time: a loss may be made of several, and validation with gradients may come between.
 MOST_CALLS = 8
+#: Bytes of inputs that are held beside those of the last call.
+MOST_INPUT_BYTES = 256 * 2**20
 #: A gradient that the loss sends to an output is held until the pass has gone by if it is not larger, in bytes.
 MOST_GRADIENT_BYTES = 16 * 2**20
 #: Buffers that change in training (statistics of batch normalisation) are copied before each call if they are not larger.
@@ -135,6 +137,8 @@ class CallWatch:
                     call.nodes.append(tensor.grad_fn._sequence_nr())
                     tensor.grad_fn.register_prehook(self._marker(call, position, tensor.output_nr))
             self._calls = [*self._calls[1 - MOST_CALLS :], call]
+            while len(self._calls) > 1 and size([(held.args, held.kwargs) for held in self._calls[:-1]]) > MOST_INPUT_BYTES:
+                del self._calls[0]
         except Exception as error:
             logger.debug("a call of the model is not kept", exc_info=error)
 

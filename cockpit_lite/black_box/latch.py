@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cockpit_lite.black_box.calls import Call
+from cockpit_lite.black_box.calls import MOST_INPUT_BYTES, Call
+from cockpit_lite.black_box.containers import size
 
 #: Steps whose inputs are held until it is known how they went; if the host runs further ahead, the oldest are let go.
 MOST_IN_FLIGHT = 8
@@ -74,8 +75,9 @@ class Latch:
             event = torch.Event(self._device.type)
             event.record()
             self._pending.append(Pending(step, calls, None if loss is None else loss.detach(), host, event))
-        if len(self._pending) > MOST_IN_FLIGHT:
-            self._pending[-1 - MOST_IN_FLIGHT].calls = ()
+        held = [pending for pending in self._pending if pending.calls]
+        while len(held) > 1 and (len(held) > MOST_IN_FLIGHT or _size(held[:-1]) > MOST_INPUT_BYTES):
+            held.pop(0).calls = ()
 
     def arrived(self, wait: bool = False) -> list[tuple[Pending, bool]]:
         """Return the steps of which it is known by now how they went, and whether that was badly."""
@@ -115,3 +117,7 @@ class Latch:
             last, held = self._copies[dtype]
             torch.cat(flat, out=last)
             torch.where(self._latched, held, last, out=held)
+
+
+def _size(pending: Sequence[Pending]) -> int:
+    return size([(call.args, call.kwargs) for one in pending for call in one.calls])

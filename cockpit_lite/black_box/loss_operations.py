@@ -36,7 +36,7 @@ def loss_operations(loss: Tensor, outputs: set[int]) -> list[dict[str, Any]]:
 def kept_by(node: Any) -> dict[str, dict[str, float]]:
     """Return the ranges of the tensors that an operation keeps for its derivative: mostly its input, or its result."""
     ranges = {}
-    for name in saved_tensors(type(node)):
+    for name in saved_tensors(node.__class__):
         try:
             value = saved(node, name)
         except NotMeasured:  # it was changed in place, is gone, or would be computed again by a checkpoint

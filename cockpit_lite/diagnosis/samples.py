@@ -35,7 +35,6 @@ class LabelsNoisy(Rule):
     needs = ("label_noise", "batch_accuracy", "loss_rows")
     follows_from = ("class-imbalance", "data-sorted", "labels-unrelated", "target-not-shifted")
     healthy = "The labels that the net gets wrong are near guesses, not labels drawn by lot."
-    passes = True
 
     window = 20
     first_step = 100

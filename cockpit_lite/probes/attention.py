@@ -68,7 +68,7 @@ def _look(node: Any, name: str, found: Attention, fused: bool) -> None:
         # What nobody attends to is masked; a weight may be zero because another one is so much larger.
         found.entropy[name] = _entropy(rows, (rows > 0).any(0))
         return
-    names = saved_tensors(type(node))
+    names = saved_tensors(node.__class__)
     if not {"query", "key"} <= set(names):
         return
     query, key = saved(node, "query"), saved(node, "key")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cockpit_lite.black_box import load_step, replay
+from cockpit_lite.black_box.calls import Call
 from cockpit_lite.black_box.latch import MOST_IN_FLIGHT, Latch
 from tests.black_box.nets import classifier
 from tests.black_box.test_replay import train
@@ -36,10 +37,22 @@ def test_a_model_that_is_too_large_is_watched_without_its_weights() -> None:
     assert not latch.keeps_weights and latch.weights() == {} and latch.arrived()[0][1]
 
 
+def call(*inputs: torch.Tensor) -> Call:
+    return Call(inputs, {}, {}, {}, {})
+
+
+def test_large_batches_are_let_go_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cockpit_lite.black_box.latch.MOST_INPUT_BYTES", 1000)
+    latch = Latch({"a": torch.zeros(1)}, 100)
+    for step in range(4):
+        latch.note(step, (call(torch.zeros(100)),), torch.tensor(1.0), [])
+    assert [bool(pending.calls) for pending, _ in latch.arrived()] == [False, True, True, True]  # the last one always
+
+
 def test_only_some_steps_are_held() -> None:
     latch = Latch({"a": torch.zeros(1)}, 100)
     for step in range(MOST_IN_FLIGHT + 3):
-        latch.note(step, (object(),), torch.tensor(1.0), [])  # type: ignore[arg-type]
+        latch.note(step, (call(),), torch.tensor(1.0), [])
     held = [bool(pending.calls) for pending, _ in latch.arrived()]
     assert held == [False] * 3 + [True] * MOST_IN_FLIGHT
 
