@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
     from cockpit_lite.probes.per_sample.forms import Condensed
+    from cockpit_lite.probes.per_sample.kernels import Kernel
     from cockpit_lite.probes.per_sample.modules import Owner
     from cockpit_lite.probes.per_sample.owners import Layout
     from cockpit_lite.probes.per_sample.projections import Projection
@@ -53,6 +54,7 @@ class Call:
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
+        kernels: What could be read off the graph of an LSTM.
         began: How many calls the step had begun before this one.
         ended: How many it had begun when this one ended.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
@@ -67,6 +69,7 @@ class Call:
     layout: Layout | None = None
     random_state: tuple[Tensor, ...] | None = None
     projections: Mapping[str, Projection] = _NOTHING
+    kernels: Mapping[str, Kernel] = _NOTHING
     began = 0
     ended = 0
     spent = False
@@ -142,7 +145,7 @@ class Call:
         self.condensed, self.noise = forms, self.magnitude()
         self.args, self.kwargs, self.inputs, self._versions, self.spent = (), _NOTHING, [], [], True
         self.forget_outputs()
-        self.deltas = [None] * len(self.deltas)
+        self.deltas, self.kernels = [None] * len(self.deltas), _NOTHING
 
     def magnitude(self) -> Tensor | float:
         """Return a bound of the terms that the gradients of the parameters are sums of."""

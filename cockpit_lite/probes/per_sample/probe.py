@@ -27,6 +27,7 @@ from cockpit_lite.probes.per_sample.around import Learned
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.early import EarlyMeasurement
 from cockpit_lite.probes.per_sample.forwards import Answer, Edge, Forward
+from cockpit_lite.probes.per_sample.kernels import watch_kernels
 from cockpit_lite.probes.per_sample.layers import PerSampleGradients
 from cockpit_lite.probes.per_sample.modules import ModuleTable, Owner
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
@@ -401,6 +402,8 @@ class PerSampleProbe:
             call.projections = watch_projections(module, tensors[0], self._listening())
             if call.projections and self._open:  # they are all that is needed
                 call.forget_outputs()
+        elif isinstance(module, nn.LSTM):
+            call.kernels = watch_kernels(module, tensors[0])
         for position, edge in enumerate(edges):
             if edge is not None:
                 edge[0].register_prehook(partial(self._arrived, call, position, edge[1], self._step))

@@ -493,6 +493,8 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
         copy.__dict__["random_state"] = call.random_state
     if call.projections:
         copy.__dict__["projections"] = call.projections
+    if call.kernels:
+        copy.__dict__["kernels"] = call.kernels
     forms = rule.measure_all(_FORMS, copy, names, (), list(deltas))
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}

@@ -55,6 +55,7 @@ def through_gates(
     delta: Tensor,
     cell: Tensor | None,
     cell_delta: Tensor | None,
+    activated: Tensor | None = None,
 ) -> Gradients:
     """Go back through one layer.
 
@@ -67,12 +68,11 @@ def through_gates(
         delta: Gradients at the outputs, that of the final hidden state at the last of them, shape (T, N, H).
         cell: Cell state at the beginning, of an LSTM.
         cell_delta: Gradient at the final cell state, if any.
+        activated: The gates of an LSTM after their activations, shape (T, N, 4 H), if they are known.
     """
     if mode == "LSTM":
         assert cell is not None
-        biases = [bias for bias in (weights.incoming_bias, weights.recurrent_bias) if bias is not None]
-        gates = functional.linear(inputs, weights.incoming, torch.stack(biases).sum(0) if biases else None)
-        gates.flatten(0, 1).addmm_(before.flatten(0, 1), weights.recurrent.T)
+        gates = _gates(weights, inputs, before) if activated is None else activated
         return _lstm(gates, weights.recurrent, outputs, delta, cell, cell_delta)
     incoming = functional.linear(inputs, weights.incoming, weights.incoming_bias)
     recurrent = functional.linear(before, weights.recurrent, weights.recurrent_bias)
@@ -121,13 +121,21 @@ def _gru(incoming: Tensor, recurrent: Tensor, weight: Tensor, before: Tensor, de
     return Gradients(torch.lerp(new, before, update), ALL, torch.cat([found[..., : 2 * size], hidden * at_new], -1), found)
 
 
-def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None) -> Gradients:
-    """``gates`` are before their activations, and are overwritten."""
-    size, count = delta.shape[-1], len(delta)
-    incoming, forget, new, output = gates.chunk(4, -1)
+def _gates(weights: Weights, inputs: Tensor, before: Tensor) -> Tensor:
+    """Return the gates of an LSTM after their activations."""
+    biases = [bias for bias in (weights.incoming_bias, weights.recurrent_bias) if bias is not None]
+    gates = functional.linear(inputs, weights.incoming, torch.stack(biases).sum(0) if biases else None)
+    gates.flatten(0, 1).addmm_(before.flatten(0, 1), weights.recurrent.T)
+    new = gates.chunk(4, -1)[2]
     new.mul_(2)  # tanh(x) = 2 sigmoid(2 x) - 1, and the sigmoid takes a third of the time
     gates.sigmoid_()
     new.mul_(2).sub_(1)
+    return gates
+
+
+def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None) -> Gradients:
+    size, count = delta.shape[-1], len(delta)
+    incoming, forget, new, output = gates.chunk(4, -1)
     gain = incoming * new
     cells = torch.empty(count + 1, *cell.shape, dtype=cell.dtype, device=cell.device)
     cells[0] = cell
@@ -137,12 +145,17 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
     # The hyperbolic tangent of the cells is outputs / output gate.
     at_cell = torch.addcdiv(output, outputs.square(), output.clamp(min=torch.finfo(output.dtype).tiny), value=-1).unbind()
     at_output = torch.addcmul(outputs, outputs, output, value=-1).unbind()
-    slopes = torch.stack([gain * (1 - incoming), cells[:-1] * forget * (1 - forget), incoming * (1 - new.square())], 2).unbind()
-    found = torch.empty_like(gates)
+    slopes = gates.new_empty(count, len(cell), 3, size)
+    passed = cells[:-1] * forget
+    torch.addcmul(gain, gain, incoming, value=-1, out=slopes[:, :, 0])
+    torch.addcmul(passed, passed, forget, value=-1, out=slopes[:, :, 1])
+    torch.addcmul(incoming, gain, new, value=-1, out=slopes[:, :, 2])
+    found = gates.new_empty(gates.shape)
     rows, kept_parts, deltas = found.unbind(), forget.unbind(), delta.unbind()
     through_cell = found.unflatten(2, (4, size))[:, :, :3].unbind()
     through_output = found[..., 3 * size :].unbind()
     carried = torch.zeros_like(cell) if cell_delta is None else cell_delta.clone()
+    for_all, slope_parts = carried[:, None], slopes.unbind()
     hidden = torch.empty_like(cell)
     for time in reversed(range(count)):
         if time + 1 == count:
@@ -150,7 +163,7 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
         else:
             torch.addmm(deltas[time], rows[time + 1], weight, out=hidden)
         carried.addcmul_(hidden, at_cell[time])
-        torch.mul(carried[:, None], slopes[time], out=through_cell[time])
+        torch.mul(for_all, slope_parts[time], out=through_cell[time])
         torch.mul(hidden, at_output[time], out=through_output[time])
         carried.mul_(kept_parts[time])
     step = max(1, count // CHECKED)

@@ -3,12 +3,14 @@
 All weights of a layer act before its gates: c_n = sum over time of dz_t x_t' and of dz_t h_(t-1)'. The hidden states h of the
 last layer are the user's own output, those below are run once more; the gradients dz before the gates follow in closed form
 (:mod:`cockpit_lite.probes.per_sample.rules.gates`). That the outputs come out again of the states one time before is checked.
+What the probe could read off the user's own kernels (:mod:`cockpit_lite.probes.per_sample.kernels`) is not calculated again.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -54,11 +56,14 @@ class PerSampleRecurrent(Rule):
         assert inputs is not None
         states = self._states(module, inputs, len(directions))
         starts = {key: [state[number] for state in states] for number, key in enumerate(key for layer in keys for key in layer)}
-        known = _time_first(module, module.output)
+        known, kernels = _time_first(module, module.output), module.__dict__.get("kernels", {})
         layer_inputs, outputs = [inputs], []
         for layer in keys:
             if layer is keys[-1] and known is not None:
                 outputs.append(dict(zip(layer, known.chunk(len(directions), -1), strict=True)))
+            elif kernels and layer is not keys[-1]:
+                outputs.append({key: kernels[key].outputs for key in layer})
+                layer_inputs.append(torch.cat(list(outputs[-1].values()), -1))
             else:
                 outputs.append({key: _run(module.mode, weights[key], layer_inputs[-1], starts[key], key) for key in layer})
                 layer_inputs.append(torch.cat(list(outputs[-1].values()), -1))
@@ -79,7 +84,8 @@ class PerSampleRecurrent(Rule):
                     part[0 if flipped else -1] += last[state]
                 sequences = [tensor.flip(0) if flipped else tensor for tensor in (below, found, part)]
                 before = torch.cat([starts[key][0][None], sequences[1][:-1]])
-                gates = through_gates(
+                through = partial(
+                    through_gates,
                     module.mode,
                     weights[key],
                     sequences[0],
@@ -89,10 +95,15 @@ class PerSampleRecurrent(Rule):
                     starts[key][1] if module.mode == "LSTM" else None,
                     None if cell is None else cell[state],
                 )
-                if not agrees(gates.outputs, sequences[1][gates.times]):
+                gates = through(kernels[key].gates if kernels else None)
+                agree = agrees(gates.outputs, sequences[1][gates.times])
+                if kernels and not agree:  # perhaps the kernel keeps something else
+                    gates = through()
+                    agree = agrees(gates.outputs, sequences[1][gates.times])
+                if not agree:
                     raise NoRule(f"the call of {type(module).__name__} could not be repeated")
-                incoming = Side(gates.incoming.transpose(0, 1)[:, None])
-                recurrent = incoming if gates.recurrent is gates.incoming else Side(gates.recurrent.transpose(0, 1)[:, None])
+                incoming = _side(gates.incoming)
+                recurrent = incoming if gates.recurrent is gates.incoming else _side(gates.recurrent)
                 for kind, entering, side in (("ih", sequences[0], incoming), ("hh", before, recurrent)):
                     shape = module._parameters[f"weight_{kind}_{key}"].shape
                     forms[f"weight_{kind}_{key}"] = OuterProducts(entering.transpose(0, 1)[:, None], side, shape)
@@ -126,6 +137,11 @@ def _time_first(module: Any, tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     return accurate(tensor).transpose(0, 1) if module.batch_first else accurate(tensor)
+
+
+def _side(deltas: Tensor) -> Side:
+    """Return what the weights of a layer share, with the times of a sample together in memory."""
+    return Side(deltas.transpose(0, 1).contiguous()[:, None])
 
 
 def _run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor], key: str) -> Tensor:

@@ -1,0 +1,76 @@
+"""Reads the gates of an LSTM off what its kernel keeps for the user's own backward pass, so that they are not calculated again.
+
+On a CPU torch hands a layer to oneDNN, whose workspace begins with the activated gates of all times: input, forget, cell, output,
+in the order in which the times were gone through, every row padded. Whoever uses them checks the outputs that follow from them,
+so that another layout in another version is noticed. Where the graph looks otherwise nothing is read, and the rule calculates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NODE = "MkldnnRnnLayerBackward0"
+#: No further nodes are looked at: those of the layers are behind each other.
+NODES = 200
+#: Elements of a row are a multiple of so many; where that is a multiple of ``CONFLICT``, one more of them.
+ROW, CONFLICT = 16, 256
+
+
+@dataclass(eq=False)
+class Kernel:
+    """What the kernel of one layer in one direction keeps.
+
+    Attributes:
+        outputs: Shape (T, N, H), in the order of time.
+        gates: After their activations, shape (T, N, 4 H), in the order in which they were calculated.
+    """
+
+    outputs: Tensor
+    gates: Tensor
+
+
+def watch_kernels(module: nn.RNNBase, output: Tensor) -> dict[str, Kernel]:
+    """Return what the kernels of the call that has just returned ``output`` keep, by layer as in the parameters' names.
+
+    Args:
+        module: The recurrent module.
+        output: Its first output.
+
+    Returns:
+        All layers in all directions, or nothing.
+    """
+    if module.mode != "LSTM" or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return {}
+    keys = {id(module._parameters[name]): name.removeprefix("weight_ih_") for name in module._parameters if "weight_ih" in name}
+    found: dict[str, Kernel] = {}
+    seen: set[Any] = set()
+    open_nodes = [output.grad_fn]
+    while open_nodes and len(seen) < NODES and len(found) < len(keys):
+        node: Any = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        key = keys.get(id(node._saved_weight0)) if type(node).__name__ == NODE else None
+        if key is not None:
+            outputs = node._saved_result0.detach()
+            gates = gates_in(node._saved_result3.detach(), outputs)
+            if gates is None:
+                return {}
+            found[key] = Kernel(outputs, gates)
+        open_nodes.extend(following for following, _ in node.next_functions)
+    return found if len(found) == len(keys) else {}
+
+
+def gates_in(workspace: Tensor, outputs: Tensor) -> Tensor | None:
+    """Return the gates as a view of the workspace; None if they cannot be there."""
+    times, samples, hidden = outputs.shape
+    row = -(-4 * hidden // ROW) * ROW
+    row += ROW if row % CONFLICT == 0 else 0
+    size = 4 * times * samples * row
+    if workspace.dtype != torch.uint8 or outputs.dtype != torch.float32 or workspace.numel() < size:
+        return None
+    return workspace[:size].view(torch.float32).view(times, samples, row)[..., : 4 * hidden]

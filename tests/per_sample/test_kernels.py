@@ -1,0 +1,70 @@
+"""What is read off the kernels of an LSTM is what a slow loop calculates; and where it is not, that is noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cockpit_lite.probes.per_sample import kernels
+from cockpit_lite.probes.per_sample.kernels import watch_kernels
+from cockpit_lite.probes.per_sample.rules import recurrent
+from tests.per_sample.checker import check
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+def gates(module: nn.LSTM, key: str, inputs: Tensor) -> Tensor:
+    """Return the gates in the order in which they are calculated, one time after the other."""
+    weights = [module._parameters.get(f"{kind}_{key}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    hidden = cell = inputs.new_zeros(inputs.shape[1], module.hidden_size)
+    found = []
+    for now in inputs.flip(0) if key.endswith("reverse") else inputs:
+        both = nn.functional.linear(now, weights[0], weights[2]) + nn.functional.linear(hidden, weights[1], weights[3])
+        enter, forget, new, output = both.chunk(4, -1)
+        found.append([enter.sigmoid(), forget.sigmoid(), new.tanh(), output.sigmoid()])
+        cell = found[-1][1] * cell + found[-1][0] * found[-1][2]
+        hidden = found[-1][3] * cell.tanh()
+    return torch.stack([torch.cat(parts, -1) for parts in found]).detach()
+
+
+@pytest.mark.parametrize("hidden", [5, 16, 64])
+@pytest.mark.parametrize("options", [{}, {"bias": False, "num_layers": 3}, {"bidirectional": True, "num_layers": 2}])
+def test_gates_are_those_of_a_loop(hidden: int, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module, inputs = nn.LSTM(4, hidden, **options), torch.randn(6, 3, 4)
+    output = module(inputs)[0]
+    found = watch_kernels(module, output)
+    assert sorted(found) == sorted(name.removeprefix("weight_ih_") for name in module._parameters if "weight_ih" in name)
+    ends = ("", "_reverse") if module.bidirectional else ("",)
+    for layer in range(module.num_layers):
+        for end in ends:
+            torch.testing.assert_close(found[f"l{layer}{end}"].gates, gates(module, f"l{layer}{end}", inputs))
+        inputs = torch.cat([found[f"l{layer}{end}"].outputs for end in ends], -1)
+    torch.testing.assert_close(inputs, output.detach())
+
+
+@pytest.mark.parametrize("row", [16, 48])
+def test_another_layout_is_noticed(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of another length the gates are those of other samples: they are calculated instead."""
+    calculated = []
+    through = recurrent.through_gates
+
+    def counted(*args: Any) -> Any:
+        calculated.append(len(args) == 8 or args[8] is None)
+        return through(*args)
+
+    monkeypatch.setattr(recurrent, "through_gates", counted)
+    monkeypatch.setattr(kernels, "ROW", row)
+    check(nn.LSTM(3, 5, num_layers=2, batch_first=True), torch.randn(4, 6, 3))
+    # two layers in float64, which has no such kernel, and two in float32; where these are refused they come once more
+    assert calculated == [True] * 2 + ([False] * 2 if row == 16 else [False, True] * 2)
+
+
+def test_other_recurrent_modules_have_none() -> None:
+    module = nn.GRU(3, 4)
+    assert watch_kernels(module, module(torch.randn(5, 2, 3))[0]) == {}
+    double = nn.LSTM(3, 4).double()
+    assert watch_kernels(double, double(torch.randn(5, 2, 3).double())[0]) == {}
