@@ -46,6 +46,7 @@ from cockpit_lite.instrument import (
     Instrument,
     needs_preparation,
 )
+from cockpit_lite.packed import difference, packed
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.accumulation import Accumulation, several_backwards
 from cockpit_lite.probes.activations import ActivationProbe
@@ -301,9 +302,7 @@ class TrackedStep:
         """The weights are about to change."""
         if {UPDATE, LAST_STEP} & self._needs:
             with self._timed():
-                self._step.observed["weights_before"] = {
-                    name: parameter.detach().clone() for name, parameter in self._probes.parameters.items()
-                }
+                self._step.observed["weights_before"] = packed(self._detached())
 
     def discard(self) -> None:
         """Forget the backward passes so far: their gradient was thrown away."""
@@ -369,8 +368,7 @@ class TrackedStep:
             self._note_loss(loss)
             before = step.observed.get("weights_before")
             if before is not None:
-                now = [self._probes.parameters[name].detach() for name in before]
-                step.observed["update"] = dict(zip(before, torch._foreach_sub(now, list(before.values())), strict=True))
+                step.observed["update"] = difference(self._detached(), before)
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             if backwards > 1 and step.observed.pop("replay", None) is not None:
@@ -392,6 +390,9 @@ class TrackedStep:
         shared = max(self.spent - own, 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
 
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._probes.parameters.items()}
+
     # Two steps in a row
 
     def _recall_last_step(self) -> None:
@@ -406,7 +407,9 @@ class TrackedStep:
             step.observed["last_step"] = last
         gradient = step.observed.get("gradient")
         # A copy: a closure, or an optimizer that works in place, may overwrite it before the step has ended.
-        self._start = None if gradient is None else {name: value.clone() for name, value in gradient.items()}
+        self._start = None if gradient is None else packed(gradient)
+        if self._start is not None:
+            step.observed["gradient"] = self._start
 
     def _remember(self) -> LastStep | None:
         loss, update = self._step.observed.get("loss"), self._step.observed.get("update")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import UPDATE, Instrument, Readings
-from cockpit_lite.norms import difference_norms, total_norm
+from cockpit_lite.norms import difference_norm
+from cockpit_lite.packed import packed
 from cockpit_lite.step import Step
 
 
@@ -26,7 +27,7 @@ class Distance(Instrument):
     preset = "light"
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._start: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._start = packed({name: parameter.detach() for name, parameter in parameters.items()})
 
     def resume(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._start = {}
@@ -34,5 +35,4 @@ class Distance(Instrument):
     def measure(self, step: Step) -> Readings:
         if not self._start:
             raise NotMeasured("the run was resumed, and the weights that it began with are not known")
-        start, now = self._start, step.weights_before
-        return {"distance": total_norm(difference_norms({name: now[name] for name in now if name in start}, start))}
+        return {"distance": difference_norm(step.weights_before, self._start)}

@@ -23,15 +23,15 @@ Fieller, Some problems in interval estimation, 1954.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from operator import mul
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, PER_SAMPLE_NORMS, Instrument, Reading, Readings
-from cockpit_lite.probes.noise import contributions_squared_norms, gradient_squared_norm, gradient_variance
+from cockpit_lite.probes.moments import stacked
+from cockpit_lite.probes.noise import contributions_squared_norms, gradient_squared_norm
 from cockpit_lite.step import Step
 
 #: Steps whose squared gradients are so many times as large as the median of the window do not count.
@@ -57,43 +57,38 @@ class NoiseScale(NamedTuple):
     upper: float
 
 
-def noise_and_signal(squared_norms: Tensor, squared_gradient_norm: Tensor) -> Tensor:
-    """Return numerator V and denominator ``||G||^2 - V/N`` of the gradient noise scale, shape (2,)."""
-    variance = gradient_variance(squared_norms, squared_gradient_norm)
-    return torch.stack([variance, squared_gradient_norm - variance / squared_norms.numel()])
+def noise_and_signal(squared_norms: float, squared_gradient_norm: float, count: int) -> tuple[float, float]:
+    """Return numerator V and denominator ``||G||^2 - V/N`` from the sum of the contributions' squared norms and ``||G||^2``."""
+    # Rounding can push the difference below zero when all samples agree.
+    variance = max((count * squared_norms - squared_gradient_norm) * count / (count - 1), 0.0)
+    return variance, squared_gradient_norm - variance / count
 
 
 class Window:
-    """Numerators and denominators of the last steps.
+    """Numerators and denominators of the last steps, on the host.
 
     Args:
         length: How many steps are kept.
     """
 
     def __init__(self, length: int):
-        self._length = length
-        self._written = 0
-        self._rows: Tensor | None = None  # one, numerator, denominator; zero: nothing
-        self._sizes = torch.empty(0)  # NaN: nothing
+        self._rows: deque[tuple[float, float]] = deque(maxlen=length)
 
-    def add(self, values: Tensor) -> None:
-        """Add the numerator and the denominator of a step, shape (2,); they do not count if they are not finite."""
-        if self._rows is None:
-            self._rows = values.new_zeros(self._length, 3)
-            self._sizes = values.new_full((self._length,), torch.nan)
-        size = values.abs().sum()
-        place = self._written % self._length
-        left_out = ~(size < torch.inf) | (size == 0)
-        self._sizes[place] = size.masked_fill(left_out, torch.nan)
-        self._rows[place] = torch.cat([values.new_ones(1), values]).masked_fill(left_out, 0)
-        self._written += 1
+    def add(self, noise: float, signal: float) -> None:
+        """Add the numerator and the denominator of a step; they do not count if they are not finite or nothing."""
+        self._rows.append((noise, signal) if 0 < abs(noise) + abs(signal) < math.inf else (math.nan, math.nan))
 
-    def moments(self) -> Tensor:
+    def moments(self) -> list[list[float]]:
         """Return number, sums, and sums of squares and products of the steps that count, shape (3, 3)."""
-        assert self._rows is not None
+        sizes = [abs(noise) + abs(signal) for noise, signal in self._rows]
+        known = sorted(size for size in sizes if not math.isnan(size))
         # The lower of two medians: of two steps the blown-up one is dropped. NaN is never below anything.
-        usual = self._sizes <= OUTLIER * self._sizes.nanmedian()
-        return self._rows.T @ (self._rows * usual[:, None])
+        limit = OUTLIER * known[(len(known) - 1) // 2] if known else 0.0
+        rows = [row for row, size in zip(self._rows, sizes, strict=True) if size <= limit]
+        noises, signals = ([row[column] for row in rows] for column in range(2))
+        aa, ab, bb = (sum(map(mul, *pair)) for pair in ((noises, noises), (noises, signals), (signals, signals)))
+        a, b = sum(noises), sum(signals)
+        return [[float(len(rows)), a, b], [a, aa, ab], [b, ab, bb]]
 
 
 def standard_errors_of_95_percent(freedom: float) -> float:
@@ -165,14 +160,12 @@ class GradientNoiseScale(Instrument):
 
     def measure(self, step: Step) -> Readings:
         statistics = step.per_sample
-        values = noise_and_signal(contributions_squared_norms(statistics), gradient_squared_norm(step)).double()
-        self._window.add(values)
-        # The last row: what this step itself has.
-        found = torch.cat([self._window.moments(), torch.cat([values.new_zeros(1), values])[None]])
+        sums = stacked([contributions_squared_norms(statistics).sum(), gradient_squared_norm(step)])
         kind = "conditional" if statistics.conditional else "estimated"
+        measurement = _Measurement(self._window, statistics.batch_size)
 
         def estimate(choose: Callable[[NoiseScale], float | Reading]) -> Reading:
-            return Reading(found, kind=kind, on_host=lambda rows: _finish(rows, choose))
+            return Reading(sums, kind=kind, on_host=lambda found: measurement.finish(found, choose))
 
         return {
             "gradient_noise_scale": estimate(lambda scale: Reading(scale.value, kind=kind, standard_error=scale.standard_error)),
@@ -183,10 +176,25 @@ class GradientNoiseScale(Instrument):
         }
 
 
-def _finish(rows: Sequence[Sequence[float]], choose: Callable[[NoiseScale], float | Reading]) -> float | Reading:
-    *moments, this = rows
-    if not math.isfinite(sum(this)):
-        return math.nan  # the average has left it out, but it is to be seen
-    if not moments[0][0]:
-        raise NotMeasured("the gradient is zero in every sample")
-    return choose(noise_scale(moments))
+class _Measurement:
+    """One step's, finished on the host, where it goes into the window once for all of its readings."""
+
+    def __init__(self, window: Window, count: int):
+        self._window, self._count = window, count
+        self._scale: NoiseScale | None = None
+        self._added = False
+
+    def finish(self, sums: Sequence[float], choose: Callable[[NoiseScale], float | Reading]) -> float | Reading:
+        """Return a reading from the sum of the contributions' squared norms and ``||G||^2``."""
+        squared_norms, squared_gradient_norm = sums
+        noise, signal = noise_and_signal(squared_norms, squared_gradient_norm, self._count)
+        if not self._added:
+            self._window.add(noise, signal)
+            moments = self._window.moments()
+            self._scale = noise_scale(moments) if moments[0][0] else None
+            self._added = True
+        if not math.isfinite(noise + signal):
+            return math.nan  # the average has left it out, but it is to be seen
+        if self._scale is None:
+            raise NotMeasured("the gradient is zero in every sample")
+        return choose(self._scale)

@@ -118,7 +118,7 @@ def test_imports_point_one_way(parts: tuple[str, ...]) -> None:
 
 
 def test_instruments_import_the_contract_and_never_each_other() -> None:
-    project, others = ("instrument", "errors", "norms", "step", "probes", "curvature"), ("torch", "backpack")
+    project, others = ("instrument", "errors", "norms", "packed", "step", "probes", "curvature"), ("torch", "backpack")
     files = [module for module in inside("instruments") if not module.package]  # the package knows them all: presets
     wrong = {module.name: found for module in files if (found := strangers(module, project=project, others=others))}
     assert wrong == {}

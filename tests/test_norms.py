@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from cockpit_lite.norms import PIECE, difference_norms, in_pieces, parameter_norms, total_norm
+from cockpit_lite.norms import PIECE, difference_norm, in_pieces, parameter_norms, total_norm
+from cockpit_lite.packed import packed
 from cockpit_lite.probes.last_step import inner_product
 from cockpit_lite.probes.noise import DAMPING, damped_ratios
 from cockpit_lite.step import Step
@@ -48,18 +52,17 @@ def test_inner_products_of_what_is_not_plain_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_norms_of_differences(dtype: torch.dtype) -> None:
-    """Short ones, one of several pieces, whatever is there beside them."""
+@pytest.mark.parametrize("wrapped", [dict, packed])
+def test_the_norm_of_a_difference(dtype: torch.dtype, wrapped: Any) -> None:
+    """Of short tensors and of one of several pieces, packed or not."""
     ends = [{"a": drawn(3, 5), "long": drawn(2, PIECE + 7), "b": drawn(4)} for _ in range(2)]
     here, there = (
         {name: (scale * value).to(dtype) for name, value in end.items()} for scale, end in zip((1, 3), ends, strict=True)
     )
-    found = difference_norms(here, {**there, "other": drawn(2)})
-    expected = {name: (value - there[name]).double().norm().item() for name, value in here.items()}
-    assert list(found) == list(expected)
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(
-        expected, rel=1e-5 if dtype != torch.float16 else 1e-3
-    )
+    found = difference_norm(wrapped(here), wrapped(there))
+    expected = math.sqrt(sum((value - there[name]).double().square().sum().item() for name, value in here.items()))
+    assert found.item() == pytest.approx(expected, rel=1e-3 if dtype == torch.float16 else 1e-5)
+    assert difference_norm(here, {"b": there["b"]}).item() == pytest.approx((here["b"] - there["b"]).norm().item(), rel=1e-3)
 
 
 def test_pieces_put_together_are_the_tensor() -> None:

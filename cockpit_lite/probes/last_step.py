@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cockpit_lite.norms import in_pieces
+from cockpit_lite.packed import flats
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class LastStep:
 
 def inner_product(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over the parameters that both have, a scalar tensor in single precision or better."""
+    pair = flats(left, right)
+    if pair is not None:
+        return _product(*pair)
     products = []
     for name, a in left.items():  # in this order, so that rounding is the same in every run
         b = right.get(name)

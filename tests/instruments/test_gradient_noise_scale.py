@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.instrument import Reading
 from cockpit_lite.instruments import GradientNoiseScale
 from cockpit_lite.instruments.gradient_noise_scale import noise_scale, power_of_two
 from cockpit_lite.transfer import HostTransfer, Row
@@ -82,14 +83,14 @@ def test_a_step_that_is_not_finite_is_shown_and_forgotten() -> None:
 
 def drawn(instrument: GradientNoiseScale, steps: int, generator: torch.Generator, samples: int = 16) -> dict[str, float]:
     """Measure steps of samples that are drawn around the mean (1, ..., 1) / 3 of 11 elements: a noise scale of 9."""
-    for _ in range(steps):
+    for left in range(steps, 0, -1):
         g = 1 / 3 + torch.randn(samples, 11, generator=generator, dtype=torch.float64)
-        step = step_with(g)
-        readings = instrument.measure(step)
-    row = Row(0, {})
-    row.put(readings)
-    (ready,) = HostTransfer().submit(row)
-    return ready.values | {"error": ready.how["gradient_noise_scale"]["standard_error"]}
+        if left > 1:  # a step counts once one of its readings is on the host
+            reading = instrument.measure(step_with(g))["gradient_noise_scale"]
+            assert isinstance(reading, Reading) and isinstance(reading.value, torch.Tensor) and reading.on_host is not None
+            reading.on_host(reading.value.tolist())
+    row = readings_of(instrument, g)
+    return row.values | {"error": row.how["gradient_noise_scale"]["standard_error"]}
 
 
 TRUE = 9.0

@@ -54,10 +54,10 @@ def test_against_single_samples(tmp_path: Path) -> None:
         order = sorted(range(12), key=lambda n: -values[n])[:8]
         found = table(run, name)
         assert [row[0] for row in found] == order
-        assert [row[1] for row in found] == pytest.approx([losses[n] for n in order], rel=1e-8)
-        assert [row[2] for row in found] == pytest.approx([norms[n] for n in order], rel=1e-8)
+        assert [row[1] for row in found] == pytest.approx([losses[n] for n in order], rel=1e-6)
+        assert [row[2] for row in found] == pytest.approx([norms[n] for n in order], rel=1e-6)
     squares = [norm**2 for norm in norms]
-    assert run.series("hardest_samples")[1].tolist() == pytest.approx([max(squares) / sum(squares)], rel=1e-8)
+    assert run.series("hardest_samples")[1].tolist() == pytest.approx([max(squares) / sum(squares)], rel=1e-6)
 
 
 def test_fewer_than_eight(tmp_path: Path) -> None:
