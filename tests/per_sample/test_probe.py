@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cockpit_lite.probes.per_sample import PerSampleProbe, early
@@ -619,3 +620,54 @@ def test_a_single_large_parameter() -> None:
     statistics, gradient = watched(model, lambda: model(inputs).square().sum())
     assert not statistics.not_covered
     torch.testing.assert_close(statistics.products["weight"].sum(), gradient["weight"].square().sum())
+
+
+def test_a_layer_that_is_replaced_between_two_steps_is_watched() -> None:
+    model, (inputs, targets) = net(), data(4)
+    probe = PerSampleProbe(model, parameters_of(model))
+    before, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets), probe=probe)
+    other = nn.Linear(5, 8).double()
+    other.weight, other.bias = model[0].weight, model[0].bias
+    model[0], model[1] = other, nn.Sequential(model[1])
+    after, _ = watched(model, lambda: F.cross_entropy(model(inputs), targets), probe=probe)
+    assert not before.not_covered
+    assert not after.not_covered
+    for name, norms in before.squared_norms.items():
+        torch.testing.assert_close(after.squared_norms[name], norms)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_small_layer_takes_few_operations() -> None:
+    """In small nets their number is what the statistics cost, whatever they calculate."""
+    counts = []
+    for layers in (2, 6):
+        model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(layers)])
+        parameters, inputs = parameters_of(model), torch.randn(4, 5)
+        probe = PerSampleProbe(model, parameters)
+        for _ in range(2):  # the first step asks the graph whose rows are whose
+            probe.start(products=False, squares=False)
+            loss = model(inputs).square().sum()
+            probe.backward_begins()
+            loss.backward()
+            probe.backward_ends()
+            gradient = {name: parameter.grad for name, parameter in parameters.items()}
+            with Operations() as operations:
+                statistics = probe.statistics(False, None, gradient)
+            assert not statistics.not_covered
+            probe.stop()
+            model.zero_grad()
+        counts.append(operations.count)
+    each = (counts[1] - counts[0]) / 4
+    assert each <= 13
+    assert counts[0] - 2 * each <= 10
