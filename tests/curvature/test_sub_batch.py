@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 
+from cockpit_lite import Every, load_run
 from cockpit_lite.curvature import Curvature, ForwardProbe, source
 from cockpit_lite.curvature.sub_batch import SubBatch, choose
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instruments.hessian_trace import HessianTrace
 from cockpit_lite.instruments.layerwise_curvature import LayerwiseCurvature
 from cockpit_lite.instruments.max_eigenvalue import MaxEigenvalue
+from cockpit_lite.instruments.spectral_density import SpectralDensity
 from cockpit_lite.step import Step
 from tests.curvature.cases import forward, random_vectors
+from tests.identity import cockpit
 from tests.zoo import ZOO
 
 
@@ -178,3 +184,26 @@ def test_the_global_random_numbers_and_the_model_are_left_alone() -> None:
 def test_sizes_that_make_no_sense_are_refused(instrument: Any, size: float) -> None:
     with pytest.raises(SetupError, match="sub_batch"):
         instrument(sub_batch=size)
+
+
+@pytest.mark.parametrize("name", ["mlp_dropout", "gpt_tied_dropout", "encoder_time_first", "resnet_batch_norm", "lstm"])
+def test_the_training_stays_as_it_is_to_the_bit(name: str, tmp_path: Path) -> None:
+    architecture = ZOO[name]
+
+    def train(watch: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = architecture.build(dtype=torch.float32).train()
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+        instruments = [MaxEigenvalue(sub_batch=0.25), HessianTrace(), LayerwiseCurvature(), SpectralDensity()]
+        draw = torch.Generator().manual_seed(0)
+        watched = cockpit(model, optimizer, run=tmp_path / "run", instruments=instruments, schedule=Every(1), budget=None)
+        with watched if watch else nullcontext():
+            for _ in range(2):
+                optimizer.zero_grad()
+                architecture.loss(model, architecture.batch(16, draw, torch.float32)).backward()
+                optimizer.step()
+        return [*(value.clone() for value in model.state_dict().values()), torch.get_rng_state()]
+
+    assert all(torch.equal(*pair) for pair in zip(train(False), train(True), strict=True))
+    note = load_run(tmp_path / "run").how("hessian_trace")[1]["note"]
+    assert ("from the whole batch: samples meet" if name == "resnet_batch_norm" else "sub-batch of 4 of 16 samples") in note
