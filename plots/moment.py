@@ -23,11 +23,14 @@ class Moment(Run):
         self.info = {**run.info, "status": "running"}
         self.not_measured = run.not_measured
         self._seconds = run.seconds
+        self._step = -1
+        self._rewound = 0
         self.move_to(0 if run.last_step is None else run.last_step)
 
     def move_to(self, step: int) -> None:
         """Show what was there after ``step``."""
         last = self._whole.last_step
+        self._rewound += step < self._step
         self._step = step
         self.alerts = [alert for alert in self._whole.alerts if alert.step <= step]
         # When a step was taken is not recorded; steps of one length are close enough for a header.
@@ -66,8 +69,8 @@ class Moment(Run):
         return steps[:count], values[:count]
 
     def edition(self, name: str) -> int:
-        """Return that of the whole run: up to a step, it has only grown."""
-        return self._whole.edition(name)
+        """Return a number that changes when a reading has not merely grown: by going back, too."""
+        return self._whole.edition(name) + self._rewound
 
     def how(self, name: str) -> Mapping[int, dict[str, Any]]:
         """Return how the values were got."""

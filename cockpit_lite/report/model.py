@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,7 @@ class Report:
         """Why no step may have been seen; empty if there was one."""
         return () if self.steps else NO_STEP_REASONS
 
-    @property
+    @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The story of the run: stretches of steps with one course of the loss."""
         return phases(self.run, self.findings)

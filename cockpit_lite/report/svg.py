@@ -32,6 +32,7 @@ _DECIMALS = re.compile(r"(\d\.\d)\d+")
 _TEXT = re.compile(r'<text [^>]*?style="([^"]*)"[^>]*>(.*?)</text>', re.DOTALL)
 _SIZE = re.compile(r"font-size: ([\d.]+)px")
 _TAG = re.compile(r"<[^>]*>")
+_NO_ROTATION = re.compile(r' transform="rotate\(-0 [^"]*\)"')
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 
 
@@ -49,13 +50,10 @@ def inline_svg(figure: Figure, key: str) -> Markup:
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})
     body = _DEFINED.sub("", _HEADER.sub("", drawn.getvalue(), count=1))
     label = _spoken(body)
-    body = _own_identifiers(body, key)
-    body = _COORDINATES.sub(lambda match: f'{match[1]}="{_short_path(match[2])}"', body)
-    body = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", body)
-    body = re.sub(r">\s+<", "><", body)
     turned = "<image" in body
-    if not turned:
-        body = _COLOUR.sub(lambda match: _VARIABLES.get(match[0], match[0]), body)
+    used = {first or second for first, second in _REFERENCE.findall(body)}
+    # Only inside of tags: a module may be called "#ffffff".
+    body = _TAG.sub(lambda tag: _tidied(tag[0], key, used, variables=not turned), re.sub(r">\s+<", "><", body))
     width, height = (72 * size for size in figure.get_size_inches())
     head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(printable(label), quote=True)}"'
     look = ' class="turned"' if turned else ""
@@ -101,12 +99,14 @@ def _spoken(body: str) -> str:
     return ": ".join(" ".join(part) for part in (title, line) if part)
 
 
-def _own_identifiers(body: str, key: str) -> str:
-    """Drop the identifiers that nothing refers to, and tell the others apart from those of other pictures."""
+def _tidied(tag: str, key: str, used: set[str], *, variables: bool) -> str:
+    """Return a tag with short numbers and the page's colours, and without identifiers but those in use, which get a prefix."""
     prefix = re.sub(r"\W", "-", key)
-    used = {first or second for first, second in _REFERENCE.findall(body)}
-    body = _IDENTIFIER.sub(lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", body)
-    return _REFERENCE.sub(lambda match: f"url(#{prefix}-{match[1]})" if match[1] else f'xlink:href="#{prefix}-{match[2]}"', body)
+    tag = _IDENTIFIER.sub(lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", tag)
+    tag = _REFERENCE.sub(lambda match: f"url(#{prefix}-{match[1]})" if match[1] else f'xlink:href="#{prefix}-{match[2]}"', tag)
+    tag = _COORDINATES.sub(lambda match: f'{match[1]}="{_short_path(match[2])}"', tag)
+    tag = _NO_ROTATION.sub("", tag)
+    return _COLOUR.sub(lambda match: _VARIABLES.get(match[0], match[0]), tag) if variables else tag
 
 
 def _short_path(numbers: str) -> str:

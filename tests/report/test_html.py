@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -258,3 +259,12 @@ def test_checks_that_nobody_asked_for_are_folded(make_run):
     (folded,) = re.findall(r"<details>\s*<summary>2 checks that need instruments.*?</details>", html, re.DOTALL)
     assert "noise-dominates" in folded
     assert "too-flat" in folded
+
+
+def test_words_in_a_picture_are_left_as_they_are(make_run, pictures):
+    name = 'id="x" d="1.2345" #1d2430 url(#y)'  # what pictures are made of, as the name of a reading
+    run = make_run(steps=0)
+    record(run, name, [1.0, 2.0, 3.0])
+    html = build_report(run, RULES).to_html()
+    shown = [unescape(re.sub("<[^>]*>", "", text)).lower() for text in re.findall("<text.*?</text>", html, re.DOTALL)]
+    assert name.lower() in shown
