@@ -30,13 +30,14 @@ from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import listen, stop_listening
 from cockpit_lite.probes.optimizer import OptimizerProbe
 from cockpit_lite.probes.parameters import named_parameters
+from cockpit_lite.probes.processes import OF_ONE_PROCESS, Processes
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
 from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
-from cockpit_lite.schedule import Budget, Schedule
+from cockpit_lite.schedule import Budget, Every, Schedule
 from cockpit_lite.sink import Sink, resolve_sinks
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class Cockpit:
             ``"csv"``, or :class:`~cockpit_lite.sink.Sink` objects.
         black_box: Whether to keep the first step whose loss or gradient is not finite, for ``cockpit-lite replay``; or how many
             bytes the kept steps of the run may take, by default a gibibyte.
+        process_group: The group of ``torch.distributed`` whose processes train together, data-parallel, such as
+            ``torch.distributed.group.WORLD``: loss and per-sample statistics are then those of all samples. Every process opens
+            its cockpit with it; one run is written, the first process reports. All must measure at the same steps: the schedule
+            is followed exactly, by default ``Every(10)``, and there is no budget. Without it each process sees its own part.
 
     Raises:
         SetupError: if the model has no parameters, the optimizer holds none of them, or an option is not understood.
@@ -105,7 +110,10 @@ class Cockpit:
         ignore: Iterable[str] = (),
         sinks: str | Sink | Iterable[str | Sink] = (),
         black_box: bool | int = True,
+        process_group: Any = None,
     ):
+        # Passes of ours through the wrapper itself would take part in its communication.
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._model = _check_model(model)
         self._optimizers = _check_optimizers(optimizer)
         self._parameters = named_parameters(model, self._optimizers)
@@ -133,9 +141,13 @@ class Cockpit:
         if on_alert is not None and not callable(on_alert):
             raise SetupError(f"on_alert= takes a callable, not {on_alert!r}.")
         self._on_alert = on_alert
+        self._processes = None if process_group is None else Processes(process_group)
+        if self._processes is not None:
+            self._budget = None
+            self._schedule = schedule or Every(10)
         self._rules = known_rules()
         self._ignored = Ignored(ignore, self._rules)
-        self._sinks = resolve_sinks(sinks)
+        self._sinks = resolve_sinks(sinks) if self._rank == 0 else []
         if not isinstance(black_box, int) or black_box < 0:
             raise SetupError(f"black_box= takes True, False or a number of bytes, not {black_box!r}.")
         self._black_box_limit = DEFAULT_LIMIT if black_box is True else int(black_box)
@@ -148,33 +160,36 @@ class Cockpit:
     def __enter__(self) -> Cockpit:
         if self._observer is not None:
             raise SetupError("A Cockpit watches one training run: make a new one for the next.")
-        writer = self._open_run()
+        writer = self._open_run() if self._processes is None else self._open_run_together(self._processes)
         earlier = self._earlier
-        self._recorder = Recorder(writer, self._rules, self._on_alert, self._announce, self._ignored, self._sinks, earlier)
+        announce = self._announce if self._rank == 0 else _say_nothing
+        self._recorder = Recorder(writer, self._rules, self._on_alert, announce, self._ignored, self._sinks, earlier)
+        instruments = self._instruments_of_the_run(writer)
         try:
-            for instrument in self._instruments:
+            for instrument in instruments:
                 (instrument.start if earlier is None else instrument.resume)(self._parameters)
             self._observer = Observer(
                 self._model,
                 self._parameters,
                 self._optimizers,
-                self._instruments,
+                instruments,
                 self._schedule,
                 self._budget,
                 self._recorder,
                 first_step=0 if earlier is None else earlier.step,
+                processes=self._processes,
             )
         except Exception as error:  # an instrument or a schedule of the user's own: nothing has begun yet, so it may be raised
             self._recorder.close(status="failed", ended=_now().isoformat(timespec="seconds"), steps=0, exception=_spelled(error))
             raise
         self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
-        if self._black_box_limit:
+        if self._black_box_limit and self._rank == 0:
             self._black_box = self._start_black_box(self._observer, self._recorder)
         listen(self._observer)
         loss_scale.watch()
         tensor_hooks.watch()
         self._optimizer_probe.start()
-        if self._live is not None:
+        if self._live is not None and self._rank == 0:
             from cockpit_lite.live import start_viewer  # nothing of it is needed without
 
             self._viewer = start_viewer(self._folder, self._live)
@@ -200,7 +215,8 @@ class Cockpit:
                 **({} if error is None else {"exception": _spelled(error)}),
                 cost=observer.costs.summary(),
             )
-            self._write_results()
+            if self._rank == 0:
+                self._write_results()
         except Exception as failure:  # the user's own exception, if any, must pass through unchanged
             warn(f"The report of the run in {self._folder} could not be written; its readings are there.", failure)
         if self._viewer is not None:
@@ -274,6 +290,38 @@ class Cockpit:
         listen(black_box)  # before the observer, whose own passes over the graph come between its two calls
         return black_box
 
+    @property
+    def _rank(self) -> int:
+        return 0 if self._processes is None else self._processes.rank
+
+    def _instruments_of_the_run(self, writer: RunWriter) -> list[Instrument]:
+        """Return the instruments that can measure, and write down why the others cannot."""
+        if self._processes is None:
+            return self._instruments
+        left_out = [instrument for instrument in self._instruments if OF_ONE_PROCESS & set(instrument.needs)]
+        reason = "it is not measured over several processes yet"
+        writer.not_measured(0, {name: reason for instrument in left_out for name in (instrument.readings or (instrument.name,))})
+        return [instrument for instrument in self._instruments if instrument not in left_out]
+
+    def _open_run_together(self, processes: Processes) -> RunWriter:
+        """Open the run on the first process, then beside it on the others."""
+        if processes.rank == 0:
+            try:
+                writer = self._open_run()
+            except Exception as error:
+                processes.same(error)
+                raise
+            processes.same((self._folder, self._earlier))
+            return writer
+        opened = processes.same(None)
+        if isinstance(opened, Exception):
+            raise opened
+        self._folder, self._earlier = opened
+        earlier = self._earlier
+        if earlier is None:
+            return RunWriter(self._folder, self._info(), rank=processes.rank)
+        return RunWriter(self._folder, self._info(), resumed=earlier.step, seconds=earlier.seconds, rank=processes.rank)
+
     def _open_run(self) -> RunWriter:
         self._earlier = earlier = find_earlier(self._folder, self._resume)
         if earlier is not None:
@@ -340,6 +388,7 @@ class Cockpit:
             "schedule": "every step" if self._schedule is None else repr(self._schedule),
             "budget": None if self._budget is None else self._budget.share,
             "seed": torch.initial_seed(),
+            **({} if self._processes is None else {"processes": self._processes.size}),
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -348,6 +397,10 @@ class Cockpit:
                 "platform": sys.platform,
             },
         }
+
+
+def _say_nothing(alert: Alert) -> None:
+    """The first process says it."""
 
 
 def _check_model(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from cockpit_lite.presets import ALWAYS
 from cockpit_lite.probes import loss_scale
 from cockpit_lite.probes.backward import objective
 from cockpit_lite.probes.last_step import versions
+from cockpit_lite.probes.processes import Processes
 from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
@@ -51,6 +52,7 @@ class Observer:
         recorder: Recorder,
         clock: Callable[[], float] = time.perf_counter,
         first_step: int = 0,
+        processes: Processes | None = None,
     ):
         self.index = first_step
         self.active = True
@@ -59,7 +61,7 @@ class Observer:
         # What is recorded at every step comes along on every tracked step, but is no reason to track one.
         self._companions = [instrument for instrument in instruments if instrument.name in ALWAYS]
         self._instruments = [instrument for instrument in instruments if instrument.name not in ALWAYS]
-        self._probes = Probes(model, dict(parameters), self._optimizers, clock)
+        self._probes = Probes(model, dict(parameters), self._optimizers, clock, processes)
         self._pulse = Pulse()
         self._schedule = schedule
         self._budget = budget
@@ -158,7 +160,7 @@ class Observer:
     def closure_begins(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
         if self._closure == "expected" and self.active:
-            # Backward passes before it are part of the step, or thrown away by the next one, if it sets the gradient to zero first.
+            # Backward passes before it are part of the step, or thrown away by the next one if it sets the gradient to zero.
             self._closure = "first"
 
     def closure_ends(self) -> None:

@@ -131,6 +131,7 @@ class RunWriter:
         clock: Seconds, monotonic; replaced in tests.
         resumed: The step from which on the run in the folder is gone on with; None: a new run.
         seconds: How long that run had taken.
+        rank: Of the process, where several train together: only the first writes ``run.json`` and ``alerts.jsonl``.
 
     Raises:
         RunExistsError: if the folder already holds a run, or the one that is to be resumed is still being written.
@@ -149,8 +150,11 @@ class RunWriter:
         clock: Callable[[], float] = time.monotonic,
         resumed: int | None = None,
         seconds: float = 0.0,
+        rank: int = 0,
     ):
         self.folder = Path(folder)
+        self._rank = rank
+        readings, alerts = readings_file(rank), alerts_file(rank)
         self.info = {"schema": SCHEMA_VERSION, **info}
         self._clock = clock
         self._last_flush = clock()
@@ -161,15 +165,15 @@ class RunWriter:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if resumed is None:
-                    if any((self.folder / name).exists() for name in (INFO_FILE, READINGS_FILE, ALERTS_FILE)):
+                    if any((self.folder / name).exists() for name in (readings, alerts, *(() if rank else (INFO_FILE,)))):
                         raise FileExistsError
                     # Created or refused in one go, so that of two processes only one gets the folder.
-                    self._readings = self._create(READINGS_FILE, undo)
-                    self._alerts = self._create(ALERTS_FILE, undo)
+                    self._readings = self._create(readings, undo)
+                    self._alerts = self._create(alerts, undo)
                     _lock(self._readings)
                 else:
-                    self._readings = self._reopen(READINGS_FILE, undo)
-                    self._alerts = self._reopen(ALERTS_FILE, undo)
+                    self._readings = self._reopen(readings, undo)
+                    self._alerts = self._reopen(alerts, undo)
                     self._wait_for_lock()
                 self._write_info()
             except OSError as error:
@@ -274,6 +278,8 @@ class RunWriter:
             self.flush()
 
     def _write_info(self) -> None:
+        if self._rank:
+            return
         replace_file(self.folder / INFO_FILE, json.dumps(encode(self.info), indent=2, allow_nan=False).encode())
 
 
@@ -410,6 +416,11 @@ def readings_file(rank: int) -> str:
     ('readings.jsonl', 'readings-rank3.jsonl')
     """
     return READINGS_FILE if rank == 0 else f"readings-rank{rank}.jsonl"
+
+
+def alerts_file(rank: int) -> str:
+    """Return the name of the file with the alerts of one process."""
+    return ALERTS_FILE if rank == 0 else f"alerts-rank{rank}.jsonl"
 
 
 def ranks_in(folder: Path) -> list[int]:

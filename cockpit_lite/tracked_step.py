@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -59,6 +58,7 @@ from cockpit_lite.probes.last_step import LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.probe_batch import ProbeBatch
+from cockpit_lite.probes.processes import LocalGradient, Processes
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
@@ -147,10 +147,13 @@ class Probes:
     generator: torch.Generator = field(init=False)
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     plans: dict[tuple[Instrument, ...], Plan] = field(init=False, default_factory=dict)
+    processes: Processes | None = None
+    local_gradient: LocalGradient = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.gradient = GradientProbe(self.parameters)
+        self.local_gradient = LocalGradient(self.parameters)
         trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.per_sample = PerSampleProbe(self.model, trainable)
         self.probe_batch = ProbeBatch(self.model, trainable)
@@ -182,6 +185,28 @@ class Probes:
         self.data.stop()
         self.blocks.stop()
         self.probe_batch.stop()
+        self.local_gradient.stop()
+
+
+class _Timed:
+    """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
+
+    __slots__ = ("_start", "_step")
+
+    def __init__(self, step: TrackedStep) -> None:
+        self._step = step
+
+    def __enter__(self) -> None:
+        self._start = self._step._probes.clock()
+        _ONE_AT_A_TIME.acquire()
+        self._step._pause(True)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._step._pause(False)
+        finally:
+            _ONE_AT_A_TIME.release()
+        self._step.spent += self._step._probes.clock() - self._start
 
 
 class TrackedStep:
@@ -551,9 +576,11 @@ class TrackedStep:
             PER_SAMPLE_SQUARES in self._needs,
             PER_SAMPLE_GRADIENTS in self._needs,
             directions={"last_step": last.update} if follows and last is not None else None,
-            # of the first step nobody knows
-            one_backward=self._expected_backwards == 1 and self._step.index > 0,
+            # of the first step nobody knows, and of several processes each learns the gradient of all when its own pass is over
+            one_backward=self._expected_backwards == 1 and self._step.index > 0 and self._probes.processes is None,
         )
+        if self._probes.processes is not None:
+            self._probes.local_gradient.start()
 
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
         if self._per_sample_obstacle is not None:
@@ -571,9 +598,15 @@ class TrackedStep:
                 # In the units that went backwards, since the contributions are checked against the gradient.
                 gradient = {name: value * scale for name, value in gradient.items()}
             with torch.no_grad():
+                processes = self._probes.processes
                 statistics = self._probes.per_sample.statistics(
-                    PER_SAMPLE_PRODUCTS in self._needs, gradient, squares=PER_SAMPLE_SQUARES in self._needs
+                    PER_SAMPLE_PRODUCTS in self._needs,
+                    gradient,
+                    None if processes is None else self._probes.local_gradient.gradient,
+                    squares=PER_SAMPLE_SQUARES in self._needs,
                 )
+                if processes is not None:
+                    statistics = processes.merge(statistics, gradient or {})
                 if scale is not None:
                     statistics.unscale(scale)
                 self._step.observed["per_sample"] = statistics
@@ -667,10 +700,13 @@ class TrackedStep:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
 
     def _note_loss(self, loss: Tensor | float | None) -> None:
+        processes = self._probes.processes
         if loss is None:
             self._step.reasons["loss"] = "no backward() was seen on this step"
-        else:
+        elif processes is None:
             self._step.observed["loss"] = loss
+        elif "loss" not in self._step.observed:
+            self._step.observed["loss"] = processes.mean(torch.as_tensor(loss))
 
     def _read_learning_rates(self) -> None:
         self._step.learning_rates = learning_rates(self._probes.optimizers)
@@ -679,14 +715,5 @@ class TrackedStep:
         probes = self._probes
         probes.activations.paused = probes.wiring.paused = probes.data.paused = probes.blocks.paused = paused
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
-        start = self._probes.clock()
-        with _ONE_AT_A_TIME:
-            self._pause(True)
-            try:
-                yield
-            finally:
-                self._pause(False)
-                self.spent += self._probes.clock() - start
+    def _timed(self) -> _Timed:
+        return _Timed(self)
