@@ -46,6 +46,11 @@ lint: $(VENV)/installed-dev ## the quick part of check: ruff and types
 	$(RUN) ruff check .
 	$(RUN) mypy
 
+.PHONY: docs
+docs: $(VENV)/installed-docs ## environment, install, and the documentation as pages in docs/_build/html
+	$(RUN) sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 .PHONY: build
 build: $(VENV)/installed-dev ## wheel and sdist in dist/
 	$(RUN) build
