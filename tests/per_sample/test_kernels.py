@@ -46,6 +46,16 @@ def test_gates_are_those_of_a_loop(hidden: int, options: dict[str, Any]) -> None
     torch.testing.assert_close(inputs, output.detach())
 
 
+def test_the_workspace_goes_with_the_graph() -> None:
+    module = nn.LSTM(3, 4)
+    output = module(torch.randn(5, 2, 3))[0]
+    kernel = watch_kernels(module, output)["l0"]
+    before = kernel.gates.clone()
+    output.sum().backward()
+    assert torch.equal(kernel.gates, before)
+    assert kernel.gates.untyped_storage().nbytes() == before.numel() * before.element_size()
+
+
 @pytest.mark.parametrize("row", [16, 48])
 def test_another_layout_is_noticed(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With rows of another length the gates are those of other samples: they are calculated instead."""

@@ -26,11 +26,21 @@ class Kernel:
 
     Attributes:
         outputs: Shape (T, N, H), in the order of time.
-        gates: After their activations, shape (T, N, 4 H), in the order in which they were calculated.
+        gates: After their activations, shape (T, N, 4 H), in the order in which they were calculated; ``None``: not to be had.
+        in_workspace: Whether the gates are still where the kernel has written them.
     """
 
     outputs: Tensor
-    gates: Tensor
+    gates: Tensor | None
+    in_workspace: bool = True
+
+    def let_the_workspace_go(self, *_: object) -> None:
+        """The kernel is through with its workspace, which is several times as large as the gates: keep these only."""
+        try:
+            if self.gates is not None and self.in_workspace:
+                self.gates, self.in_workspace = self.gates.clone(memory_format=torch.contiguous_format), False
+        except Exception:  # for want of memory, say: the user's backward pass is under way
+            self.gates = None
 
 
 def watch_kernels(module: nn.RNNBase, output: Tensor) -> dict[str, Kernel]:
@@ -61,6 +71,7 @@ def watch_kernels(module: nn.RNNBase, output: Tensor) -> dict[str, Kernel]:
             if gates is None:
                 return {}
             found[key] = Kernel(outputs, gates)
+            node.register_hook(found[key].let_the_workspace_go)
         open_nodes.extend(following for following, _ in node.next_functions)
     return found if len(found) == len(keys) else {}
 
