@@ -12,6 +12,7 @@ import importlib
 import inspect
 import io
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,7 @@ def gauges() -> list[str]:
     return sorted(functions - {"pages", "reading", "save_page", "animate"})
 
 
+@cache
 def run_of(broken: str | None) -> Run:
     """Return a run of the demo, trained once and kept until the demo changes."""
     source = Path(inspect.getsourcefile(demo) or "").read_bytes()
@@ -145,7 +147,8 @@ def run_of(broken: str | None) -> Run:
 
 def draw(name: str, run: Run, path: Path) -> None:
     """Draw a gauge by itself."""
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    figure = Figure(figsize=(6, 2.8))
+    figure.subplots_adjust(left=0.11, right=0.96, top=0.84, bottom=0.22)
     FigureCanvasAgg(figure)
     getattr(plots, name)(run, figure.add_subplot())
     figure.savefig(path, dpi=110)

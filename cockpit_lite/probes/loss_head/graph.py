@@ -239,7 +239,7 @@ def _require_outputs(heads: Sequence[LossHead], ends: Sequence[Edge]) -> None:
 
 
 def _before_casts(end: Edge) -> Iterator[Edge]:
-    """An output and what it was cast from: under mixed precision some trainers hand it out in float32, and the loss had it before."""
+    """Yield an output and what it was cast from: some trainers hand out float32 where the loss had half of that."""
     edge: Edge | None = end
     while edge is not None:
         yield edge
