@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 _MOST_SETTINGS_NAMED = 3
+_LONGEST_VALUES = 40
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -103,6 +104,8 @@ class Comparison:
             return "No setting differs"
         if len(names) > _MOST_SETTINGS_NAMED:
             return f"{count(len(names), 'setting')} differ"
+        if len(names) == 1 and sum(map(len, self.settings[0].values)) <= _LONGEST_VALUES:
+            return f"{names[0]} differs ({', '.join(self.settings[0].values)})"
         return f"{listed(names)} differ{'s' if len(names) == 1 else ''}"
 
     @property

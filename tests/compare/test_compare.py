@@ -185,7 +185,7 @@ def test_hostile_names_stay_text(make):
 def test_runs_without_readings_are_compared_by_their_settings(make, steps):
     page = Page(compare_runs([make("long"), make("short", steps=steps, info={"seed": 3})]).to_html())
     text = " ".join(" ".join(page.text).split())
-    assert "seed differs between 2 runs" in text
+    assert "seed differs (0, 3) between 2 runs" in text
     if not steps:
         assert "The runs share no reading." in text
 
