@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from cockpit_lite.resume import Earlier
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.sink import Sink
 from cockpit_lite.transfer import HostTransfer, Row
+
+#: Seconds of processor time that all rules together may take at a step; a rule that takes half of it is switched off.
+LONGEST_CHECK = 1.0
 
 
 class Recorder:
@@ -64,6 +68,7 @@ class Recorder:
         self._transfer = HostTransfer()
         self._episodes = Episodes()
         self._reasons: dict[str, str] = {}
+        self._slow = False
         self._sinks = list(sinks)
         self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info))
         if silent:
@@ -144,9 +149,13 @@ class Recorder:
 
     def _check_rules(self) -> None:
         found: list[Alert] = []
+        begin = time.thread_time()
         for rule in tuple(self._rules):
+            began = time.thread_time() if self._slow else 0.0
             try:
                 alert = rule.check(self.history)
+                if self._slow and (seconds := time.thread_time() - began) > LONGEST_CHECK / 2:
+                    raise TimeoutError(f"it took {seconds:.1f} s")
             except Exception as error:
                 self._rules.remove(rule)
                 reason = f"the rule failed and was switched off ({type(error).__name__}: {error})"
@@ -160,6 +169,7 @@ class Recorder:
                     self._end(rule, *over)
             elif alert is not None:
                 found.append(alert)
+        self._slow = time.thread_time() - begin > LONGEST_CHECK  # which one it was shows the next time
         by_code = {rule.code: rule for rule in self._rules}
         for alert in rank(found, self._all_rules):
             rule = by_code[alert.code]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,6 +144,28 @@ def test_a_rule_that_raises_is_switched_off(make: Callable[..., Setting]) -> Non
     assert [alert.code for alert in setting.recorder.alerts] == ["CL901"]
     setting.recorder.close()
     assert "ZeroDivisionError: in a rule" in load_run(setting.writer.folder).not_measured["CL903"]
+
+
+def test_a_rule_that_takes_too_long_is_switched_off(make: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(LossAbove):
+        code, name = "CL904", "slow"
+
+        def check(self, history: History) -> Alert | None:
+            self.looks += 1
+            until = time.thread_time() + 0.3
+            while time.thread_time() < until:
+                pass
+            return None
+
+    monkeypatch.setattr("cockpit_lite.recorder.LONGEST_CHECK", 0.2)
+    slow, rule = Slow(), LossAbove()
+    setting = make(slow, rule)
+    with one_warning("The rule CL904 slow failed and was switched off. (TimeoutError: it took 0.3 s)"):
+        for step in range(4):
+            setting.step(step, 0.5)
+    assert slow.looks == 2 and rule.looks == 4
+    setting.recorder.close()
+    assert "TimeoutError" in load_run(setting.writer.folder).not_measured["CL904"]
 
 
 def test_an_on_alert_that_raises_is_switched_off(make: Callable[..., Setting]) -> None:

@@ -155,7 +155,7 @@ def _costs(height: np.ndarray) -> np.ndarray:
     sums = [np.append(0.0, np.cumsum(terms)) for terms in (x, height, x * x, height * height, x * height)]
     n = np.arange(count + 1)[None, :] - np.arange(count)[:, None]
     sx, sy, sxx, syy, sxy = (total[None, :] - total[:-1, None] for total in sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         rss = (syy - sy**2 / n) - (sxy - sx * sy / n) ** 2 / (sxx - sx**2 / n)
     return np.where(n >= min(_FEWEST_MEDIANS, count), np.maximum(rss, 0.0), math.inf)
 
@@ -200,7 +200,7 @@ def _rate(run: Run, first: int, last: int) -> str:
     inside, at = inside[usable], at[usable]
     if not len(inside):
         return ""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         ratio = inside[1:] / inside[:-1]
     jumps = np.flatnonzero((ratio >= _JUMP) | (ratio <= 1 / _JUMP))
     if 0 < len(jumps) <= _MOST_JUMPS:
