@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -151,10 +152,11 @@ class Call:
         """Return a bound of the terms that the gradients of the parameters are sums of."""
         if self.noise is not None:
             return self.noise
-        deltas = sum(delta.abs().sum() for delta in self.deltas if delta is not None)
-        limits = [torch.aminmax(value) for value in self.inputs if value.is_floating_point() and value.numel()]
-        largest = [torch.maximum(-low, high) for low, high in limits]  # cheaper than the greatest absolute value
-        return deltas * (torch.stack(largest).max().clamp(min=1) if largest else 1.0)
+        # a sum of products is at most the product of the norms; a bias is a sum of deltas times one
+        deltas = [delta for delta in self.deltas if delta is not None]
+        inputs = [_norm(value) for value in self.inputs if value.is_floating_point()]
+        ones = math.sqrt(sum(delta.numel() for delta in deltas))
+        return sum(map(_norm, deltas)) * (torch.stack(inputs).max().clamp(min=ones) if inputs else ones)
 
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""
@@ -175,6 +177,10 @@ class Call:
         signature = inspect.signature(self.module.forward).bind(*self.args, **self.kwargs)
         signature.apply_defaults()
         return list(signature.arguments.values())
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
