@@ -14,11 +14,11 @@ from cockpit_lite.recorder import Recorder
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="full devices and limits are those of Linux")
 
 ALL = faults()
-#: All of those around the cockpit, and every fifth of those inside.
+#: All of those around the cockpit, and every ninth of those inside.
 SLICE = [
     fault
     for number, fault in enumerate(ALL)
-    if fault.group in ("log", "user and outside", "viewer") or (fault.group != "report" and number % 5 == 0)
+    if fault.group in ("log", "user and outside", "viewer") or (fault.group != "report" and number % 9 == 0)
 ]
 
 
