@@ -13,8 +13,8 @@ from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, a
 
 #: Up to so many positions a sum of squares is one product over pairs of positions: writing the gradients takes longer.
 FEW_POSITIONS = 6
-#: From so many elements on a gradient is measured by itself on a CPU, while the innermost cache holds it: 64 kB in float32.
-LARGE = 1 << 14
+#: From so many elements on, 128 kB in float32, a gradient is measured by itself on a CPU, while the inner cache holds it.
+LARGE = 1 << 15
 
 
 class Side:
