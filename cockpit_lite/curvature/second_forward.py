@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from cockpit_lite.curvature.front import front, prediction_front
-from cockpit_lite.curvature.loss_graph import LossGraph, derivative_along
+from cockpit_lite.curvature.loss_graph import LossGraph, Slopes, derivative_along
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
 from cockpit_lite.curvature.quietly import forward_hooks, own_hooks_resting, package
 from cockpit_lite.curvature.sub_batch import Layout, SubBatch, drawn_for_all
@@ -160,13 +160,25 @@ class SecondForward(LossGraph):
             *trust_note(custom_functions),
         ]
 
-    def by_sample(self, vectors: Sequence[Tensor]) -> Tensor:
+    def multiply_and_push(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> tuple[Slopes, Slopes]:
+        """Return the Hessian times ``vectors`` and, from the same pass, how they move the outputs; see :meth:`push`."""
+        slopes, parameters = self._restricted(positions)
+        bent = [seed for seed in self.seeds if seed.requires_grad]
+        found = derivative_along(slopes, vectors, [*parameters, *bent])
+        moves = iter(found[len(parameters) :])
+        return found[: len(parameters)], [next(moves) if seed.requires_grad else None for seed in self.seeds]
+
+    def by_sample(self, moves: Slopes) -> Tensor:
         """Return what each sample of the sub-batch contributes to the quadratic form of the Gauss-Newton matrix.
 
+        Args:
+            moves: How the outputs move along the vector, of :meth:`push`.
+
         Raises:
-            NotMeasured: if the outputs are no predictions.
+            NotMeasured: if the loss is not curved in the outputs.
         """
-        moves = self.push(vectors)
+        if not self.outputs:
+            raise NotMeasured(self.without_outputs)
         pulls = self.bend(
             [torch.zeros_like(seed) if move is None else move for seed, move in zip(self.seeds, moves, strict=True)]
         )

@@ -123,19 +123,32 @@ class Source:
             return self
         raise reason
 
-    def spread(self, vectors: Sequence[Tensor]) -> Tensor:
+    def spread(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
         """Return the variance that taking a sub-batch brings into ``v'Hv``, from the samples' parts in the Gauss-Newton matrix.
 
         Raises:
             NotMeasured: if these are not known.
         """
-        graph, samples = self._graph, self.samples
-        assert isinstance(graph, SecondForward) and samples is not None
-        if not graph.outputs:
-            raise NotMeasured(graph.without_outputs)
-        parts = self._quietly(lambda: graph.by_sample(vectors).detach())
+        graph = self._graph
+        assert isinstance(graph, SecondForward)
+        return self._variance(self._quietly(lambda: graph.by_sample(graph.push(vectors, positions)).detach()))
+
+    def product_and_spread(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> tuple[list[Tensor], Tensor | None]:
+        """Return the Hessian times ``vectors`` and, from the same pass, :meth:`spread`, None where that is not known."""
+        graph = self._graph
+        assert isinstance(graph, SecondForward)
+        products, moves = self._quietly(lambda: graph.multiply_and_push(vectors, positions))
+        self.hessian_products += 1
+        try:
+            variance = self._variance(self._quietly(lambda: graph.by_sample(moves).detach()))
+        except NotMeasured:
+            variance = None
+        return self._complete(products, positions), variance
+
+    def _variance(self, parts: Tensor) -> Tensor:
+        assert self.samples is not None
         parts = parts if self._scale is None else parts / self._scale
-        return (1 - 1 / samples.factor) * samples.size * parts.var()
+        return (1 - 1 / self.samples.factor) * self.samples.size * parts.var()
 
     def last_layers(self, positions: Sequence[int]) -> list[int]:
         """Return those of the parameters at ``positions`` that the forward pass used last; see :mod:`tail`."""

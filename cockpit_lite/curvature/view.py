@@ -217,6 +217,7 @@ class Curvature:
         positions = zip(self.parameters, self._matrix.positions, strict=True)
         part._matrix = Matrix(self._source, tuple(position for name, position in positions if name in wanted))
         part._part = "+".join(part.parameters)
+        part._sub_batches = {}
         part._forget_results()
         return part
 
@@ -358,7 +359,7 @@ class Curvature:
         if self._source.samples is None:
             return None
         try:
-            return self._source.spread(self.unflatten(vector)).sqrt()
+            return self._source.spread(self.unflatten(vector), self._matrix.positions).sqrt()
         except NotMeasured:
             return None
 
@@ -392,11 +393,8 @@ class Curvature:
         basis, products = self._known()
         inside = basis @ signs
         outside = torch.addmv(signs, basis.T, inside, alpha=-1)
-        try:
-            variance = part._source.spread(part.unflatten(outside))
-        except NotMeasured:
-            variance = None
-        return signs, part.product(outside).addmv_(products.T, inside), variance
+        images, variance = part._source.product_and_spread(part.unflatten(outside), part._matrix.positions)
+        return signs, flatten(images).addmv_(products.T, inside), variance
 
     def _known(self) -> tuple[Tensor, Tensor]:
         """Return what the search for eigenvalues knows by now: orthonormal rows, and their products."""

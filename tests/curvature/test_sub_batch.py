@@ -145,6 +145,20 @@ def test_what_the_search_knows_is_that_of_the_whole_batch() -> None:
         torch.testing.assert_close(product, expected)
 
 
+def test_a_block_of_a_sub_batch_is_a_block_of_its_matrix() -> None:
+    curvature = watched(*small())
+    block = curvature.restricted(["0.weight"])
+    part = block.sub_batch(8)
+    # Another draw of samples: the block has a sub-batch of its own.
+    assert part.samples == (8, 32) and part.dimension == 40
+    whole = torch.zeros(curvature.dimension).double()
+    whole[:40] = vector = torch.randn(40).double()
+    same = curvature._of(part._source, "")
+    torch.testing.assert_close(part.product(vector), same.product(whole)[:40])
+    estimate = block.trace(2, 8)
+    assert estimate.standard_error is not None and torch.isfinite(estimate.standard_error)
+
+
 def test_the_largest_eigenvalue_of_a_sub_batch_says_so_and_has_an_error() -> None:
     step = Step(0, {})
     model, inputs, targets = small()
