@@ -129,8 +129,9 @@ def look(task: Task, model: nn.Module, chosen: Tensor, memory: CurvatureMemory |
 
 @dataclass
 class Found:
-    """Products, relative errors and times of one method along a training."""
+    """Products, relative errors and times of one method along a training; ``failure``: why it has none."""
 
+    failure: str = ""
     products: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -143,6 +144,8 @@ class Found:
 
     def cells(self, plain: float) -> list[str]:
         """Return a row's cells; ``plain`` is the time of a plain step."""
+        if self.failure:
+            return [self.failure, *["-"] * 4]
         median, most = statistics.median(self.products), max(self.products)
         errors = [f"{statistics.median(self.errors):.2%}", f"{max(self.errors):.1%}"]
         return [f"{median:g}", str(most), *errors, f"{statistics.median(self.seconds) / plain:.1f}"]
@@ -274,7 +277,10 @@ def eigenvalues(task: Task, steps: int) -> tuple[dict[str, Found], float]:
             peers: dict[str, tuple[float, int, float]] = {}
             for name, method in methods().items():
                 begin = time.process_time()
-                peers[name] = (*method(task, model, chosen, curvature, start), time.process_time() - begin)
+                try:
+                    peers[name] = (*method(task, model, chosen, curvature, start), time.process_time() - begin)
+                except RuntimeError as error:  # forward-mode derivatives that a kernel does not have, of one of the peers
+                    found[name] = Found(failure=f"{type(error).__name__}: {str(error).splitlines()[0][:60]}")
             exact = max(exact, peers["Lanczos, cold"][0], peers["scipy eigsh"][0])
             found["cockpit-lite"].add(spent, value, exact, ours)
             found[f"cockpit-lite, {SHARE:.0%} of the batch"].add(part.products, estimate, exact, share)
