@@ -109,6 +109,13 @@ class GrowingRun:
         self._random = np.random.default_rng(0)
         self.grow(steps)
 
+    def __enter__(self) -> GrowingRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the run as a training that was killed leaves it."""
+        self.writer.abandon()
+
     def grow(self, count: int) -> None:
         """Append steps, and hand them to the operating system."""
         end = self.steps + count
@@ -304,7 +311,8 @@ def refresh_rows(folder: Path, lengths: list[int]) -> list[list[str]]:
     """Time ours at every length, and theirs where that is possible."""
     rows = []
     for steps in lengths:
-        found = refreshes(folder / f"run{steps}", GrowingRun(folder / f"run{steps}", steps))
+        with GrowingRun(folder / f"run{steps}", steps) as growing:
+            found = refreshes(folder / f"run{steps}", growing)
         slowest = sorted(found.times)[int(0.95 * len(found.times))]
         ours = verdict(found.median, REFRESH_TARGET, 1e-3, "ms")
         rows.append(["cockpit-lite", f"{steps:,}", ours, f"{1e3 * slowest:.3g} ms", f"{found.first:.2f} s"])
@@ -324,9 +332,8 @@ def opening_rows(folder: Path, steps: int) -> list[list[str]]:
     """Time opening runs for the first time, and again."""
     rows = []
     every = folder / f"run{steps}"  # left by the refreshes
-    if not every.exists():
-        GrowingRun(every, steps)
-    GrowingRun(folder / "budget", steps, tracked=100)
+    with GrowingRun(folder / "budget", steps, tracked=100):
+        pass
     cases = (("all readings at every 100th step, the rest at every step", "budget"), ("all readings at every step", every.name))
     for title, name in cases:
         log = folder / name / "readings.jsonl"

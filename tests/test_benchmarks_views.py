@@ -12,8 +12,8 @@ from cockpit_lite.plots.layout import shown_by
 
 
 def test_a_run_of_any_length_has_what_twelve_gauges_show(tmp_path: Path) -> None:
-    growing = GrowingRun(tmp_path / "run", 300)
-    growing.grow(7)
+    with GrowingRun(tmp_path / "run", 300) as growing:
+        growing.grow(7)
     run = load_run(tmp_path / "run")
     assert run.last_step == 306
     assert all(len(run.series(name)[0]) == 307 for name in run.names)
@@ -22,15 +22,16 @@ def test_a_run_of_any_length_has_what_twelve_gauges_show(tmp_path: Path) -> None
 
 
 def test_a_run_under_a_budget_has_little_at_most_steps(tmp_path: Path) -> None:
-    GrowingRun(tmp_path / "run", 300, tracked=100)
+    with GrowingRun(tmp_path / "run", 300, tracked=100):
+        pass
     run = load_run(tmp_path / "run")
     assert len(run.series("loss")[0]) == 300
     assert run.series("alpha")[0].tolist() == [0, 100, 200]
 
 
 def test_refreshes_are_of_a_run_that_grows(tmp_path: Path) -> None:
-    growing = GrowingRun(tmp_path / "run", 50)
-    found = refreshes(tmp_path / "run", growing, count=2)
+    with GrowingRun(tmp_path / "run", 50) as growing:
+        found = refreshes(tmp_path / "run", growing, count=2)
     assert growing.steps == 52 == found.steps
     assert len(found.times) == 2 and min(found.times) > 0
     assert found.first > found.median > 0
