@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -186,27 +187,6 @@ class Probes:
         self.blocks.stop()
         self.probe_batch.stop()
         self.local_gradient.stop()
-
-
-class _Timed:
-    """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
-
-    __slots__ = ("_start", "_step")
-
-    def __init__(self, step: TrackedStep) -> None:
-        self._step = step
-
-    def __enter__(self) -> None:
-        self._start = self._step._probes.clock()
-        _ONE_AT_A_TIME.acquire()
-        self._step._pause(True)
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._step._pause(False)
-        finally:
-            _ONE_AT_A_TIME.release()
-        self._step.spent += self._step._probes.clock() - self._start
 
 
 class TrackedStep:
@@ -715,5 +695,14 @@ class TrackedStep:
         probes = self._probes
         probes.activations.paused = probes.wiring.paused = probes.data.paused = probes.blocks.paused = paused
 
-    def _timed(self) -> _Timed:
-        return _Timed(self)
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
+        start = self._probes.clock()
+        with _ONE_AT_A_TIME:
+            self._pause(True)
+            try:
+                yield
+            finally:
+                self._pause(False)
+                self.spent += self._probes.clock() - start
