@@ -68,7 +68,7 @@ class Recorder:
         self._transfer = HostTransfer()
         self._episodes = Episodes()
         self._reasons: dict[str, str] = {}
-        self._slow = False
+        self._slow = self._history_failed = False
         self._sinks = list(sinks)
         self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info))
         if silent:
@@ -81,12 +81,7 @@ class Recorder:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record what the user logs."""
-        if self._rules:
-            try:
-                self.history.add(step, values)
-            except Exception as error:  # this is called from the user's loop
-                self._rules = []
-                warn("What was logged could not be shown to the rules, which were switched off.", error)
+        self._remember(lambda history: history.add(step, values))
         self._write(lambda writer: writer.step(step, values))
         self._tell_sinks(lambda sink: sink.take(step, values))
 
@@ -108,7 +103,7 @@ class Recorder:
     def _record(self, row: Row) -> None:
         if row.steps is not None:
             steps = row.steps
-            self.history.add_block(steps, row.values)
+            self._remember(lambda history: history.add_block(steps, row.values))
             self._write(lambda writer: writer.block(steps, row.values))
             self._tell_sinks(lambda sink: _take_block(sink, steps, row.values))
             if not all(
@@ -116,7 +111,7 @@ class Recorder:
             ):  # the one thing that cannot wait for the next measured step
                 self._check_rules()
             return
-        self.history.add(row.step, row.values)
+        self._remember(lambda history: history.add(row.step, row.values))
         self._write(lambda writer: writer.step(row.step, row.values, row.how))
         self._tell_sinks(lambda sink: sink.take(row.step, row.values))
         # A reading that was measured has no reason any more; the others are written when they change.
@@ -127,6 +122,15 @@ class Recorder:
             self._write(lambda writer: writer.not_measured(row.step, changed))
             self._reasons = {name: reason for name, reason in {**self._reasons, **changed}.items() if reason}
         self._check_rules()
+
+    def _remember(self, action: Callable[[History], None]) -> None:
+        if self._history_failed:
+            return
+        try:
+            action(self.history)
+        except Exception as error:
+            self._history_failed, self._rules = True, []
+            warn("The rules could not be shown what was measured, and were switched off; it is in the log.", error)
 
     def _write(self, action: Callable[[RunWriter], None]) -> None:
         if self._writer is None:
