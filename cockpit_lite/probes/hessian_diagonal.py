@@ -25,6 +25,12 @@ from cockpit_lite.probes.loss_head.heads import CrossEntropy
 from cockpit_lite.probes.per_sample.shadow import shadow_tree
 from cockpit_lite.probes.replay import Replay
 
+#: Columns that BackPACK may carry backwards: one for every output of the model, and one for every unit with a bend of its own.
+MOST_COLUMNS = 128
+
+#: Activations with a second derivative.
+_CURVED = (nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.LogSigmoid, nn.GELU, nn.SiLU, nn.Softplus)
+
 #: How far the repeated loss may be from the user's, relative.
 _TOLERANCE = 1e-3
 
@@ -59,6 +65,7 @@ def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
         try:
             extend(model)
             output = model(*map(_differentiable, replay.call.args))
+            _require_few_columns(model, output)
             _require_prediction(head, output)
             function, target, factor = _loss(head, output.detach())
             loss = extend(function)(output, target)
@@ -99,6 +106,16 @@ def _differentiable(value: Any) -> Any:
             raise NotMeasured("the model is given integers, and BackPACK knows no lookup")
         return value.detach().requires_grad_()
     return value
+
+
+def _require_few_columns(model: nn.Module, output: Tensor) -> None:
+    """The cost is in proportion to them: a small convolution with a sigmoid has a thousand units, and would take minutes."""
+    columns = output[0].numel() + sum(module.output[0].numel() for module in model.modules() if isinstance(module, _CURVED))
+    if columns > MOST_COLUMNS:
+        raise NotMeasured(
+            f"BackPACK would carry {columns:,} columns backwards, one for every unit with a curved activation; "
+            f"up to {MOST_COLUMNS} are affordable"
+        )
 
 
 def _require_prediction(head: LossHead, output: object) -> None:

@@ -157,6 +157,16 @@ def test_where_backpack_does_not_know_there_is_a_reason(model: nn.Module, loss: 
         hessian_diagonal(made)
 
 
+def test_many_curved_units_are_too_dear() -> None:
+    wide = nn.Sequential(nn.Linear(4, 200), nn.Sigmoid(), nn.Linear(200, 3)).double()
+    made, _ = replay(wide, X, lambda z: F.cross_entropy(z, LABELS))
+    with pytest.raises(NotMeasured, match="203 columns"):
+        hessian_diagonal(made)
+    flat = nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 3)).double()
+    made, _ = replay(flat, X, lambda z: F.cross_entropy(z, LABELS))
+    assert hessian_diagonal(made)
+
+
 def test_in_a_real_loop(tmp_path: Path) -> None:
     model = net(nn.Tanh())
     before = copy.deepcopy(model)
