@@ -228,12 +228,11 @@ which rows belong to which sample; a structure is asked once.
         publish("per_sample", "Per-sample statistics", body, options.print_only)
 
 
-REASONS = """Why targets are missed. Time: an MLP's step is so short that some hundred small operations and Python calls, which do
-not depend on the size of the layers, weigh as much as its matrix products. An LSTM's kernel does not show the gradients before
-its gates: they are found again by one more product with the weights forward and one backward, well over half of what the step
-itself multiplies. Where a layer has several positions, a sum of squares needs every sample's gradient matrix, a product as large
-as the layer's own weight gradient, in pieces that are slower. Memory: what is asked for as sums of squares is as large as the
-parameters."""
+REASONS = """Why targets are missed. Time: an MLP's step is so short that some hundred small operations and Python calls, which
+do not depend on the size of the layers, weigh as much as its matrix products. An LSTM's kernel keeps its gates, but does not
+show the gradients before them: these are found again by going back through time once more, a small product a time. Where a
+layer has several positions, a sum of squares needs every sample's gradient matrix, a product as large as the layer's own weight
+gradient, in pieces that are slower. Memory: what is asked for as sums of squares is as large as the parameters."""
 
 
 if __name__ == "__main__":
