@@ -181,11 +181,12 @@ def test_demo_hands_its_options_on(monkeypatch):
 def test_watch_hands_its_options_on(monkeypatch):
     calls = []
     live = types.ModuleType("cockpit_lite.live")
-    live.watch = lambda folder, mode, pid=None: calls.append((folder, mode, pid))
+    live.watch = lambda folder, mode, pid, rank, port: calls.append((folder, mode, pid, rank, port))
     monkeypatch.setitem(sys.modules, "cockpit_lite.live", live)
     assert cli.main(["watch", "there"]) == 0
     assert cli.main(["watch", "there", "--terminal", "--pid", "12"]) == 0
-    assert calls == [("there", "window", None), ("there", "terminal", 12)]
+    assert cli.main(["watch", "there", "--serve", "--port", "0", "--rank", "3"]) == 0
+    assert calls == [("there", "window", None, 0, 8988), ("there", "terminal", 12, 0, 8988), ("there", "serve", None, 3, 0)]
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch):
@@ -197,7 +198,14 @@ def test_an_interrupt_is_no_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["demo", "--steps", "0"], ["demo", "--broken", "leg"], ["watch", "x", "--window", "--terminal"]]
+    "arguments",
+    [
+        [],
+        ["demo", "--steps", "0"],
+        ["demo", "--broken", "leg"],
+        ["watch", "x", "--window", "--terminal"],
+        ["watch", "x", "--port", "70000"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
