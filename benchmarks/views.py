@@ -367,25 +367,25 @@ def main() -> None:
         watched = watched_training(folder / "watched", options.pairs, options.seconds)
     taken = report["opened"] + report["worked"]
     body = f"""Processor time, one thread. All readings of the twelve gauges are measured at every step; between two refreshes
-comes a ten-thousandth of the steps, at least one. The first time everything is drawn. A window gives a refresh 50 ms and lets what
-is left wait for the next one; here all gauges are brought up to date.
+comes a ten-thousandth of the steps, at least one. The first time everything is drawn. A window gives a refresh 50 ms and lets
+what is left wait for the next one; here all gauges are brought up to date.
 
 **Refresh** of the whole page, reading included; target 50 ms at any length.
 
 {table(["", "steps", "median", "95 of 100", "first time"], refresh)}
 
-**Opening** a run of {options.steps:,} steps; target 2 s. The first time the log is read and a cache is written beside it; memory is
-what the process grows by on opening (the cache is mapped, and read when it is looked at); the page is then drawn from nothing.
+**Opening** a run of {options.steps:,} steps; target 2 s. The first time the log is read and a cache is written beside it; memory
+is what the process grows by on opening (the cache is mapped, and read when it is looked at); the page is then drawn from nothing.
 
 {table(["what was measured", "", "opened", "log", "cache", "memory", "page"], opening)}
 
-**Report** of a run of 10,000 steps, opened, checked, drawn and written: {verdict(taken, REPORT_TARGET, 1, "s")}, {page / 1e6:.2f} MB of
-HTML.
+**Report** of a run of 10,000 steps, opened, checked, drawn and written: {verdict(taken, REPORT_TARGET, 1, "s")}, {page / 1e6:.2f}
+MB of HTML.
 
-**A training that is watched** ({nets()[0].name}, `instruments="standard"`): a step takes **{watched.ratio:.3f}** times what it takes
-while the viewer is stopped ({"met" if watched.ratio <= SLOWED_TARGET else "missed"}: {SLOWED_TARGET}); medians over {options.pairs}
-blocks of {options.seconds:g} s. Neighbouring blocks without a viewer differ by a factor of {watched.control:.3f}, which is what the
-machine adds. The viewer, in a process of its own that yields to others, takes {watched.viewer:.1%} of a core."""
+**A training that is watched** ({nets()[0].name}, `instruments="standard"`): a step takes **{watched.ratio:.3f}** times what it
+takes while the viewer is stopped ({"met" if watched.ratio <= SLOWED_TARGET else "missed"}: {SLOWED_TARGET}); medians over
+{options.pairs} blocks of {options.seconds:g} s. Neighbouring blocks without a viewer differ by a factor of
+{watched.control:.3f}, which is what the machine adds. The viewer, in a process of its own that yields to others, takes {watched.viewer:.1%} of a core."""
     publish("views", "Looking at a run", body, options.print_only)
 
 
