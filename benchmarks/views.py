@@ -385,7 +385,8 @@ MB of HTML.
 **A training that is watched** ({nets()[0].name}, `instruments="standard"`): a step takes **{watched.ratio:.3f}** times what it
 takes while the viewer is stopped ({"met" if watched.ratio <= SLOWED_TARGET else "missed"}: {SLOWED_TARGET}); medians over
 {options.pairs} blocks of {options.seconds:g} s. Neighbouring blocks without a viewer differ by a factor of
-{watched.control:.3f}, which is what the machine adds. The viewer, in a process of its own that yields to others, takes {watched.viewer:.1%} of a core."""
+{watched.control:.3f}, which is what the machine adds. The viewer, in a process of its own that yields to others, takes
+{watched.viewer:.1%} of a core."""
     publish("views", "Looking at a run", body, options.print_only)
 
 
