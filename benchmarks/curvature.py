@@ -280,7 +280,7 @@ def eigenvalues(task: Task, steps: int) -> tuple[dict[str, Found], float]:
                 try:
                     peers[name] = (*method(task, model, chosen, curvature, start), time.process_time() - begin)
                 except RuntimeError as error:  # forward-mode derivatives that a kernel does not have, of one of the peers
-                    found[name] = Found(failure=f"{type(error).__name__}: {str(error).splitlines()[0][:60]}")
+                    found[name] = Found(failure=f"{type(error).__name__}: {str(error).splitlines()[0][:100]}")
             exact = max(exact, peers["Lanczos, cold"][0], peers["scipy eigsh"][0])
             found["cockpit-lite"].add(spent, value, exact, ours)
             found[f"cockpit-lite, {SHARE:.0%} of the batch"].add(part.products, estimate, exact, share)
