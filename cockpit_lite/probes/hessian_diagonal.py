@@ -11,7 +11,7 @@ Reference: F. Dangel, F. Kunstner, P. Hennig, BackPACK: Packing more into Backpr
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from backpack import backpack, extend
@@ -110,7 +110,8 @@ def _differentiable(value: Any) -> Any:
 
 def _require_few_columns(model: nn.Module, output: Tensor) -> None:
     """The cost is in proportion to them: a small convolution with a sigmoid has a thousand units, and would take minutes."""
-    columns = output[0].numel() + sum(module.output[0].numel() for module in model.modules() if isinstance(module, _CURVED))
+    curved = [module for module in model.modules() if isinstance(module, _CURVED)]
+    columns = output[0].numel() + sum(cast(Tensor, module.output)[0].numel() for module in curved)
     if columns > MOST_COLUMNS:
         raise NotMeasured(
             f"BackPACK would carry {columns:,} columns backwards, one for every unit with a curved activation; "
