@@ -4,6 +4,10 @@ Loss and gradient are looked at just after the backward pass, before the optimiz
 that the step began with, and nothing has to be copied on a step that is fine. What is held meanwhile is what the step holds
 anyway: its inputs, and what the loss has sent back to the model's outputs.
 
+A training with steps so short that this would cost more than half a percent of its time has only some of them looked at closely.
+On the others the inputs are held and the loss is looked at: a step that goes wrong there is kept, too, but for the state of the
+random numbers, and a gradient that goes wrong under a sound loss is seen at the next step.
+
 Of the gradient a few small parameters are looked at, the first ones of the network among them, which nearly every NaN on its way
 back arrives at; on measured steps all are. On an accelerator nothing waits for the numbers: see
 :mod:`cockpit_lite.black_box.latch`.
@@ -14,6 +18,7 @@ from __future__ import annotations
 import cmath
 import math
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +90,7 @@ class BlackBox:
         self._asked = False
         self._faults = 0
         self._was_bad = self._was_bad_there = False
+        self._spent = 0.0
         self._scale_uses = loss_scale.uses()
         self._scaled = False
         self._loss: float | None = None
@@ -109,13 +115,14 @@ class BlackBox:
 
     def ask(self) -> None:
         """Keep the next step whose backward pass is seen."""
-        self._asked = True
+        self._asked = self._watch.closely = True
 
     def before_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if not self._active:
             return
-        self._watch.resting = self._watch.listening = True
+        start = time.perf_counter()
+        self._watch.listen(True)
         self._scaled, self._scale_uses = loss_scale.uses() != self._scale_uses, loss_scale.uses()
         self._loss, self._target, self._operations = None, None, []
         if len(tensors) != 1:
@@ -130,15 +137,22 @@ class BlackBox:
             self._loss /= float(scale)
         if self._asked or self._lost():
             self._read_loss(root)
+        self._spent = time.perf_counter() - start
 
     def after_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if not self._active:
             return
-        self._watch.resting = self._watch.listening = False
+        start = time.perf_counter()
+        self._watch.listen(False)
         calls = self._watch.take()
-        if not calls:
-            return  # somebody else's loss
+        if calls:  # else it is somebody else's loss
+            self._look(calls, tensors)
+        self._watch.step_ends(self._spent + time.perf_counter() - start)
+        if self._asked:
+            self._watch.closely = True
+
+    def _look(self, calls: Sequence[Call], tensors: Sequence[Tensor]) -> None:
         if self._latch is not None:
             self._note(self._latch, calls, tensors)
         reason = self._fault()
@@ -173,7 +187,7 @@ class BlackBox:
         if self._lost():
             return NOT_FINITE_LOSS
         # A gradient scaler looks for a scale that is just small enough, and skips the steps where it is not.
-        if not self._scaled and not self._finite_gradient():
+        if not self._scaled and (self._watch.closely or self._measured()) and not self._finite_gradient():
             return NOT_FINITE_GRADIENT
         return None
 
@@ -302,12 +316,17 @@ def _notes(calls: Sequence[Call]) -> list[str]:
     notes = []
     if any(call.overwritten for call in calls):
         notes.append("an input of the model was changed in place after the forward pass, and is kept as it was then")
-    age = max(call.random["age"] for call in calls)
+    if not all(call.random for call in calls):
+        notes.append(
+            "the steps are so short that only some are looked at closely: "
+            "of this one the state of the random numbers is not known"
+        )
+    age = max(call.random.get("age", 0) for call in calls)
     if age:
         notes.append(
             f"the random number generators of python and numpy are as they were {age} calls before, that of torch is exact"
         )
-    if any(gradient is None for call in calls for gradient in call.gradients):
+    if any(gradient is None for call in calls for gradient in call.gradients or [None]):
         notes.append("what the loss sent back to an output was too large to be held, or nothing")
     return notes
 

@@ -8,6 +8,7 @@ computed and nothing copied but buffers that move; the inputs are held until the
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,17 @@ MOST_GRADIENT_BYTES = 16 * 2**20
 MOST_BUFFER_BYTES = 4 * 2**20
 
 
+#: Share of the time that looking at calls closely may cost. A training with shorter steps has some calls noted in short.
+_SHARE = 0.005
+
+
+@dataclass(slots=True)
+class Ear:
+    """Whether gradients that come back are noted: all that a hook in the user's graph holds of the watch."""
+
+    listening: bool = False
+
+
 @dataclass(slots=True)
 class Call:
     """One call of the model.
@@ -37,10 +49,10 @@ class Call:
     Attributes:
         args: Positional inputs, by reference.
         kwargs: Those by keyword.
-        random: States of the generators before it.
+        random: States of the generators before it; empty if it was noted in short.
         buffers: Values before it of the buffers that move; None: not known.
         autocast: Device type -> dtype that it ran under.
-        versions: Of the input tensors.
+        versions: Of the input tensors; None if it was noted in short.
         nodes: Numbers of the nodes of the graph that made its outputs; the nodes themselves would hold the graph.
         reached: Whether a backward pass came back to it.
         gradients: What the loss sent back to its outputs; None: nothing, or too much to hold.
@@ -51,7 +63,7 @@ class Call:
     random: dict[str, Any]
     buffers: dict[str, Tensor] | None
     autocast: dict[str, str]
-    versions: list[int] = field(default_factory=list)
+    versions: list[int] | None = None
     nodes: list[int] = field(default_factory=list)
     reached: bool = False
     gradients: list[Tensor | None] = field(default_factory=list)
@@ -59,7 +71,7 @@ class Call:
     @property
     def overwritten(self) -> bool:
         """Whether an input was changed in place since."""
-        return self.versions != _versions(self.args, self.kwargs)
+        return self.versions is not None and self.versions != _versions(self.args, self.kwargs)
 
 
 class CallWatch:
@@ -71,11 +83,15 @@ class CallWatch:
 
     Attributes:
         resting: While set no call is noted: those inside a backward pass are repetitions.
-        listening: While set the gradients that come back to the outputs are noted.
+        closely: Whether the step under way is looked at closely. In short a call's inputs are held, and nothing else.
     """
 
     def __init__(self, model: nn.Module, measuring: Callable[[], bool]):
-        self.resting = self.listening = False
+        self.resting = False
+        self.closely = True
+        self._ear = Ear()
+        self._spent = 0.0
+        self._not_before = 0.0
         self._model = model
         self._measuring = measuring
         devices = {parameter.device for parameter in model.parameters()}
@@ -108,27 +124,53 @@ class CallWatch:
         self._calls = [call for call in self._calls if not call.reached]
         return found
 
+    def listen(self, listening: bool) -> None:
+        """Note the gradients that come back to the outputs from now on, or no more; calls meanwhile are repetitions."""
+        self.resting = self._ear.listening = listening
+
+    def step_ends(self, seconds: float) -> None:
+        """Decide how closely the next step is looked at.
+
+        Args:
+            seconds: What looking at this one has cost besides the calls.
+        """
+        now = time.perf_counter()
+        if self.closely:
+            self._not_before = now + (self._spent + seconds) / _SHARE
+        self._spent = 0.0
+        self.closely = now >= self._not_before
+
     @property
     def output_nodes(self) -> set[int]:
         """Numbers of the nodes of the graph that made the outputs of the calls that are held."""
         return {number for call in self._calls for number in call.nodes}
 
-    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note a call that is about to be made; never raises."""
         if self.resting or not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             return None
         try:
             if self._measuring():
                 return None
+            if not self.closely:
+                return Call(args, kwargs, {}, None, {})
+            start = time.perf_counter()
             kinds = [kind for kind in self._device_types if torch.is_autocast_enabled(kind)]
             autocast = {kind: str(torch.get_autocast_dtype(kind)).removeprefix("torch.") for kind in kinds}
-            return Call(args, dict(kwargs), self._random.take(), self._moving_buffers(), autocast, _versions(args, kwargs))
+            call = Call(args, kwargs, self._random.take(), self._moving_buffers(), autocast, _versions(args, kwargs))
+            self._spent += time.perf_counter() - start
+            return call
         except Exception as error:  # this runs inside the user's forward: no failure of ours may reach it
             logger.debug("a call of the model is not kept", exc_info=error)
             return None
 
     def end(self, call: Call, output: Any) -> None:
         """The call has been made; never raises."""
+        if call.versions is None:
+            call.reached = True  # nobody looks whether it is
+            self._calls = [*self._calls[1 - MOST_CALLS :], call]
+            return
+        start = time.perf_counter()
         try:
             outputs = tensors(output)
             call.gradients = [None] * len(outputs)
@@ -139,12 +181,15 @@ class CallWatch:
             self._calls = [*self._calls[1 - MOST_CALLS :], call]
             while len(self._calls) > 1 and size([(held.args, held.kwargs) for held in self._calls[:-1]]) > MOST_INPUT_BYTES:
                 del self._calls[0]
+            self._spent += time.perf_counter() - start
         except Exception as error:
             logger.debug("a call of the model is not kept", exc_info=error)
 
     def _marker(self, call: Call, position: int, number: int) -> Callable[[Any], None]:
+        ear = self._ear
+
         def mark(gradients: Any) -> None:
-            if self.listening:
+            if ear.listening:
                 call.reached = True
                 gradient = gradients[number]
                 small = gradient is not None and gradient.numel() * gradient.element_size() <= MOST_GRADIENT_BYTES

@@ -45,6 +45,8 @@ class RandomStates:
 
 def to_file(states: dict[str, Any]) -> dict[str, Any]:
     """Return states as plain containers of tensors."""
+    if not states:
+        return {}
     python, numpy = states["slow"]
     found = {"torch": states["torch"], "devices": dict(states["devices"]), "calls since those of python and numpy": states["age"]}
     if python is not None:
@@ -68,6 +70,8 @@ def set_states(found: dict[str, Any]) -> None:
     Raises:
         ValueError, TypeError, KeyError, RuntimeError: if they are no states.
     """
+    if not found:
+        return  # it was not noted
     torch.set_rng_state(found["torch"])
     for name, state in found["devices"].items():
         device = torch.device(name)

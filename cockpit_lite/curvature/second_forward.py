@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -137,18 +137,18 @@ class SecondForward(LossGraph):
             _compare(first, second, tolerance)
         else:
             self.layouts = [_layout(samples, *pair, tolerance) for pair in zip(first, second, strict=True)]
-        self._factor = 1.0 if samples is None else samples.factor
+        ends = _Ends(self.layouts, 1.0 if samples is None else samples.factor, [output.new_empty(0) for output in second])
         custom_functions = check_nodes([loss], first) + check_nodes(second)
         slopes = torch.autograd.grad(loss, first, create_graph=True)
         if samples is not None:
             _require_apart(slopes, first, self.layouts)
 
         def bend(moves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-            """Return L'' times what the outputs move by."""
-            pulls = derivative_along(slopes, self._to_first(moves, first), first)
-            return [None if pull is None else self._to_second(index, pull, second) for index, pull in enumerate(pulls)]
+            """Return L'' times what the outputs move by. The graph holds it: if it held the graph, neither would be freed."""
+            pulls = derivative_along(slopes, ends.to_first(moves, first), first)
+            return [None if pull is None else ends.to_second(index, pull) for index, pull in enumerate(pulls)]
 
-        seeds = [self._to_second(index, slope.detach(), second) for index, slope in enumerate(slopes)]
+        seeds = [ends.to_second(index, slope.detach()) for index, slope in enumerate(slopes)]
         self.seeds = _Seeds.apply(bend, seeds, *second)
         self.root = second[0]
         self.slopes = torch.autograd.grad(second, parameters, self.seeds, create_graph=True, allow_unused=True)
@@ -191,15 +191,31 @@ class SecondForward(LossGraph):
             raise NotMeasured("the loss is not curved in the outputs")
         return torch.stack(parts).sum(0)
 
-    def _to_first(self, moves: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
+
+class _Ends(NamedTuple):
+    """Between the outputs of the user's pass and those of the second one.
+
+    Attributes:
+        layouts: Where the samples of a sub-batch lie; empty: the second pass has all of them.
+        factor: What makes the sub-batch an estimate of the whole.
+        kinds: Empty tensors of the type and device of the second outputs.
+    """
+
+    layouts: Sequence[Layout]
+    factor: float
+    kinds: Sequence[Tensor]
+
+    def to_first(self, moves: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
+        """Return moves of the second outputs as moves of the first ones."""
         if not self.layouts:
             return [move.to(output) for move, output in zip(moves, first, strict=True)]
         return [layout.put(move, output) for layout, move, output in zip(self.layouts, moves, first, strict=True)]
 
-    def _to_second(self, index: int, value: Tensor, second: Sequence[Tensor]) -> Tensor:
+    def to_second(self, index: int, value: Tensor) -> Tensor:
+        """Return a slope by a first output as one by the second."""
         if not self.layouts:
-            return value.to(second[index])
-        return self.layouts[index].take(value).to(second[index]) * self._factor
+            return value.to(self.kinds[index])
+        return self.layouts[index].take(value).to(self.kinds[index]) * self.factor
 
 
 def _layout(samples: SubBatch, before: Tensor, after: Tensor, tolerance: float) -> Layout:

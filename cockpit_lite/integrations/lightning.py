@@ -17,12 +17,8 @@ from cockpit_lite.integrations.metrics import validation_metrics
 from cockpit_lite.integrations.need import need
 from cockpit_lite.isolation import warn
 
-try:
-    need("lightning", "lightning")
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except Exception:  # the older name of the same library, whose classes are others
-    need("pytorch_lightning", "lightning")
-    from pytorch_lightning import Callback, LightningModule, Trainer
+need("lightning", "lightning")
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 
 
 class CockpitCallback(Callback):

@@ -78,7 +78,6 @@ def test_an_archive_that_unpacks_to_more(tmp_path: Path, genuine: Path) -> None:
         {"notes": 3},
         {"buffers": {"x": "text"}},
     ],
-    ids=str,
 )
 def test_parts_of_the_wrong_kind(change: dict[str, Any], tmp_path: Path, genuine: Path) -> None:
     path = tmp_path / "changed.pt"

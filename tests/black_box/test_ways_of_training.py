@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from cockpit_lite.black_box import kept_steps, load_step, replay
+from cockpit_lite.black_box import calls, kept_steps, load_step, replay
 from cockpit_lite.errors import ReplayError
 from cockpit_lite.preflight import QuietCockpit
 from tests.black_box.nets import classifier
@@ -41,6 +41,27 @@ def test_the_micro_batch_that_was_bad_is_kept(tmp_path: Path) -> None:
     assert kept.step == 1 and torch.equal(kept.calls[0]["args"][0], batches[4])
     found = replay(kept, classifier("Tanh"))
     assert (found.kind, found.place) == ("batch", (3, 1))
+
+
+def test_short_steps_are_looked_at_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that costs is bounded; a bad loss is still kept with its batch and the weights before it."""
+    monkeypatch.setattr(calls, "_SHARE", 1e-9)  # only the first step
+    model = classifier("Tanh")
+    optimizer = sgd(model)
+    batches = 0.1 + torch.rand(4, 8, 4)
+    weights = []
+    with watch(model, optimizer, tmp_path / "run"):
+        for number, inputs in enumerate(batches):
+            weights.append([parameter.detach().clone() for parameter in model.parameters()])
+            optimizer.zero_grad()
+            (model(inputs).square().mean() * (math.nan if number == 2 else 1e-6)).backward()
+            optimizer.step()
+    kept = load_step(tmp_path / "run")
+    assert kept.step == 2
+    assert torch.equal(kept.calls[0]["args"][0], batches[2])
+    assert all(torch.equal(there, then) for there, then in zip(kept.weights.values(), weights[2], strict=True))
+    assert any("only some are looked at closely" in note for note in kept.notes)
+    assert replay(kept, classifier("Tanh")).kind != "nothing"
 
 
 def test_a_closure(tmp_path: Path) -> None:

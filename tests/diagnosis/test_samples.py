@@ -46,7 +46,7 @@ def test_a_level_of_wrong_labels() -> None:
         {"label_noise": 0.05, "batch_accuracy": 0.6},  # a hard task: most errors are near guesses
         {"loss_rows": 2.0, "label_noise": 0.05, "batch_accuracy": 0.93},  # too few samples to be sure
     ],
-    ids=str,
+    ids=["few", "still being learnt", "nobody knows enough yet", "a hard task", "too few samples"],
 )
 def test_hard_is_not_wrong(changes: dict[str, Level]) -> None:
     assert first(LabelsNoisy(), 200, **noisy(**changes)) is None
