@@ -91,12 +91,10 @@ def normalised(name: str) -> str:
 def test_every_import_is_a_declared_dependency() -> None:
     project = SETTINGS["project"]
     requirements = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    #: Brought by another distribution than that of their name, which need not be installed here.
-    brought = {"mlflow": ["mlflow-skinny"]}
     declared = {normalised(re.split(r"[\s\[<>=!~;]", line, maxsplit=1)[0]) for line in requirements}
-    undeclared = {
-        name for name in imported_packages() if declared.isdisjoint(map(normalised, origin.get(name, brought.get(name, [name]))))
-    }
+    # mlflow is brought by another distribution than that of its name, which need not be installed here.
+    origin = {"mlflow": ["mlflow-skinny"], **importlib.metadata.packages_distributions()}
+    undeclared = {name for name in imported_packages() if declared.isdisjoint(map(normalised, origin.get(name, [name])))}
     assert undeclared == set()
     assert {"torch", "backpack"} <= imported_packages()
 
