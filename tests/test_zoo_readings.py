@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
-from cockpit_lite import load_run
+from cockpit_lite import load_run, run_log
 from cockpit_lite.run import Run
 from tests import reference
 from tests.identity import EVERYTHING, cockpit
@@ -19,6 +19,12 @@ from tests.zoo import ZOO, Architecture, Batch
 PER_SAMPLE = ("norm_test", "inner_product_test", "orthogonality_test", "gradient_noise_scale")
 LEARNING_RATE = 0.01
 SEED = 9  # of the noise that dropout draws
+
+
+@pytest.fixture(autouse=True)
+def _all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is compared, not what the log rounds it to."""
+    monkeypatch.setattr(run_log, "_number", repr)
 
 
 def one_step(architecture: Architecture, folder: Path, dtype: torch.dtype, *, train: bool) -> tuple[Run, torch.nn.Module]:
