@@ -23,5 +23,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
+napoleon_use_ivar = True  # attributes that are properties, too, are described twice otherwise
+suppress_warnings = ["myst.xref_missing"]  # pages of the repository that are included here link to their neighbours
 # The reader's own names in the docstrings ("theta_t") are no links.
 nitpicky = False
