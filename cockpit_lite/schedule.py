@@ -59,8 +59,9 @@ class Budget:
 
     Every step pays its share of time into the accounts; a measurement is due when its account covers what it is
     expected to cost. Cheap measurements are served first and in full (max-min fairness), so the dear ones are stretched
-    first. The first steps, thinning out like 0, 1, 2, 4, 8, ... 64, are measured on credit, since most faults show there; the
-    debt is paid back before the next measurement.
+    first. The first steps, thinning out like 0, 1, 2, 4, 8, ... 64, are measured on credit, since most faults show there: step 0
+    in any case, the others as far as the next thousand steps can repay, the cheap measurements first. The debt is paid back
+    before the next measurement.
 
     Args:
         share: Greatest share of training time, such as 0.05.
@@ -70,6 +71,9 @@ class Budget:
     """
 
     first_steps = frozenset({0, 1, 2, 4, 8, 16, 32, 64})
+
+    #: So many steps must be able to repay what is lent: a dear measurement of short steps would otherwise be over any budget.
+    repaid_within = 1000
 
     #: An account cannot hoard: so many measurements' worth at most. Two would leave none to spare for one that costs a little
     #: more than expected, and what could be measured at every step would be measured at every other.
@@ -93,10 +97,15 @@ class Budget:
 
     def allows(self, account: str, step: int) -> bool:
         """Return whether a measurement may be made at ``step``."""
-        if step in self.first_steps or account not in self._cost:
+        if account not in self._cost or (step in self.first_steps and self._lends(account)):
             return True
         self._pay()
         return self._credit[account] >= self._cost[account]
+
+    def _lends(self, account: str) -> bool:
+        served_first = [other for other, cost in self._cost.items() if cost <= self._cost[account]]
+        owed = sum(self._cost[other] - min(self._credit[other], 0.0) for other in served_first)
+        return owed <= self.share * self._step_seconds * self.repaid_within
 
     def end_step(self, training_seconds: float, spent: Mapping[str, float]) -> None:
         """Book one step: what training took, and what each account spent on measuring."""
