@@ -124,7 +124,7 @@ def test_the_first_steps_are_measured_on_credit(costs: dict[str, float]) -> None
 
 
 def test_no_more_is_lent_than_a_thousand_steps_repay() -> None:
-    simulation = Simulation(0.05, {"cheap": 0.01, "dear": 20.0, "dearest": 100.0}).run(2_000)
+    simulation = Simulation(0.05, {"cheap": 0.01, "dear": 20.0, "dearest": 100.0}).run(20_000)
     assert set(FIRST) <= set(simulation.measured["cheap"])
     assert simulation.measured["dear"][0] == simulation.measured["dearest"][0] == 0
     assert min(step for step in simulation.measured["dearest"] if step) > 1_000
