@@ -210,8 +210,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from cockpit_lite.live import watch
+    from cockpit_lite.live import make_way, watch
 
+    make_way()
     watch(options.run, options.mode, pid=options.pid, rank=options.rank, port=options.port)
     return CLEAN
 

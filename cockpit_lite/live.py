@@ -67,6 +67,13 @@ def start_viewer(folder: str | os.PathLike[str], mode: str) -> Viewer | None:
         return None
 
 
+def make_way() -> None:
+    """Let a training on the same machine come first; for a process that does nothing but show it."""
+    if hasattr(os, "nice"):
+        with contextlib.suppress(OSError):
+            os.nice(_NICE)
+
+
 def watch(
     folder: str | os.PathLike[str],
     mode: str | None = "window",
@@ -96,9 +103,6 @@ def watch(
     follower = Follower(folder, pid, rank=rank)
     if rank not in follower.run.ranks:
         raise NotARunError(f"{folder} has no readings of rank {rank}; there are those of {follower.run.ranks}.")
-    if hasattr(os, "nice"):
-        with contextlib.suppress(OSError):
-            os.nice(_NICE)  # a training on the same machine comes first
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to leave, nothing to be shown a traceback for
         if mode == "terminal":
             from cockpit_lite.live_terminal import watch_terminal
@@ -157,7 +161,8 @@ class ProcessViewer(Viewer):
         handle, name = tempfile.mkstemp(prefix="cockpit-lite-viewer-", suffix=".log")
         self._log = Path(name)
         self._said = reason is not None
-        program = "import sys; from cockpit_lite.live import watch; watch(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+        program = "import sys; from cockpit_lite.live import make_way, watch; make_way(); "
+        program += "watch(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
         command = [sys.executable, "-c", program, str(folder), mode, str(os.getpid())]
         options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal is meant for the training
         if sys.platform == "win32":

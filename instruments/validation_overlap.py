@@ -52,8 +52,10 @@ class ValidationOverlap(Instrument):
 
     def measure(self, step: Step) -> Readings:
         inputs, seen = step.data.inputs, step.data.without_gradients
-        if inputs is None or inputs.dim() < 2 or inputs[0].numel() < FEWEST_ELEMENTS or inputs.is_complex():
+        if inputs is None or inputs.dim() < 2 or inputs.is_complex() or inputs.shape[1:].numel() < FEWEST_ELEMENTS:
             raise NotMeasured("no samples were seen that could be told apart")
+        if not len(inputs):
+            raise NotMeasured("the batch is empty")
         own = hashes(inputs)
         shape = inputs.shape[1:]
         others = [hashes(batch.to(inputs)) for batch in seen if batch.shape[1:] == shape and batch.dtype == inputs.dtype]

@@ -25,6 +25,8 @@ def _repeatable(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     """Seed torch, and work in an empty folder: a test that forgets ``run=`` leaves no run in the repository."""
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    if hasattr(os, "nice"):
+        monkeypatch.setattr(os, "nice", lambda increment: 0)  # a viewer makes way for good, and here it would be the tests
 
 
 @pytest.fixture(autouse=True)
