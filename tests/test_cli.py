@@ -181,6 +181,7 @@ def test_demo_hands_its_options_on(monkeypatch):
 def test_watch_hands_its_options_on(monkeypatch):
     calls = []
     live = types.ModuleType("cockpit_lite.live")
+    live.make_way = lambda: None
     live.watch = lambda folder, mode, pid, rank, port: calls.append((folder, mode, pid, rank, port))
     monkeypatch.setitem(sys.modules, "cockpit_lite.live", live)
     assert cli.main(["watch", "there"]) == 0
