@@ -96,7 +96,7 @@ class Cost:
         if self.budget is not None and self.share > 1.1 * self.budget:
             allowed = format_share(self.budget)
             text += (
-                f" That is above the budget of {allowed}: the first steps are always measured, and paid back as the run goes on."
+                f" That is above the budget of {allowed}: the first steps are measured on credit, and paid back as the run goes on."
             )
         return text
 
