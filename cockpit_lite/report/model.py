@@ -95,9 +95,7 @@ class Cost:
             text += f": {format_seconds(self.measuring_seconds)} beside {format_seconds(self.training_seconds)}."
         if self.budget is not None and self.share > 1.1 * self.budget:
             allowed = format_share(self.budget)
-            text += (
-                f" That is above the budget of {allowed}: the first steps are measured on credit, and paid back as the run goes on."
-            )
+            text += f" That is above the budget of {allowed}: the first steps are measured on credit, and paid back later."
         return text
 
 
