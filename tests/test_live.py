@@ -26,6 +26,7 @@ from cockpit_lite.live_terminal import TerminalViewer, watch_terminal
 from cockpit_lite.plots.follow import Follower
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
+from tests.displays import virtual_display
 from tests.plots.synthetic import ALERTS, readings_run, training_run
 
 PATIENCE = 60.0
@@ -58,25 +59,8 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A virtual display of its own."""
-    server = shutil.which("Xvfb")
-    if server is None:
-        pytest.skip("needs Xvfb")
-    pytest.importorskip("tkinter")
-    receive, send = os.pipe()
-    process = subprocess.Popen(
-        [server, "-displayfd", str(send), "-screen", "0", "1440x960x24", "-nolisten", "tcp"],
-        pass_fds=[send], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(send)
-    with os.fdopen(receive) as answer:
-        name = f":{answer.readline().strip()}"
-    monkeypatch.setenv("DISPLAY", name)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setenv("MPLBACKEND", "tkagg")
-    yield name
-    process.terminate()
-    process.wait()
+    with virtual_display(monkeypatch, "Xvfb") as name:
+        yield name
 
 
 def grow(writer: RunWriter, steps: int) -> None:

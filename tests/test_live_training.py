@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cockpit_lite import load_run
+from tests.displays import virtual_display
 
 PATIENCE = 120.0
 
@@ -74,25 +75,8 @@ class Training:
 
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A virtual display of its own."""
-    for program in ("Xvfb", "xdotool", "import"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
-    pytest.importorskip("tkinter")
-    receive, send = os.pipe()
-    process = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(send), "-screen", "0", "1440x960x24", "-nolisten", "tcp"],
-        pass_fds=[send], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(send)
-    with os.fdopen(receive) as answer:
-        name = f":{answer.readline().strip()}"
-    monkeypatch.setenv("DISPLAY", name)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setenv("MPLBACKEND", "tkagg")
-    yield name
-    process.terminate()
-    process.wait()
+    with virtual_display(monkeypatch, "Xvfb", "xdotool", "import") as name:
+        yield name
 
 
 def window() -> str:
