@@ -181,6 +181,8 @@ class Cockpit:
             )
         except Exception as error:  # an instrument or a schedule of the user's own: nothing has begun yet, so it may be raised
             self._recorder.close(status="failed", ended=_now().isoformat(timespec="seconds"), steps=0, exception=_spelled(error))
+            if self._processes is not None:
+                self._processes.end()
             raise
         self._optimizer_probe = OptimizerProbe(self._optimizers, self._observer)
         if self._black_box_limit and self._rank == 0:
@@ -206,6 +208,8 @@ class Cockpit:
         loss_scale.stop_watching()
         tensor_hooks.stop_watching()
         self._optimizer_probe.stop()
+        if self._processes is not None:
+            self._processes.end()
         try:
             observer.close()
             recorder.close(
@@ -305,6 +309,7 @@ class Cockpit:
 
     def _open_run_together(self, processes: Processes) -> RunWriter:
         """Open the run on the first process, then beside it on the others."""
+        processes.open(self._parameters)
         if processes.rank == 0:
             try:
                 writer = self._open_run()

@@ -152,10 +152,10 @@ class Observer:
         self._closure = "expected" if has_closure else ""
         if self._tracked is None:
             return
-        if not self._updated:
-            self._tracked.keep_weights()
         if not has_closure:
             self._tracked.measure_gradient(optimizer, self._scale, self._loss())
+        if not self._updated:  # last: a copy of the weights need not be there while all else is
+            self._tracked.keep_weights()
 
     def closure_begins(self) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
@@ -204,6 +204,8 @@ class Observer:
     def give_up(self, error: Exception) -> None:
         """Our own failure: stop observing with one warning; training goes on."""
         self.active = False
+        if self._probes.processes is not None:  # the others must not wait for this one
+            self._probes.processes.leave("the cockpit of this process has failed")
         warn(f"The cockpit failed at step {self.index} and was switched off; training goes on unobserved.", error)
         self._probes.stop()
 
@@ -289,3 +291,5 @@ class Observer:
             if instrument in instruments:
                 instruments.remove(instrument)
         warn(f"The instrument {instrument.name!r} failed at step {self.index} and was switched off; training goes on.", error)
+        if not self._instruments and self._probes.processes is not None:
+            self._probes.processes.leave("no instrument of this process is left")

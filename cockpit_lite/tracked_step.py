@@ -55,11 +55,11 @@ from cockpit_lite.probes.backward import objective
 from cockpit_lite.probes.blocks import BlockProbe
 from cockpit_lite.probes.data import DataProbe
 from cockpit_lite.probes.gradient import GradientProbe
-from cockpit_lite.probes.last_step import LastStep, inner_product, versions
+from cockpit_lite.probes.last_step import GradientAtStart, LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.probe_batch import ProbeBatch
-from cockpit_lite.probes.processes import LocalGradient, Processes
+from cockpit_lite.probes.processes import LocalGradient, Own, Processes
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
@@ -103,6 +103,7 @@ class Plan:
         accounts: Instrument -> its budget account.
         before_update: Those that measure when the gradient is known.
         after_update: Those that measure when the step has been taken.
+        needs_after_update: What these need of the step.
     """
 
     def __init__(self, due: Sequence[Instrument]) -> None:
@@ -112,6 +113,7 @@ class Plan:
         phases = {instrument: _phase(instrument) for instrument in due}
         self.before_update = [instrument for instrument in due if phases[instrument] == GRADIENT]
         self.after_update = [instrument for instrument in due if phases[instrument] in (UPDATE, LOSS)]
+        self.needs_after_update = frozenset(need for instrument in self.after_update for need in instrument.needs)
 
 
 def _phase(instrument: Instrument) -> str:
@@ -151,6 +153,7 @@ class Probes:
     processes: Processes | None = None
     local_gradient: LocalGradient = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
+    gradient_at_start: GradientAtStart = field(init=False, default_factory=GradientAtStart)
 
     def __post_init__(self) -> None:
         self.gradient = GradientProbe(self.parameters)
@@ -237,7 +240,6 @@ class TrackedStep:
         self._step = Step(index, probes.parameters)
         self._step.optimizers = probes.optimizers
         self._step.overhead = overhead
-        self._start: Mapping[str, Tensor] | None = None  # the gradient at the start of the step
         if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
@@ -347,6 +349,10 @@ class TrackedStep:
                 self._recall_last_step()
             if self._needs & PER_SAMPLE:
                 self._observe_samples(raw, scale)
+            if self._probes.processes is not None:
+                self._share(self._probes.processes, raw)
+            if "last_step" in step.observed and "per_sample" in step.observed:
+                self._observe_slopes(step.observed["per_sample"])
             if ACTIVATIONS in self._needs:
                 self._observe_activations()
             if PROBE_BATCH in self._needs:
@@ -372,10 +378,11 @@ class TrackedStep:
             step.learning_rates = learning_rates(self._probes.optimizers)
             self._note_loss(loss)
             before = step.observed.get("weights_before")
-            if before is not None:
-                step.observed["update"] = difference(self._detached(), before)
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
+            self._let_go()
+            if before is not None:
+                step.observed["update"] = difference(self._detached(), before)
             if backwards > 1 and step.observed.pop("replay", None) is not None:
                 step.reasons["replay"] = several_backwards(backwards)
             self._measure(self._plan.after_update)
@@ -384,6 +391,16 @@ class TrackedStep:
             self._judge_curvature(backwards)
             self._measure(self._companions)
             return self.row
+
+    def _let_go(self) -> None:
+        """Forget what is as large as the weights and that nobody asks for any more, before the update, as large, is made."""
+        needs, step = self._plan.needs_after_update, self._step
+        if not needs & PER_SAMPLE and step.observed.pop("per_sample", None) is not None:
+            step.reasons["per_sample"] = "nobody who measures after the update needs it"
+        if LAST_STEP in self._needs and LAST_STEP not in needs:
+            self._probes.last_step = None
+            if step.observed.pop("last_step", None) is not None:
+                step.reasons["last_step"] = "nobody who measures after the update needs it"
 
     def costs(self) -> dict[str, float]:
         """Return the seconds spent, by budget account.
@@ -410,17 +427,16 @@ class TrackedStep:
             step.reasons["last_step"] = "the weights were changed between the two steps"
         else:
             step.observed["last_step"] = last
-        gradient = step.observed.get("gradient")
-        # A copy: a closure, or an optimizer that works in place, may overwrite it before the step has ended.
-        self._start = None if gradient is None else packed(gradient)
-        if self._start is not None:
-            step.observed["gradient"] = self._start
+        kept = self._probes.gradient_at_start.keep(step.observed.get("gradient", {}))
+        if kept:
+            step.observed["gradient"] = kept
 
     def _remember(self) -> LastStep | None:
         loss, update = self._step.observed.get("loss"), self._step.observed.get("update")
-        if loss is None or update is None or self._start is None or self._taking_turns:
+        start = self._probes.gradient_at_start.unchanged()
+        if loss is None or update is None or start is None or self._taking_turns:
             return None
-        slope = inner_product(update, self._start)
+        slope = inner_product(update, start)
         losses = self._step.observed.get("sample_losses")
         return LastStep(self._step.index, update, loss, slope, versions(self._probes.parameters), losses)
 
@@ -578,27 +594,36 @@ class TrackedStep:
                 # In the units that went backwards, since the contributions are checked against the gradient.
                 gradient = {name: value * scale for name, value in gradient.items()}
             with torch.no_grad():
-                processes = self._probes.processes
                 statistics = self._probes.per_sample.statistics(
                     PER_SAMPLE_PRODUCTS in self._needs,
                     gradient,
-                    None if processes is None else self._probes.local_gradient.gradient,
+                    None if self._probes.processes is None else self._probes.local_gradient.gradient,
                     squares=PER_SAMPLE_SQUARES in self._needs,
                 )
-                if processes is not None:
-                    statistics = processes.merge(statistics, gradient or {})
                 if scale is not None:
                     statistics.unscale(scale)
                 self._step.observed["per_sample"] = statistics
                 if PER_SAMPLE_GRADIENTS in self._needs:
                     self._step.observed["per_sample_gradients"] = self._probes.per_sample.gradients(statistics, scale)
-                if "last_step" in self._step.observed:
-                    self._observe_slopes(statistics)
         except NotMeasured as reason:
             self._no_samples(str(reason))
         except Exception as error:
             self._no_samples(f"the per-sample engine failed ({type(error).__name__}: {error})")
         self._costs["per_sample"] = self._costs.get("per_sample", 0.0) + self._probes.clock() - start
+
+    def _share(self, processes: Processes, gradient: Mapping[str, Tensor] | None) -> None:
+        """From what this process has seen to what all have seen together."""
+        step = self._step
+        has = step.observed
+        own = Own(has.get("loss"), has.pop("per_sample", None), has.pop("sample_losses", None))
+        found = processes.share(step.index, own, gradient or {})
+        if found.loss is not None:  # where they have parted, each goes on with its own
+            has["loss"] = found.loss
+        for name, value in (("per_sample", found.statistics), ("sample_losses", found.sample_losses)):
+            if value is not None:
+                has[name] = value
+            elif name not in step.reasons:
+                step.reasons[name] = found.reasons[{"per_sample": "statistics"}.get(name, name)]
 
     def _no_samples(self, reason: str) -> None:
         self._step.reasons.update(dict.fromkeys(("per_sample", "per_sample_gradients"), reason))
@@ -620,6 +645,8 @@ class TrackedStep:
     def _observe_slopes(self, statistics: PerSampleStatistics) -> None:
         if statistics.not_covered:
             self._step.reasons["per_sample_slopes"] = "the per-sample gradients of some parameters are not covered"
+        elif "last_step" not in statistics.along:
+            self._step.reasons["per_sample_slopes"] = "one of the processes does not know them"
         else:
             self._step.observed["per_sample_slopes"] = noise.total(statistics.along["last_step"])
 
@@ -680,13 +707,12 @@ class TrackedStep:
         self.row.reasons.update({name: reason for instrument in instruments for name in instrument.reading_names()})
 
     def _note_loss(self, loss: Tensor | float | None) -> None:
-        processes = self._probes.processes
         if loss is None:
             self._step.reasons["loss"] = "no backward() was seen on this step"
-        elif processes is None:
+        elif self._probes.processes is None:
             self._step.observed["loss"] = loss
-        elif "loss" not in self._step.observed:
-            self._step.observed["loss"] = processes.mean(torch.as_tensor(loss))
+        elif "loss" not in self._step.observed:  # later it is that of all processes
+            self._step.observed["loss"] = torch.as_tensor(loss)
 
     def _read_learning_rates(self) -> None:
         self._step.learning_rates = learning_rates(self._probes.optimizers)

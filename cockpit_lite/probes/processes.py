@@ -3,15 +3,23 @@
 Data-parallel training averages the gradients of P processes: G = (1/P) sum_p g_p, g_p the gradient of process p's own loss. So
 what sample n of process p adds to G is c_n / P, c_n what it adds to g_p. Norms and inner products are gathered, sums of squares
 are added up; the inner products are taken with G, the contributions are checked against g_p, noted before it is averaged.
+Where parameters are sharded, squares of each part are added up to norms, and nobody ever holds the whole.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: 2 N K numbers are gathered for norms and
-inner products, D are added up if sums of squares are wanted, and the names of the tensors are told; nothing on other steps.
+On a tracked step the processes first agree on what all of them have, so that nobody waits for what another one failed to
+measure. All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
+others find out at once and go on by themselves.
+
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 5 numbers to agree, 2 N K
+numbers are gathered for norms and inner products, D are added up if sums of squares are wanted; of sharded parameters 4 K + 1
+numbers. Nothing on other steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -20,24 +28,62 @@ from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.forward_probe import remove_hooks
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import (
-    CURVATURE,
-    LAST_STEP,
-    PER_SAMPLE_GRADIENTS,
-    PROBE_BATCH,
-    REPLAY,
-    SAMPLE_LOSSES,
-    SAMPLED_CURVATURE,
-)
+from cockpit_lite.instrument import CURVATURE, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE
+from cockpit_lite.isolation import warn
 from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 #: What of a step is not offered there: it would need passes in which all processes take part.
-OF_ONE_PROCESS = frozenset(
-    {CURVATURE, LAST_STEP, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLE_LOSSES, SAMPLED_CURVATURE},
-)
+OF_ONE_PROCESS = frozenset({CURVATURE, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE})
 
 #: Deviation of the mean gradient of all processes from the one that the optimizer sees, relative.
 TOLERANCE = 1e-2
+
+#: For so long a process waits for another one that neither comes nor says that it has gone. Training has just brought them
+#: together, when it averaged the gradient, so they are not far apart.
+TIMEOUT = datetime.timedelta(seconds=120)
+
+#: Where processes meet, told first: so that two that are at different places notice before they wait for each other.
+_GRADIENT, _UPDATE = 1, 2
+
+_GONE = "the processes do not measure together any more: "
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Own:
+    """What this process has at the end of its backward passes.
+
+    Attributes:
+        loss: Its objective, a scalar.
+        statistics: Of its samples, products with the mean gradient; None if there are none.
+        sample_losses: What its samples contribute to its loss, shape (N,).
+        squares: Squared norms of its parts of sharded tensors, any number of them, the same on all processes.
+    """
+
+    loss: Tensor | None = None
+    statistics: PerSampleStatistics | None = None
+    sample_losses: Tensor | None = None
+    squares: Tensor | None = None
+
+
+@dataclass
+class Shared:
+    """The same of all processes together.
+
+    Attributes:
+        loss: The mean.
+        statistics: Of all samples, those of the first process first.
+        sample_losses: Of all samples, in that order; None where a process has none.
+        squares: The sums.
+        reasons: Why something is not there, by the names of ``Own``.
+    """
+
+    loss: Tensor | None = None
+    statistics: PerSampleStatistics | None = None
+    sample_losses: Tensor | None = None
+    squares: Tensor | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 class Processes:
@@ -45,6 +91,11 @@ class Processes:
 
     Args:
         group: A group of ``torch.distributed``; every process of it opens a cockpit and measures at the same steps.
+
+    Attributes:
+        rank: Number of this process in the group.
+        size: How many there are.
+        gone: Why they do not measure together any more; empty while they do.
 
     Raises:
         SetupError: if it is none.
@@ -58,63 +109,193 @@ class Processes:
             )
         self.rank: int = distributed.get_rank(group)
         self.size: int = distributed.get_world_size(group)
+        self.gone = ""
+        self._own: Any = None
+        self._names: list[str] = []
+
+    def open(self, parameters: Iterable[str]) -> None:
+        """Make the group of our own, with all the others.
+
+        Args:
+            parameters: Their names, which must be the same everywhere.
+
+        Raises:
+            SetupError: if the others do not come, or train something else.
+        """
+        self._names = sorted(parameters)
+        try:
+            ranks = distributed.get_process_group_ranks(self.group)
+            # Of a part of all processes only the members come here.
+            alone = len(ranks) < distributed.get_world_size()
+            self._own = distributed.new_group(ranks, TIMEOUT, backend="gloo", use_local_synchronization=alone)
+            alike = self.same(self._names) == self._names
+            agree = torch.tensor([float(alike)])
+            distributed.all_reduce(agree, group=self._own)
+        except Exception as error:
+            self._close()
+            raise SetupError(
+                f"The {self.size} processes of process_group= did not open their cockpits together ({error})."
+            ) from error
+        if agree.item() != self.size:
+            self._close()
+            raise SetupError("The processes of process_group= train models with other parameters: leave process_group= out.")
 
     def same(self, value: Any) -> Any:
         """Return the first process's value."""
         box = [value]
-        distributed.broadcast_object_list(box, group=self.group, group_src=0)
+        distributed.broadcast_object_list(box, group=self._own, group_src=0)
         return box[0]
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Return the mean over the processes."""
-        total = value.detach().clone()
-        distributed.all_reduce(total, group=self.group)
-        return total / self.size
+    def leave(self, reason: str, error: BaseException | None = None) -> None:
+        """Take part no more; the others notice at once. With one warning, the first time."""
+        if self.gone or self._own is None:
+            return
+        self.gone = _GONE + reason
+        self._close()
+        warn(f"The readings of process {self.rank} are its own from here on: {reason}.", error)
 
-    def merge(self, local: PerSampleStatistics, gradient: Mapping[str, Tensor]) -> PerSampleStatistics:
-        """Return the statistics of all samples, those of the first process first.
+    def end(self) -> None:
+        """The training is over here. Nobody waits: the others may be at another step, or may never come to their end."""
+        self.gone = self.gone or _GONE + "the training of this process has ended"
+        self._close()
+
+    def _close(self) -> None:
+        own, self._own = self._own, None
+        if own is not None:
+            try:
+                distributed.destroy_process_group(own)
+            except Exception as error:
+                warn("A process group of the cockpit could not be closed.", error)
+
+    # On tracked steps
+
+    def share(self, step: int, own: Own, gradient: Mapping[str, Tensor]) -> Shared:
+        """Return what all processes have together; where they have parted, a reason for everything.
 
         Args:
-            local: Of this process's samples, products with ``gradient``.
+            step: Its number.
+            own: What this process has.
             gradient: The mean gradient, which the optimizer sees.
         """
-        told: list[Any] = [None] * self.size
-        mine = (
-            sorted(local.squared_norms),
-            sorted(local.products),
-            sorted(local.sum_of_squares),
-            local.batch_size,
-            local.not_covered,
-        )
-        distributed.all_gather_object(told, mine, group=self.group)
-        covered = [sorted(set.intersection(*(set(theirs[kind]) for theirs in told))) for kind in range(3)]
-        sizes = [theirs[3] for theirs in told]
-        found = PerSampleStatistics(batch_size=sum(sizes), conditional=dict(local.conditional))
-        found.squared_norms = {
-            name: row / self.size**2 for name, row in self._gather(local.squared_norms, covered[0], sizes).items()
-        }
-        found.products = {name: row / self.size for name, row in self._gather(local.products, covered[1], sizes).items()}
-        for name in covered[2]:
-            squares = local.sum_of_squares[name].clone()
-            distributed.all_reduce(squares, group=self.group)
-            found.sum_of_squares[name] = squares / self.size**2
-        for theirs in told:
-            found.not_covered.update(theirs[4])
-        for name in (set(local.squared_norms) | set(local.not_covered)) - set(covered[0]) - set(found.not_covered):
-            found.not_covered[name] = "it has no gradient in one of the processes"
+        return self._together(lambda: self._share(step, own, gradient)) or self._alone()
+
+    def add_up(self, step: int, squares: Tensor) -> Tensor | None:
+        """Return the sums over all processes when the weights have changed; None where they have parted."""
+
+        def add() -> Tensor:
+            self._meet(_UPDATE, step)
+            return self._sum(squares)
+
+        return self._together(add)
+
+    def _together(self, work: Callable[[], Result]) -> Result | None:
+        if not self.gone:
+            try:
+                return work()
+            except Exception as error:
+                self.leave("another process has gone, or this one has failed in telling it what it measured", error)
+        return None
+
+    def _alone(self) -> Shared:
+        names = ("loss", "statistics", "sample_losses", "squares")
+        return Shared(reasons=dict.fromkeys(names, self.gone))
+
+    def _meet(self, place: int, step: int) -> None:
+        """Make sure that all are at the same place of the same step.
+
+        Raises:
+            RuntimeError: if they are not, or one has gone.
+        """
+        told = torch.tensor([place, step])
+        distributed.all_reduce(told, group=self._own)
+        if told.tolist() != [self.size * place, self.size * step]:
+            raise RuntimeError("the processes do not measure at the same steps")
+
+    def _share(self, step: int, own: Own, gradient: Mapping[str, Tensor]) -> Shared:
+        self._meet(_GRADIENT, step)
+        local = own.statistics or PerSampleStatistics()
+        kinds: Sequence[Mapping[str, Tensor]] = (local.squared_norms, local.products, local.sum_of_squares)
+        has = [float(name in kind) for kind in kinds for name in self._names]
+        slopes = _slopes(local)
+        others = (own.loss, own.statistics, slopes, own.sample_losses, own.squares)
+        has += [float(value is not None) for value in others]
+        sizes = [0.0] * self.size
+        sizes[self.rank] = float(local.batch_size)
+        plan = torch.tensor([*has, *sizes], dtype=torch.float64)
+        distributed.all_reduce(plan, group=self._own)
+        counts = [int(count) for count in plan.tolist()]
+        everywhere = [count == self.size for count in counts[: len(has)]]
+        numbers = counts[len(has) :]
+        of_kind = [
+            [name for name, known in zip(self._names, everywhere[place * len(self._names) :], strict=False) if known]
+            for place in range(3)
+        ]
+        has_loss, has_statistics, has_slopes, has_losses, has_squares = everywhere[3 * len(self._names) :]
+        found = Shared()
+        if has_loss and own.loss is not None:
+            found.loss = self._sum(own.loss) / self.size
+        else:
+            found.reasons["loss"] = "no backward() was seen on this step in one of the processes"
+        if has_squares and own.squares is not None:
+            found.squares = self._sum(own.squares)
+        else:
+            found.reasons["squares"] = "one of the processes has no gradient on this step"
+        rows = [local.squared_norms[name] for name in of_kind[0]] + [local.products[name] for name in of_kind[1]]
+        rows += [slopes] if has_slopes and slopes is not None else []
+        rows += [own.sample_losses] if has_losses and own.sample_losses is not None else []
+        gathered = self._gather(rows, numbers)
+        if has_losses:
+            found.sample_losses = gathered.pop() / self.size
+        else:
+            found.reasons["sample_losses"] = "one of the processes does not know them"
+        if has_statistics:
+            found.statistics = self._merge(local, gathered, of_kind, numbers, has_slopes, gradient)
+        else:
+            found.reasons["statistics"] = "one of the processes has no per-sample statistics on this step"
+        return found
+
+    def _merge(
+        self,
+        local: PerSampleStatistics,
+        gathered: Sequence[Tensor],
+        of_kind: Sequence[Sequence[str]],
+        numbers: Sequence[int],
+        has_slopes: bool,
+        gradient: Mapping[str, Tensor],
+    ) -> PerSampleStatistics:
+        rows = iter(gathered)
+        found = PerSampleStatistics(batch_size=sum(numbers), conditional=dict(local.conditional))
+        found.squared_norms = {name: next(rows) / self.size**2 for name in of_kind[0]}
+        found.products = {name: next(rows) / self.size for name in of_kind[1]}
+        if has_slopes:
+            found.along["last_step"] = {"": next(rows) / self.size}
+        for name in of_kind[2]:
+            found.sum_of_squares[name] = self._sum(local.sum_of_squares[name]) / self.size**2
+        found.not_covered.update(local.not_covered)
+        for name in set(local.squared_norms) - set(of_kind[0]) - set(found.not_covered):
+            found.not_covered[name] = "it has no gradient, or is not covered, in another process"
         self._check(found, gradient)
         return found
 
-    def _gather(self, values: Mapping[str, Tensor], names: list[str], sizes: list[int]) -> dict[str, Tensor]:
-        if not names or not max(sizes):
-            return {}
-        mine = torch.stack([values[name] for name in names])
-        padded = mine.new_zeros(len(names), max(sizes))
+    def _sum(self, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        distributed.all_reduce(total, group=self._group(total))
+        return total
+
+    def _gather(self, rows: Sequence[Tensor], numbers: Sequence[int]) -> list[Tensor]:
+        """Return each row with those of the other processes behind it; they are as long as ``numbers`` says."""
+        if not rows or not max(numbers):
+            return list(rows)
+        mine = torch.stack([row.to(rows[0].device, torch.promote_types(row.dtype, torch.float32)) for row in rows])
+        padded = mine.new_zeros(len(rows), max(numbers))
         padded[:, : mine.shape[1]] = mine
-        parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded, group=self.group)
-        rows = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
-        return dict(zip(names, rows, strict=True))
+        parts = [torch.empty_like(padded) for _ in numbers]
+        distributed.all_gather(parts, padded, group=self._group(padded))
+        return list(torch.cat([part[:, :number] for part, number in zip(parts, numbers, strict=True)], dim=1))
+
+    def _group(self, value: Tensor) -> Any:
+        # What lies on an accelerator stays there, as the training's own gradients do.
+        return self._own if value.device.type == "cpu" else self.group
 
     def _check(self, found: PerSampleStatistics, gradient: Mapping[str, Tensor]) -> None:
         """The contributions of all samples must sum to the gradient: seen by their inner products with it."""
@@ -124,6 +305,12 @@ class Processes:
             if not bool((products.sum() - wanted).abs() <= TOLERANCE * torch.maximum(wanted, products.abs().sum())):
                 found.drop(name)
                 found.not_covered[name] = "the gradient is not the mean of those of the processes"
+
+
+def _slopes(statistics: PerSampleStatistics) -> Tensor | None:
+    """Return the samples' slopes along the last step, over all parameters, where those are known."""
+    along = statistics.along.get("last_step")
+    return None if not along or statistics.not_covered else torch.stack(list(along.values())).sum(0)
 
 
 class LocalGradient:
