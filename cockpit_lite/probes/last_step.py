@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cockpit_lite.norms import in_pieces
-from cockpit_lite.packed import flats
+from cockpit_lite.packed import flats, packed
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,32 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def versions(parameters: Mapping[str, nn.Parameter]) -> tuple[int, ...]:
     """Return how often each parameter was changed in place: equal later means that nobody has touched them in between."""
     return tuple(parameter._version for parameter in parameters.values())
+
+
+class GradientAtStart:
+    """The gradient where a step begins, for the slope along the step, which is known only when it has been taken.
+
+    A closure, or an optimizer that works in place, may overwrite it meanwhile. That is noticed, by version and never by value;
+    only where it has happened, or may because this is the first look, is a copy kept on the next steps.
+    """
+
+    def __init__(self) -> None:
+        self._copies = True
+        self._gradient: Mapping[str, Tensor] = {}
+        self._watched: list[tuple[Tensor, int]] = []
+
+    def keep(self, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Keep a gradient until :meth:`unchanged` asks for it; return what is kept."""
+        self._watched = [(value, value._version) for value in gradient.values()]
+        self._gradient = packed(gradient) if gradient and self._copies else gradient
+        return self._gradient
+
+    def unchanged(self) -> Mapping[str, Tensor] | None:
+        """Return the gradient as it was when it was kept, and forget it; None if there was none, or it is lost."""
+        gradient, self._gradient = self._gradient, {}
+        watched, self._watched = self._watched, []
+        changed = any(value._version != version for value, version in watched)
+        lost = not watched or (changed and not self._copies)
+        if watched:
+            self._copies = changed
+        return None if lost else gradient
