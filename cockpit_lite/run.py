@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,8 @@ import numpy as np
 
 from cockpit_lite import run_cache
 from cockpit_lite.alert import Alert
+from cockpit_lite.columns import Columns
 from cockpit_lite.run_log import ALERTS_FILE, LineReader, ReadingsReader, decode, ranks_in, read_info, readings_file
-from cockpit_lite.series import How, Series
 
 if TYPE_CHECKING:
     from cockpit_lite.report import Report
@@ -29,7 +27,6 @@ class Run:
         rank: Of the process whose readings these are, where several train together.
         info: The content of ``run.json``.
         alerts: The alerts in the order they were raised.
-        not_measured: Reading name -> why there is no number for it (at the moment).
         bad_lines: How many lines of the log could not be read and were skipped.
     """
 
@@ -38,13 +35,8 @@ class Run:
         self.rank = rank
         self.info: dict[str, Any] = {}
         self.alerts: list[Alert] = []
-        self.not_measured: dict[str, str] = {}
-        self.seconds = 0.0
-        self._last_step: int | None = None
-        self._series: dict[str, Series] = {}
-        self._how: dict[str, dict[int, dict[str, Any]]] = {}
-        self._cached_how: dict[str, How] = {}
-        self._bad_lines = self._bad_alerts = 0
+        self._columns = Columns()
+        self._bad_alerts = 0
         self._readings = ReadingsReader(self.folder / readings_file(rank))
         self._alerts = LineReader(self.folder / ALERTS_FILE)
         known = self._take_cache()
@@ -63,10 +55,7 @@ class Run:
         self.info = info
         for line in self._readings.new_lines():
             changed = True
-            try:
-                self._add(line)
-            except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError):
-                self._bad_lines += 1
+            self._columns.add(line)
         for line in self._alerts.new_lines():
             changed = True
             try:
@@ -90,7 +79,7 @@ class Run:
     @property
     def bad_lines(self) -> int:
         """Number of log lines that could not be read and were skipped."""
-        return self._bad_lines + self._bad_alerts + self._readings.bad_lines + self._alerts.bad_lines
+        return self._columns.unread + self._bad_alerts + self._readings.bad_lines + self._alerts.bad_lines
 
     @property
     def ranks(self) -> list[int]:
@@ -100,16 +89,26 @@ class Run:
     @property
     def names(self) -> list[str]:
         """Names of all readings, sorted; layerwise ones are ``<reading>/<module or parameter>``."""
-        return sorted(self._series)
+        return sorted(self._columns.series)
 
     @property
     def last_step(self) -> int | None:
         """The last step of which anything is known, or None for a run without steps."""
-        return self._last_step
+        return self._columns.last_step
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return self._columns.seconds
+
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """Reading name -> why there is no number for it (at the moment)."""
+        return self._columns.not_measured
 
     def layers(self, name: str) -> list[str]:
         """Return the module or parameter names for which ``<name>/...`` was recorded, in network order."""
-        return [key.removeprefix(name + "/") for key in self._series if key.startswith(name + "/")]
+        return [key.removeprefix(name + "/") for key in self._columns.series if key.startswith(name + "/")]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps (int64) and the values (float64) of a reading, sorted by step.
@@ -120,20 +119,20 @@ class Run:
             KeyError: if the run has no such reading; the message says why, where the run knows.
             ValueError: if its values are arrays of different shapes.
         """
-        if name not in self._series:
+        series = self._columns.series
+        if name not in series:
             reason = self.not_measured.get(name)
             raise KeyError(f"no reading {name!r} in {self.folder}" + (f": not measured, because {reason}" if reason else ""))
-        return self._series[name].arrays()
+        return series[name].arrays()
 
     def edition(self, name: str) -> int:
         """Return a number that changes when earlier values of a reading have changed, not when new ones were appended."""
-        return self._series[name].edition if name in self._series else 0
+        series = self._columns.series
+        return series[name].edition if name in series else 0
 
     def how(self, name: str) -> Mapping[int, dict[str, Any]]:
         """Return step -> how the value was got, for the steps where it is more than exact."""
-        fresh: dict[int, dict[str, Any]] = self._how.get(name, {})
-        cached = self._cached_how.get(name)
-        return fresh if cached is None else ChainMap(fresh, cached)  # type: ignore[arg-type]
+        return self._columns.how(name)
 
     def report(self) -> Report:
         """Return the diagnostic report of the run as it stands."""
@@ -146,86 +145,14 @@ class Run:
         content = run_cache.load(self._readings.path)
         if content is None:
             return 0
-        self._series, self._cached_how = content.series, content.how
-        self.not_measured, self.seconds, self._last_step = content.not_measured, content.seconds, content.last_step
-        self._bad_lines = content.unread
+        self._columns.take([content])
         self._readings.go_on(content.offset)
         return content.offset
 
     def _write_cache(self) -> None:
-        how = {name: How.of(self.how(name)) for name in {*self._how, *self._cached_how}}
-        unread = self._bad_lines + self._readings.bad_lines
-        found = (self._readings.offset, self._series, how, self.not_measured, self.seconds, self._last_step, unread)
-        run_cache.save(self._readings.path, run_cache.Content(*found))
-
-    def _add(self, line: dict[str, Any]) -> None:
-        """Take one line; nothing of it if any part of it is wrong."""
-        if "resumed" in line:
-            self._leave_out_from(int(line["resumed"]))
-            return
-        reasons: dict[str, str] = line.get("not_measured", {})
-        seconds = float(decode(line.get("time", 0.0)))
-        if "steps" in line:
-            steps = np.array(line["steps"], dtype=np.int64)  # OverflowError: beyond any training
-            columns = {name: _numbers(column) for name, column in line["values"].items()}
-        else:
-            steps = np.array([line["step"]] if "values" in line else [], dtype=np.int64)
-            columns = {name: _numbers([value]) for name, value in line.get("values", {}).items()}
-        how = {name: {key: decode(value) for key, value in about.items()} for name, about in line.get("how", {}).items()}
-        how_step = int(line["step"]) if how else 0
-        if steps.ndim != 1 or any(len(column) != len(steps) for column in columns.values()):
-            raise ValueError("there are more values than steps")
-        for name, reason in reasons.items():
-            if reason:
-                self.not_measured[name] = str(reason)
-            else:
-                self.not_measured.pop(name, None)
-        if math.isfinite(seconds):
-            self.seconds = max(self.seconds, seconds)
-        if columns and len(steps):
-            last = int(steps.max())
-            self._last_step = last if self._last_step is None else max(self._last_step, last)
-            in_order = bool(np.all(steps[1:] > steps[:-1]))
-            for name, column in columns.items():
-                if name not in self._series:
-                    self._series[name] = Series()
-                self._series[name].extend(steps, column, in_order)
-        for name, about in how.items():
-            self._how.setdefault(name, {})[how_step] = about
-
-    def _leave_out_from(self, step: int) -> None:
-        """Training has begun again from a checkpoint: what came after it belongs to weights that are no more."""
-        for name in tuple(self._series):
-            if not self._series[name].leave_out_from(step):
-                del self._series[name]
-        for how in self._how.values():
-            for later in [other for other in how if other >= step]:
-                del how[later]
-        self._cached_how = {name: cached.before(step) for name, cached in self._cached_how.items()}
-        if self._last_step is not None and self._last_step >= step:
-            self._last_step = max((series.last for series in self._series.values()), default=None)
-
-
-def _numbers(column: list[Any]) -> np.ndarray | list[Any]:
-    """Return the values of a column: an array if they are numbers, a list if there are (nested) lists of numbers among them.
-
-    Raises:
-        ValueError: if one of them is neither.
-        OverflowError: if one is an integer that no float can hold.
-    """
-    if not set(map(type, column)) <= {float, int}:
-        column = [decode(value) for value in column]
-        if not all(map(_is_numeric, column)):
-            raise ValueError("a reading is not a number")
-        if any(isinstance(value, list) for value in column):
-            return column
-    return np.array(column, dtype=np.float64)
-
-
-def _is_numeric(value: Any) -> bool:
-    if isinstance(value, int):
-        return value.bit_length() < 1024  # JSON knows integers that no float can hold
-    return isinstance(value, float) or (isinstance(value, list) and all(map(_is_numeric, value)))
+        content = self._columns.content(self._readings.offset)
+        content.unread += self._readings.bad_lines
+        run_cache.save(self._readings.path, content)
 
 
 def load_run(folder: str | os.PathLike[str], rank: int = 0) -> Run:

@@ -19,12 +19,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cockpit_lite.columns import Content
 from cockpit_lite.run_log import decode, encode
 from cockpit_lite.series import How, Series
 
@@ -37,29 +37,6 @@ _VERSION = 1
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 #: Bytes at the beginning of a log, and before the place up to which it was read, by which it is known again.
 _SAMPLE = 2**16
-
-
-@dataclass
-class Content:
-    """What was read from a log.
-
-    Attributes:
-        offset: Up to which byte.
-        series: Reading -> its values.
-        how: Reading -> how they were got.
-        not_measured: Reading -> why there is no number for it.
-        seconds: Since the run began.
-        last_step: The last step of which anything is known.
-        unread: Number of lines that could not be read.
-    """
-
-    offset: int
-    series: dict[str, Series]
-    how: dict[str, How]
-    not_measured: dict[str, str]
-    seconds: float
-    last_step: int | None
-    unread: int
 
 
 def save(log: Path, content: Content) -> bool:

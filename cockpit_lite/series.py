@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,21 @@ class Series:
             series._values = values
         else:
             series._stacked = values
+        return series
+
+    @classmethod
+    def joined(cls, parts: Sequence[Series]) -> Series:
+        """Return the series of all parts, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = [part.arrays() for part in parts]
+        if len({values.shape[1:] for _, values in arrays}) == 1:
+            series = cls.of_arrays(*(np.concatenate(column) for column in zip(*arrays, strict=True)))
+            series._in_order = bool(np.all(series._steps[1:] > series._steps[:-1]))
+            return series
+        series = cls()
+        for steps, values in arrays:
+            series.extend(steps, values if values.ndim == 1 else values.tolist(), in_order=True)
         return series
 
     def extend(self, steps: np.ndarray, values: np.ndarray | list[Any], in_order: bool) -> None:
@@ -143,6 +158,29 @@ class How(Mapping[int, dict[str, Any]]):
             for name in names:
                 numbers.setdefault(name, np.full(len(steps), np.nan))[place] = how[step][name]
         return cls(np.array(steps, np.int64), found, which, numbers)
+
+    @classmethod
+    def joined(cls, parts: Sequence[How]) -> How:
+        """Return what all parts say; of a step that is in several of them what the last one says."""
+        if len(parts) == 1:
+            return parts[0]
+        steps = np.concatenate([part.steps for part in parts])
+        if not np.all(steps[1:] > steps[:-1]):
+            return cls.of({step: about for part in parts for step, about in part.items()})
+        known: dict[str, int] = {}
+        kinds: list[tuple[dict[str, Any], list[str]]] = []
+        which = []
+        for part in parts:
+            for kind in part.kinds:
+                if repr(kind) not in known:
+                    known[repr(kind)] = len(kinds)
+                    kinds.append(kind)
+            which.append(np.array([known[repr(kind)] for kind in part.kinds], np.int64)[part.which])
+        names = dict.fromkeys(name for part in parts for name in part.numbers)
+        numbers = {
+            name: np.concatenate([part.numbers.get(name, np.full(len(part.steps), np.nan)) for part in parts]) for name in names
+        }
+        return cls(steps, kinds, np.concatenate(which), numbers)
 
     def before(self, step: int) -> How:
         """Return what there is before ``step``."""

@@ -21,20 +21,15 @@ class Moment(Run):
         self._whole = run
         self.folder = run.folder
         self.info = {**run.info, "status": "running"}
-        self.not_measured = run.not_measured
-        self._seconds = run.seconds
         self._step = -1
         self._rewound = 0
         self.move_to(0 if run.last_step is None else run.last_step)
 
     def move_to(self, step: int) -> None:
         """Show what was there after ``step``."""
-        last = self._whole.last_step
         self._rewound += step < self._step
         self._step = step
         self.alerts = [alert for alert in self._whole.alerts if alert.step <= step]
-        # When a step was taken is not recorded; steps of one length are close enough for a header.
-        self.seconds = self._seconds * (step + 1) / (last + 1) if last is not None else 0.0
 
     def refresh(self) -> bool:
         """Return False: a moment does not grow."""
@@ -50,6 +45,17 @@ class Moment(Run):
         """The step, or the last one of the run."""
         last = self._whole.last_step
         return None if last is None else min(last, self._step)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took: when a step was taken is not recorded; steps of one length are close enough for a header."""
+        last = self._whole.last_step
+        return 0.0 if last is None else self._whole.seconds * (self._step + 1) / (last + 1)
+
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """That of the whole run."""
+        return self._whole.not_measured
 
     @property
     def bad_lines(self) -> int:

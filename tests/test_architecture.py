@@ -91,7 +91,7 @@ def inside(*parents: str) -> list[Module]:
     return [module for there in found.values() for module in there]
 
 
-READER = ("run", "run_log", "run_cache", "row_layout", "series", "alert", "errors")
+READER = ("run", "run_log", "run_cache", "columns", "row_layout", "series", "alert", "errors")
 PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found by name, and a failing one is said once
 
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
