@@ -58,6 +58,7 @@ class Observer:
         self.active = True
         self.costs = CostBook(budget)
         self._optimizers = tuple(optimizers)
+        self._several = len(self._optimizers) > 1
         # What is recorded at every step comes along on every tracked step, but is no reason to track one.
         self._companions = [instrument for instrument in instruments if instrument.name in ALWAYS]
         self._instruments = [instrument for instrument in instruments if instrument.name not in ALWAYS]
@@ -175,7 +176,7 @@ class Observer:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
         if not self.active:
             return
-        if len(self._optimizers) > 1:
+        if self._several:
             if self._taking_turns and not self._backwards:
                 # A second optimizer that uses the gradient of the step just closed: not a step of its own.
                 self._begin_step()
@@ -222,17 +223,18 @@ class Observer:
             self._scale_uses, self._scale = loss_scale.uses(), None
         wanted = self._schedule is None or self._schedule(self.index)  # the user's own: before training begins it may raise
         try:
-            self._track(self._due() if wanted else ())
+            due = self._due() if wanted else ()
+            if due or self._halfway:
+                self._track(due)
         except Exception as error:
             self.give_up(error)
 
     def _track(self, due: Sequence[Instrument]) -> None:
         """Track the step for the instruments that are due, if any are."""
-        if due or self._halfway:
-            # An instrument that looks at two steps in a row is due on the second one too.
-            second = [instrument for instrument in self._halfway if instrument in self._instruments and instrument not in due]
-            self._halfway = [instrument for instrument in due if LAST_STEP in instrument.needs]
-            due = [*due, *second]
+        # An instrument that looks at two steps in a row is due on the second one too.
+        second = [instrument for instrument in self._halfway if instrument in self._instruments and instrument not in due]
+        self._halfway = [instrument for instrument in due if LAST_STEP in instrument.needs]
+        due = [*due, *second]
         if due:
             self._tracked = TrackedStep(
                 self.index,

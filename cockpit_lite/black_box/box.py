@@ -4,9 +4,9 @@ Loss and gradient are looked at just after the backward pass, before the optimiz
 that the step began with, and nothing has to be copied on a step that is fine. What is held meanwhile is what the step holds
 anyway: its inputs, and what the loss has sent back to the model's outputs.
 
-A training with steps so short that this would cost more than half a percent of its time has only some of them looked at closely.
-On the others the inputs are held and the loss is looked at: a step that goes wrong there is kept, too, but for the state of the
-random numbers, and a gradient that goes wrong under a sound loss is seen at the next step.
+A training with steps so short that this would cost more than a fifth of a percent of its time has only some of them looked at
+closely. On the others the inputs are held and the loss is looked at: a step that goes wrong there is kept, too, but for the state
+of the random numbers, and a gradient that goes wrong under a sound loss is seen at the next step.
 
 Of the gradient a few small parameters are looked at, the first ones of the network among them, which nearly every NaN on its way
 back arrives at; on measured steps all are. On an accelerator nothing waits for the numbers: see
@@ -90,6 +90,7 @@ class BlackBox:
         self._asked = False
         self._faults = 0
         self._was_bad = self._was_bad_there = False
+        self._sound = False  # of the backward pass under way: its loss is finite, and no closer look is due
         self._spent = 0.0
         self._scale_uses = loss_scale.uses()
         self._scaled = False
@@ -121,6 +122,10 @@ class BlackBox:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if not self._active:
             return
+        self._sound = self._seems_sound(tensors, gradients)
+        if self._sound:
+            self._watch.resting = True
+            return
         start = time.perf_counter()
         self._watch.listen(True)
         self._scaled, self._scale_uses = loss_scale.uses() != self._scale_uses, loss_scale.uses()
@@ -143,6 +148,13 @@ class BlackBox:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if not self._active:
             return
+        if self._sound:
+            self._watch.resting = False
+            if self._watch.forget():
+                self._was_bad = False
+            if self._asked:  # meanwhile: for the next step
+                self._watch.closely = True
+            return
         start = time.perf_counter()
         self._watch.listen(False)
         calls = self._watch.take()
@@ -151,6 +163,16 @@ class BlackBox:
         self._watch.step_ends(self._spent + time.perf_counter() - start)
         if self._asked:
             self._watch.closely = True
+
+    def _seems_sound(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
+        """Return whether there is nothing to look at: on most of the steps of a training whose steps are short."""
+        if len(tensors) != 1 or gradients[0] is not None or self._latch is not None or not self._watch.only_in_short:
+            return False
+        root = tensors[0]
+        if not root.is_cpu or root.dim() or loss_scale.uses() != self._scale_uses or self._measured():
+            return False
+        self._loss = root.item()
+        return math.isfinite(self._loss)
 
     def _look(self, calls: Sequence[Call], tensors: Sequence[Tensor]) -> None:
         if self._latch is not None:

@@ -32,7 +32,7 @@ MOST_BUFFER_BYTES = 4 * 2**20
 
 
 #: Share of the time that looking at calls closely may cost. A training with shorter steps has some calls noted in short.
-_SHARE = 0.005
+_SHARE = 0.002
 
 
 @dataclass(slots=True)
@@ -98,6 +98,8 @@ class CallWatch:
         self._random = RandomStates(sorted(devices, key=str))
         self._device_types = sorted({device.type for device in devices if device.type != "meta"})
         self._calls: list[Call] = []
+        self._in_short: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._newer = 0  # calls noted in short since one was looked at closely
         self._buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
         # Batch normalisation changes its statistics without a change of their version.
         self._unversioned = frozenset(
@@ -116,12 +118,27 @@ class CallWatch:
     def stop(self) -> None:
         """Leave no trace; idempotent."""
         _unwatch(self._model, self)
-        self._calls = []
+        self._calls, self._in_short = [], []
 
     def take(self) -> list[Call]:
         """Return the calls that the backward pass that has just ended came back to, and forget them."""
-        found = [call for call in self._calls if call.reached]
-        self._calls = [call for call in self._calls if not call.reached]
+        # Of those noted in short nobody looks whether it did.
+        found = [*(call for call in self._calls if call.reached), *(Call(*given, {}, None, {}) for given in self._in_short)]
+        self._newer += len(self._in_short)
+        self._calls, self._in_short = [call for call in self._calls if not call.reached], []
+        if self._newer >= MOST_CALLS:  # no backward pass will come back to those: validation, say
+            self._calls, self._newer = [], 0
+        return found
+
+    @property
+    def only_in_short(self) -> bool:
+        """Whether of the calls since the last backward pass nothing but their inputs is held."""
+        return not self.closely and not self._calls
+
+    def forget(self) -> bool:
+        """End a step that was fine, of calls noted in short; return whether there were any."""
+        found, self._in_short = bool(self._in_short), []
+        self.closely = time.perf_counter() >= self._not_before
         return found
 
     def listen(self, listening: bool) -> None:
@@ -145,6 +162,15 @@ class CallWatch:
         """Numbers of the nodes of the graph that made the outputs of the calls that are held."""
         return {number for call in self._calls for number in call.nodes}
 
+    def note_in_short(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the inputs of a call that has been made, on the many steps that are not looked at closely; never raises."""
+        if self.resting or not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
+        if not self._measuring():
+            self._in_short.append((args, kwargs))
+            if len(self._in_short) > MOST_CALLS:
+                del self._in_short[0]
+
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note a call that is about to be made; never raises."""
         if self.resting or not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -152,8 +178,6 @@ class CallWatch:
         try:
             if self._measuring():
                 return None
-            if not self.closely:
-                return Call(args, kwargs, {}, None, {})
             start = time.perf_counter()
             kinds = [kind for kind in self._device_types if torch.is_autocast_enabled(kind)]
             autocast = {kind: str(torch.get_autocast_dtype(kind)).removeprefix("torch.") for kind in kinds}
@@ -166,10 +190,6 @@ class CallWatch:
 
     def end(self, call: Call, output: Any) -> None:
         """The call has been made; never raises."""
-        if call.versions is None:
-            call.reached = True  # nobody looks whether it is
-            self._calls = [*self._calls[1 - MOST_CALLS :], call]
-            return
         start = time.perf_counter()
         try:
             outputs = tensors(output)
@@ -179,6 +199,7 @@ class CallWatch:
                     call.nodes.append(tensor.grad_fn._sequence_nr())
                     tensor.grad_fn.register_prehook(self._marker(call, position, tensor.output_nr))
             self._calls = [*self._calls[1 - MOST_CALLS :], call]
+            self._newer = 0
             while len(self._calls) > 1 and size([(held.args, held.kwargs) for held in self._calls[:-1]]) > MOST_INPUT_BYTES:
                 del self._calls[0]
             self._spent += time.perf_counter() - start
@@ -264,6 +285,11 @@ def _watched_call(kind: type[nn.Module], own: Any) -> Callable[..., Any]:
         # Of a class and its parent both may be watched: only the outermost call is noted.
         if torch.compiler.is_compiling() or type(self) is not kind or id(self) not in _watchers:
             return original(*args, **kwargs)
+        watch, *others = _watchers[id(self)]
+        if not watch.closely and not others:
+            output = original(*args, **kwargs)
+            watch.note_in_short(args, kwargs)
+            return output
         begun = [(watch, call) for watch in _watchers[id(self)] if (call := watch.begin(args, kwargs)) is not None]
         output = original(*args, **kwargs)
         for watch, call in begun:

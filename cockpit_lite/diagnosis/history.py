@@ -30,6 +30,11 @@ class _Series:
         if self.highest < value < math.inf:
             self.highest = value
 
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        self.steps.extend(steps)
+        self.values.extend(values)
+        self.highest = max(self.highest, max(filter(math.isfinite, values), default=-math.inf))
+
 
 class History:
     """Readings by name, appended step by step; filled live by the cockpit, or from a run log afterwards.
@@ -86,14 +91,18 @@ class History:
         """Append plain readings of several steps."""
         self.step = max(self.step, *steps)
         for name, column in values.items():
-            for step, value in zip(steps, column, strict=True):
-                self._append(name, step, value)
+            if len(column) != len(steps):
+                raise ValueError(f"{name!r} has {len(column)} values for {len(steps)} steps")
+            self._of(name).extend(steps, column)
 
     def _append(self, name: str, step: int, value: float) -> None:
+        self._of(name).append(step, value)
+
+    def _of(self, name: str) -> _Series:
         series = self._series.get(name)
         if series is None:
             series = self._series[name] = _Series()
-        series.append(step, value)
+        return series
 
     def __contains__(self, name: str) -> bool:
         return name in self._series or name in self._layers

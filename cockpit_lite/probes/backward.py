@@ -34,6 +34,7 @@ class BackwardListener(Protocol):
 #: By the thread that each is interested in: another thread may train another model.
 _listeners: dict[int, tuple[BackwardListener, ...]] = {}
 _original: Callable[..., Any] | None = None
+_NO_SEED = (None,)
 _within: set[int] = set()  # threads that are inside a backward pass
 
 
@@ -71,7 +72,9 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(tensors, grad_tensors, *args, **kwargs)
         _within.add(thread)
         try:
-            roots, seeds = _roots_and_seeds(tensors, grad_tensors)
+            # Nearly always there is one, and no seed.
+            one = grad_tensors is None and isinstance(tensors, Tensor)
+            roots, seeds = ((tensors,), _NO_SEED) if one else _roots_and_seeds(tensors, grad_tensors)
             for listener in interested:
                 try:
                     listener.before_backward(roots, seeds)
@@ -92,8 +95,6 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _roots_and_seeds(tensors: Any, gradients: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    if gradients is None and isinstance(tensors, Tensor):  # nearly always
-        return (tensors,), (None,)
     roots = _as_sequence(tensors)
     return roots, (None,) * len(roots) if gradients is None else _as_sequence(gradients) or (None,) * len(roots)
 
