@@ -35,6 +35,7 @@ PER_SAMPLE_NORMS = "per_sample_norms"
 PER_SAMPLE_PRODUCTS = "per_sample_products"
 PER_SAMPLE_SQUARES = "per_sample_squares"
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"
+PER_SAMPLE_ELEMENTS = "per_sample_elements"
 PROBE_BATCH = "probe_batch"
 SAMPLE_LOSSES = "sample_losses"
 ACTIVATIONS = "activations"
@@ -58,6 +59,8 @@ NEEDS: dict[str, str] = {
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",
     PER_SAMPLE_GRADIENTS: "step.per_sample_gradients: the contributions themselves, a layer at a time; gone after the update",
+    PER_SAMPLE_ELEMENTS: "step.per_sample.elements: some elements of the contributions, drawn anew at every step; an "
+    "instrument's ``drawn_elements`` says how many",
     SAMPLE_LOSSES: "step.sample_losses: what every sample contributes to the loss, where it is a loss that is known",
     PROBE_BATCH: "step.probe_batch: some samples of the first measured step, and the tangent kernel on them",
     ACTIVATIONS: "step.activations: what the layers put out: moments, peaks of units, saturation",
@@ -109,12 +112,14 @@ class Instrument:
         readings: The readings it writes, without the layerwise ones; empty: just ``name``. A rule or gauge that
         misses one of them
             is told why by these names.
+        drawn_elements: How many elements of the model :data:`PER_SAMPLE_ELEMENTS` is to be; of what several want, the most.
         preset: The smallest preset that includes it; only instruments that come with cockpit-lite are in presets.
     """
 
     name: str = ""
     needs: tuple[str, ...] = (LOSS,)
     readings: tuple[str, ...] = ()
+    drawn_elements: int = 256
     preset: ClassVar[Literal["light", "standard", "full"]] = "full"
 
     def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:

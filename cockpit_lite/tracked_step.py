@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, GaussNewtonSample, is_compiled
-from cockpit_lite.curvature.forward_probe import has_compiled_parts
+from cockpit_lite.curvature.forward_probe import has_compiled_parts, may_reach
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
     ACTIVATION_SAMPLES,
@@ -33,6 +33,7 @@ from cockpit_lite.instrument import (
     GRADIENT,
     LAST_STEP,
     LOSS,
+    PER_SAMPLE_ELEMENTS,
     PER_SAMPLE_GRADIENTS,
     PER_SAMPLE_NORMS,
     PER_SAMPLE_PRODUCTS,
@@ -67,7 +68,9 @@ from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
-PER_SAMPLE = frozenset({PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES})
+PER_SAMPLE = frozenset(
+    {PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES}
+)
 
 #: So many sets of due instruments are remembered.
 MOST_PLANS = 64
@@ -104,6 +107,7 @@ class Plan:
         before_update: Those that measure when the gradient is known.
         after_update: Those that measure when the step has been taken.
         needs_after_update: What these need of the step.
+        elements: How many elements of the samples' contributions are to be drawn.
     """
 
     def __init__(self, due: Sequence[Instrument]) -> None:
@@ -113,6 +117,7 @@ class Plan:
         phases = {instrument: _phase(instrument) for instrument in due}
         self.before_update = [instrument for instrument in due if phases[instrument] == GRADIENT]
         self.after_update = [instrument for instrument in due if phases[instrument] in (UPDATE, LOSS)]
+        self.elements = max((i.drawn_elements for i in due if PER_SAMPLE_ELEMENTS in i.needs), default=0)
         self.needs_after_update = frozenset(need for instrument in self.after_update for need in instrument.needs)
 
 
@@ -271,7 +276,7 @@ class TrackedStep:
             scale: What a gradient scaler multiplied the loss with.
         """
         with self._timed():
-            if not earlier_backwards:
+            if not earlier_backwards and may_reach(tensors, self._probes.parameters.values()):
                 if tensors:
                     self._probes.forward.settle(tensors[0])
                 if WIRING in self._needs:
@@ -309,7 +314,12 @@ class TrackedStep:
         """The weights are about to change."""
         if {UPDATE, LAST_STEP} & self._needs:
             with self._timed():
-                self._step.observed["weights_before"] = packed(self._detached())
+                weights = packed(self._detached())
+                known = self._step.observed.get("weights_before")
+                if isinstance(known, Sharded):
+                    known.parts = weights
+                else:
+                    self._step.observed["weights_before"] = Sharded(weights) if self._probes.sharded else weights
 
     def discard(self) -> None:
         """Forget the backward passes so far: their gradient was thrown away."""
@@ -574,6 +584,8 @@ class TrackedStep:
             directions={"last_step": last.update} if follows and last is not None else None,
             # of the first step nobody knows, and of several processes each learns the gradient of all when its own pass is over
             one_backward=self._expected_backwards == 1 and self._step.index > 0 and self._probes.processes is None,
+            elements=self._plan.elements,
+            seed=self._step.index,
         )
         if self._probes.processes is not None:
             self._probes.local_gradient.start()

@@ -23,7 +23,7 @@ Source: F. Schneider, F. Dangel, P. Hennig, "Cockpit" (NeurIPS 2021), section 2.
 from __future__ import annotations
 
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
+from cockpit_lite.instrument import PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
 from cockpit_lite.probes.bins import SymmetricBins
 from cockpit_lite.probes.per_sample.histogram import Binning, element_histograms
 from cockpit_lite.step import Step
@@ -43,18 +43,20 @@ class GradHist1d(Instrument):
     """
 
     name = "grad_hist_1d"
-    needs = (PER_SAMPLE_GRADIENTS,)
+    needs = (PER_SAMPLE_ELEMENTS,)
     readings = ("grad_hist_1d", "grad_hist_1d_bins")
     preset = "standard"
 
     def __init__(self, elements: int = 256, exact: bool = False, layers: bool = True):
         if elements < 1:
             raise SetupError(f"GradHist1d(elements={elements}): at least 1 is needed.")
-        self.elements = None if exact else elements
+        self.drawn_elements, self.exact = elements, exact
+        if exact:
+            self.needs = (PER_SAMPLE_GRADIENTS,)
         self.layers = layers
 
     def measure(self, step: Step) -> Readings:
-        found = element_histograms(step, BINNING, self.elements)
+        found = element_histograms(step, BINNING, self.exact)
         return {
             "grad_hist_1d": found.model,
             "grad_hist_1d_bins": BINS.describe(),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
+from cockpit_lite.instrument import PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, Instrument, Readings, layerwise
 from cockpit_lite.probes.bins import SymmetricBins
 from cockpit_lite.probes.per_sample.histogram import Binning, element_histograms
 from cockpit_lite.probes.per_sample.sampled import SampledElements
@@ -53,18 +53,20 @@ class GradHist2d(Instrument):
     """
 
     name = "grad_hist_2d"
-    needs = (PER_SAMPLE_GRADIENTS,)
+    needs = (PER_SAMPLE_ELEMENTS,)
     readings = ("grad_hist_2d", "grad_hist_2d_bins")
     preset = "full"
 
     def __init__(self, elements: int = 256, exact: bool = False, layers: bool = False):
         if elements < 1:
             raise SetupError(f"GradHist2d(elements={elements}): at least 1 is needed.")
-        self.elements = None if exact else elements
+        self.drawn_elements, self.exact = elements, exact
+        if exact:
+            self.needs = (PER_SAMPLE_GRADIENTS,)
         self.layers = layers
 
     def measure(self, step: Step) -> Readings:
-        found = element_histograms(step, BINNING, self.elements)
+        found = element_histograms(step, BINNING, self.exact)
         return {
             "grad_hist_2d": found.model,
             "grad_hist_2d_bins": torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import Instrument, Reading
 from cockpit_lite.instruments.grad_hist_1d import BINS, GradHist1d
 from cockpit_lite.instruments.grad_hist_2d import GRADIENT_BINS, PARAMETER_BINS, GradHist2d
-from cockpit_lite.probes.per_sample import LayerGradients, PerSampleStatistics, sampled
+from cockpit_lite.probes.per_sample import LayerGradients, PerSampleStatistics, drawing
+from cockpit_lite.probes.per_sample.drawing import SAMPLES, Drawing, in_turn
 from cockpit_lite.probes.per_sample.forms import Dense
-from cockpit_lite.probes.per_sample.sampled import SAMPLES, in_turn
 from cockpit_lite.run import Run
 from cockpit_lite.step import Step
 from tests import reference
@@ -43,15 +42,19 @@ class MadeUp(dict[str, LayerGradients]):
     def __iter__(self) -> Any:
         return iter(self.items())
 
-    def of(self, names: Collection[str]) -> Any:
-        return iter([(name, layer) for name, layer in self.items() if name in names])
 
-
-def made_up_step(contributions: dict[str, Tensor], index: int = 0) -> Step:
+def made_up_step(contributions: dict[str, Tensor], index: int = 0, elements: int = 256) -> Step:
     generator = torch.Generator().manual_seed(1)
     parameters = {name: nn.Parameter(torch.randn(c.shape[1:], generator=generator)) for name, c in contributions.items()}
     step = Step(index, parameters)
-    statistics = PerSampleStatistics(len(next(iter(contributions.values()))))
+    shapes = {name: c.shape[1:] for name, c in contributions.items()}
+    statistics = PerSampleStatistics(len(next(iter(contributions.values()))), drawing=Drawing(index, shapes, elements))
+    assert statistics.drawing is not None
+    for name, c in contributions.items():
+        statistics.squared_norms[name] = torch.stack([each.square().sum() for each in c]) if len(c) else torch.zeros(0)
+        drawn = statistics.drawing.take(name, [Dense(c)], c.shape[1:])
+        if drawn is not None:
+            statistics.elements[name] = drawn
     step.observed.update(per_sample=statistics, per_sample_gradients=MadeUp(contributions))
     return step
 
@@ -79,7 +82,7 @@ def watched(architecture: Architecture, instrument: Instrument, folder: Path) ->
 )
 def test_exact_over_the_zoo(architecture: Architecture, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bins whose elements are all above the rounding errors of float32 hold what numpy counts in float64."""
-    monkeypatch.setattr(sampled, "TURNS", 1000)
+    monkeypatch.setattr(drawing, "TURNS", 1000)
     run, model = watched(architecture, kind(exact=True, layers=True), tmp_path / "run")
     contributions = reference.contributions(architecture, model, architecture.batch(N, torch.Generator().manual_seed(5)))
     names = run.layers(kind.name)
@@ -130,7 +133,7 @@ def test_a_sample_is_unbiased(kind: Any, samples: int) -> None:
     draws: dict[str, list[Tensor]] = {}
     for index in range(400):
         instrument = kind(elements=40, layers=True)
-        for name, reading in instrument.measure(made_up_step(made, index)).items():
+        for name, reading in instrument.measure(made_up_step(made, index, instrument.drawn_elements)).items():
             draws.setdefault(name, []).append(value(reading))
     name = kind.name
     assert value(exact[name]).sum().item() == pytest.approx(1e6, abs=200)
@@ -151,10 +154,10 @@ def test_small_models_are_looked_at_whole() -> None:
 
 
 def test_a_sample_says_that_it_is_one() -> None:
-    reading = GradHist1d(elements=40).measure(made_up_step(contributions(200)))["grad_hist_1d"]
+    reading = GradHist1d(elements=40).measure(made_up_step(contributions(200), elements=40))["grad_hist_1d"]
     assert isinstance(reading, Reading)
     assert reading.kind == "estimated"
-    assert reading.note == "from 58 of 1220 elements of 33 samples"  # small ones whose turn it is are taken whole
+    assert reading.note == "from 58 of 1220 elements of 34 samples"  # small ones whose turn it is are taken whole
 
 
 def test_parameters_that_are_not_covered_are_said() -> None:
@@ -200,7 +203,7 @@ def test_parameters_take_turns(parameters: int, every: int) -> None:
     """Two at a time, and on any schedule each comes about as often as any other."""
     made = {f"p{number}": torch.randn(3, 2) for number in range(parameters)}
     rounds = 12 * parameters
-    turns = Counter(name for index in range(0, every * rounds, every) for name in in_turn(made_up_step(made, index)))
+    turns = Counter(name for index in range(0, every * rounds, every) for name in in_turn(list(made), index))
     assert turns.keys() == made.keys()
     assert turns.total() == rounds * min(parameters, 2)
     assert max(turns.values()) <= 1.5 * min(turns.values())
@@ -209,7 +212,7 @@ def test_parameters_take_turns(parameters: int, every: int) -> None:
 def test_whose_turn_it_is_not_is_not_written() -> None:
     step = made_up_step(contributions(3))
     readings = GradHist1d().measure(step)
-    assert [name for name in readings if "/" in name] == [f"grad_hist_1d/{name}" for name in in_turn(step)]
+    assert [name for name in readings if "/" in name] == [f"grad_hist_1d/{name}" for name in in_turn(list(SIZES), step.index)]
     assert not any("/" in name for name in GradHist1d(layers=False).measure(step))
 
 

@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.drawing import Drawing
 from cockpit_lite.probes.per_sample.forwards import Forward
 from cockpit_lite.probes.per_sample.survey import condense
 
@@ -35,6 +36,7 @@ class EarlyMeasurement:
         squares: Whether sums of squares are wanted.
         gradient: Whether inner products with the gradient are wanted: the gradient that is in ``parameter.grad`` after the pass.
         directions: Name -> further direction of inner products, which is parameter name -> tensor.
+        drawing: What elements are to be drawn.
         wake: Is called when a gradient has grown, and calls :meth:`measure`.
     """
 
@@ -46,9 +48,10 @@ class EarlyMeasurement:
         squares: bool,
         gradient: bool,
         directions: Mapping[str, Mapping[str, Tensor]],
+        drawing: Drawing | None,
         wake: Callable[..., None],
     ) -> None:
-        self._wake = wake
+        self._wake, self._drawing = wake, drawing
         self._forwards, self._squares, self._gradient, self._directions = forwards, squares, gradient, directions
         self._alone = _alone(forwards, {id(parameters[name]) for name in later})
         self._before: dict[int, tuple[int, int] | None] = {}
@@ -91,7 +94,7 @@ class EarlyMeasurement:
 
     def withdraw(self) -> None:
         """Another pass begins: the gradient was not complete."""
-        if self._gradient:
+        if self._gradient or self._drawing is not None:
             for call, _ in self._measured:
                 call.condensed = {}
 
@@ -108,11 +111,12 @@ class EarlyMeasurement:
             if self._gradient:
                 gradient = {call.owner.names[local]: parameter.grad for local, parameter in parameters.items()}
                 directions = {"": {name: value for name, value in gradient.items() if value is not None}, **directions}
-                self._measured.append((call, [(parameter, _state(parameter)) for parameter in parameters.values()]))
+            watched = parameters.values() if self._gradient else ()
+            self._measured.append((call, [(parameter, _state(parameter)) for parameter in watched]))
             device = call.outputs[0].device.type
             with torch.no_grad(), torch.autocast(device, enabled=False), suppress(Exception):
                 # where it fails, the survey fails again and says why
-                condense(call, batch_size, self._squares, directions)
+                condense(call, batch_size, self._squares, directions, self._drawing)
 
     def _ready(self, call: Call) -> bool:
         if any(projection.delta is None for projection in call.projections.values()):

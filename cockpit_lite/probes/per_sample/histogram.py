@@ -11,7 +11,8 @@ from torch import Tensor
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
 from cockpit_lite.probes.bins import counted
-from cockpit_lite.probes.per_sample.sampled import SampledElements, all_elements, in_turn, sampler
+from cockpit_lite.probes.per_sample.drawing import in_turn
+from cockpit_lite.probes.per_sample.sampled import SampledElements, all_elements, drawn_elements
 from cockpit_lite.step import Step
 
 #: A histogram says how many of so many elements are in each bin: integers are short in the log.
@@ -54,22 +55,23 @@ class Histograms:
     by_parameter: dict[str, Reading]
 
 
-def element_histograms(step: Step, binning: Binning, elements: int | None) -> Histograms:
+def element_histograms(step: Step, binning: Binning, exact: bool) -> Histograms:
     """Return the histograms of a step.
 
     Args:
-        step: With per-sample gradients.
+        step: With the elements that were drawn; with the per-sample gradients themselves if they are to be exact.
         binning: The bins.
-        elements: How many of the model's elements to draw; ``None``: look at all.
+        exact: Whether to look at all elements.
     """
-    if elements is None:
-        return _finished(step, *_everything(step, binning))
-    sample = step.once(sampler(elements))
-    return _finished(step, sample, binning.tables(sample))
+    if exact:
+        everything, tables = _everything(step, binning)
+        return _finished(step, everything, tables, in_turn(everything.names, step.index))
+    sample, drawing = step.once(drawn_elements), step.per_sample.drawing
+    return _finished(step, sample, binning.tables(sample), [] if drawing is None else drawing.alone)
 
 
-def _finished(step: Step, sample: SampledElements, tables: Tensor) -> Histograms:
-    """Return the histograms from the counts of every parameter."""
+def _finished(step: Step, sample: SampledElements, tables: Tensor, alone: Sequence[str]) -> Histograms:
+    """Return the histograms from the counts of every parameter; of those in ``alone`` their own, too."""
     statistics, samples = step.per_sample, len(sample.gradients)
 
     def reading(values: Tensor, complete: bool, notes: Sequence[str] = ()) -> Reading:
@@ -86,7 +88,7 @@ def _finished(step: Step, sample: SampledElements, tables: Tensor) -> Histograms
     if statistics.not_covered:
         notes.append(f"without {len(statistics.not_covered)} parameters that are not covered")
     places = {name: place for place, name in enumerate(sample.names)}
-    own = [(name, places[name]) for name in in_turn(step)]
+    own = [(name, places[name]) for name in alone if name in places]
     return Histograms(
         reading(whole, drawn == sample.of, notes),
         {name: reading(found[place], sample.draws[place] == sample.sizes[place]) for name, place in own},

@@ -163,13 +163,11 @@ class PerSampleGradients:
             raise NotMeasured(f"the per-sample gradients of {', '.join(sorted(left)[:3])} could not be made a second time")
 
     def _layer(self, parameter: Tensor, parts: Mapping[int, Form]) -> LayerGradients:
-        known = [
-            parts[number] if number in parts else _nothing(parameter, size) for number, size in enumerate(self._survey.sizes)
-        ]
+        known = [parts[number] if number in parts else nothing(parameter, size) for number, size in enumerate(self._survey.sizes)]
         return LayerGradients(known, parameter.shape, self._scale)
 
 
-def _nothing(parameter: Tensor, size: int) -> Dense:
+def nothing(parameter: Tensor, size: int) -> Dense:
     """Return what a micro-batch contributes to a parameter that it does not use, as a view without memory."""
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     return Dense(torch.zeros((), dtype=dtype, device=parameter.device).expand(size, *parameter.shape))

@@ -25,6 +25,7 @@ from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import tensor_hooks
 from cockpit_lite.probes.per_sample.around import Learned
 from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
+from cockpit_lite.probes.per_sample.drawing import Drawing
 from cockpit_lite.probes.per_sample.early import EarlyMeasurement
 from cockpit_lite.probes.per_sample.forwards import Answer, Edge, Forward
 from cockpit_lite.probes.per_sample.kernels import watch_kernels
@@ -104,6 +105,7 @@ class PerSampleProbe:
         self._products = self._squares = self._gradients = True  # what may be asked for
         self._one_backward = False
         self._directions: Mapping[str, Mapping[str, Tensor]] = {}
+        self._drawing: Drawing | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -129,6 +131,8 @@ class PerSampleProbe:
         gradients: bool = False,
         directions: Mapping[str, Mapping[str, Tensor]] | None = None,
         one_backward: bool = False,
+        elements: int = 0,
+        seed: int = 0,
     ) -> None:
         """Begin to watch a step. What a layer's statistics need is let go in the backward pass, where all of this allows it.
 
@@ -141,10 +145,15 @@ class PerSampleProbe:
             one_backward: Whether the step is expected to have one backward pass, and the direction of the products to be the
                 gradient that it leaves. If that turns out wrong, the calls around the layers that were let go are repeated
                 where they are known, and the layers not covered in this step where they are not.
+            elements: How many elements of the contributions to draw; they come with the statistics.
+            seed: Other elements are drawn with every other one.
         """
         self.stop()
         self._products, self._squares, self._gradients = products, squares, gradients
         self._directions, self._one_backward = directions or {}, one_backward
+        self._drawing = None
+        if elements:
+            self._drawing = Drawing(seed, {name: parameter.shape for name, parameter in self.parameters.items()}, elements)
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
         if self._table.refresh() or self._learned.changed:
             self._watched = self._table.watched(self._learned.wants)
@@ -183,7 +192,7 @@ class PerSampleProbe:
                     forward.release()
         if self._early is not None:
             self._early.withdraw()
-        if not self._gradients and (self._one_backward or not self._products):
+        if not self._gradients and (self._one_backward or not (self._products or self._drawing)):
             self._early = EarlyMeasurement(
                 self._forwards,
                 self.parameters,
@@ -191,6 +200,7 @@ class PerSampleProbe:
                 self._squares,
                 self._products,
                 self._directions,
+                self._drawing,
                 self._gradient_grew,
             )
         self._reached.append(set())
@@ -264,7 +274,15 @@ class PerSampleProbe:
             raise ValueError("the probe was started without")
         if self._failure:
             return PerSampleStatistics(not_covered=dict.fromkeys(self.parameters, self._failure))
-        survey = Survey(self.parameters, self._calls.values(), self._forwards, self._reached, self._learned, self._gradients)
+        survey = Survey(
+            self.parameters,
+            self._calls.values(),
+            self._forwards,
+            self._reached,
+            self._learned,
+            self._gradients,
+            self._drawing,
+        )
         with torch.no_grad(), self.paused():
             directions = {"": direction, **self._directions} if products and direction is not None else self._directions
             found = survey.statistics(directions, direction if gradient is None else gradient, squares)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
+
+if TYPE_CHECKING:
+    from cockpit_lite.probes.per_sample.drawing import Drawing, Drawn
 
 
 @dataclass
@@ -24,6 +28,8 @@ class PerSampleStatistics:
         along: Name of a further direction -> parameter name -> inner products with it, shape (N,).
         sum_of_squares: Parameter name -> sum over n of c_n squared element by element, shape of the parameter, not divided by
             anything. Empty if it was not asked for.
+        elements: Parameter name -> the elements that were drawn of it, for those of which some were.
+        drawing: What was to be drawn; ``None``: nothing.
         not_covered: Parameter name -> reason. A parameter is either here or above, never in both.
         conditional: Parameter name -> what its numbers are conditional on.
     """
@@ -33,6 +39,8 @@ class PerSampleStatistics:
     products: dict[str, Tensor] = field(default_factory=dict)
     along: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     sum_of_squares: dict[str, Tensor] = field(default_factory=dict)
+    elements: dict[str, Drawn] = field(default_factory=dict)
+    drawing: Drawing | None = None
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
 
@@ -52,11 +60,13 @@ class PerSampleStatistics:
             values.update({name: value / scale**2 for name, value in values.items()})
         for values in self.along.values():
             values.update({name: value / scale for name, value in values.items()})
+        self.elements.update({name: drawn._replace(values=drawn.values / scale) for name, drawn in self.elements.items()})
 
     def drop(self, name: str) -> None:
         """Forget what was measured of a parameter."""
         for values in (self.squared_norms, self.products, self.sum_of_squares, *self.along.values()):
             values.pop(name, None)
+        self.elements.pop(name, None)
 
 
 def _sum(values: dict[str, Tensor]) -> Tensor:

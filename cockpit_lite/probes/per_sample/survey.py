@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from cockpit_lite.norms import parameter_norms
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.drawing import Drawing, Drawn
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, add
 from cockpit_lite.probes.per_sample.forms.form import RankOne
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
+from cockpit_lite.probes.per_sample.layers import nothing
 from cockpit_lite.probes.per_sample.modules import Owner
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
 from cockpit_lite.probes.per_sample.rules import NoRule, Rule
@@ -58,6 +60,7 @@ class Survey:
         reached: For every backward the forwards that it reached.
         learned: What earlier steps have shown; added to.
         keep: Whether small forms are kept for :meth:`forms`, which would otherwise make them a second time.
+        drawing: What elements are to be drawn.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class Survey:
         reached: Sequence[set[int]],
         learned: Learned,
         keep: bool = False,
+        drawing: Drawing | None = None,
     ) -> None:
-        self.parameters = parameters
+        self.parameters, self.drawing = parameters, drawing
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
         self.micro_batches = connected(reached)
@@ -97,7 +101,7 @@ class Survey:
             squares: Whether to return sums of squares.
         """
         sizes = self.sizes = self._micro_batch_sizes()
-        result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered)
+        result = PerSampleStatistics(batch_size=sum(sizes), not_covered=self.not_covered, drawing=self.drawing)
         if self.not_covered:  # the samples could not be counted: that concerns every parameter
             return result
         missing: dict[str, str] = {}
@@ -196,6 +200,9 @@ class Survey:
                 kept[name] = products
             if found.squares is not None:
                 result.sum_of_squares[name] = found.squares
+            drawn = None if self.drawing is None else self._drawn(self.drawing, name, parts)
+            if drawn is not None:
+                result.elements[name] = drawn
             if total is None or not parts:
                 continue
             if along is None:
@@ -223,6 +230,15 @@ class Survey:
             None if along is None else torch.cat([part.along for part in measured if part.along is not None]),
             sum(found[1:], start=found[0]) if squares else None,
         )
+
+    def _drawn(self, drawing: Drawing, name: str, parts: Mapping[int, Form]) -> Drawn | None:
+        """Return the elements that are drawn of a parameter, or were when it was measured."""
+        known = [
+            parts[number] if number in parts else nothing(self.parameters[name], size) for number, size in enumerate(self.sizes)
+        ]
+        if not any(isinstance(part, Condensed) for part in known):
+            return drawing.take(name, known, self.parameters[name].shape)
+        return known[0].drawn if len(known) == 1 and isinstance(known[0], Condensed) else None
 
     def _cover_by_calls_around(
         self,
@@ -442,7 +458,9 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
     return repeated
 
 
-def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str, Mapping[str, Tensor]]) -> None:
+def condense(
+    call: Call, batch_size: int, squares: bool, directions: Mapping[str, Mapping[str, Tensor]], drawing: Drawing | None = None
+) -> None:
     """Measure a call whose gradient has arrived, and let go of everything else.
 
     Args:
@@ -450,6 +468,7 @@ def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str
         batch_size: Number of samples.
         squares: Whether to measure sums of squares, too.
         directions: Name -> direction of inner products, which is parameter name -> tensor.
+        drawing: What elements are to be drawn; of a batch that comes in one piece.
 
     Raises:
         NoRule: if there is none; the call is then as it was.
@@ -463,7 +482,8 @@ def condense(call: Call, batch_size: int, squares: bool, directions: Mapping[str
         towards = _towards(name, directions)
         # where the gradient is known, the contributions are checked along that
         along = None if "" in towards else check_direction(owner.parameters[local])
-        condensed[local] = Condensed(form, along, squares, towards)
+        drawn = None if drawing is None else drawing.take(name, [form], owner.parameters[local].shape)
+        condensed[local] = Condensed(form, along, squares, towards, drawn)
     call.condense(condensed)
 
 

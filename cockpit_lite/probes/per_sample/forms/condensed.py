@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne
+
+if TYPE_CHECKING:
+    from cockpit_lite.probes.per_sample.drawing import Drawn
 
 
 class Condensed(Form):
@@ -17,10 +21,18 @@ class Condensed(Form):
         along: The direction ``left right'`` that it is checked along, if it is not checked along one of the others.
         squares: Whether the sum of squares is wanted.
         directions: Name -> direction of the inner products that are wanted.
+        drawn: The elements that were drawn of it, if any.
     """
 
-    def __init__(self, form: Form, along: RankOne | None, squares: bool, directions: Mapping[str, Tensor] | None = None) -> None:
-        self.batch_size, self.shape = form.batch_size, form.shape
+    def __init__(
+        self,
+        form: Form,
+        along: RankOne | None,
+        squares: bool,
+        directions: Mapping[str, Tensor] | None = None,
+        drawn: Drawn | None = None,
+    ) -> None:
+        self.drawn, self.batch_size, self.shape = drawn, form.batch_size, form.shape
         directions = directions or {}
         measured = form.measure(list(directions.values()), along, squares)
         self._products = dict(zip(directions, measured.products, strict=True))
