@@ -102,7 +102,8 @@ class Columns:
             self.seconds = max(self.seconds, piece.seconds)
             self._reach(piece.last_step)
             self.unread += piece.unread
-        self._series = {name: Series.joined(parts) for name, parts in series.items()}
+        steps: dict[Any, np.ndarray] = {}
+        self._series = {name: Series.joined(parts, steps) for name, parts in series.items()}
         self._how, self._fresh_how = {name: How.joined(parts) for name, parts in how.items()}, {}
 
     def _add(self, line: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cockpit_lite import run_cache
+from cockpit_lite import log_mirror, run_cache
 from cockpit_lite.alert import Alert
-from cockpit_lite.columns import Columns
+from cockpit_lite.columns import Columns, Content
 from cockpit_lite.run_log import ALERTS_FILE, LineReader, ReadingsReader, decode, ranks_in, read_info, readings_file
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Run:
         self._readings = ReadingsReader(self.folder / readings_file(rank))
         self._alerts = LineReader(self.folder / ALERTS_FILE)
         known = self._take_cache()
+        self._take_mirror()
         self.refresh()
         if self._readings.offset - known >= run_cache.WORTH:
             self._write_cache()
@@ -149,10 +150,37 @@ class Run:
         self._readings.go_on(content.offset)
         return content.offset
 
+    def _take_mirror(self) -> None:
+        """Take over what was written as arrays, too; lines in between are read."""
+        ready: list[Content] = []
+        for start, content in log_mirror.pieces(self._readings.path):
+            if content.offset <= self._readings.offset:
+                continue
+            if start != self._readings.offset:
+                self._columns.take(ready)
+                ready = []
+                until = start if start > self._readings.offset else content.offset
+                for line in self._readings.new_lines(until=until):
+                    self._columns.add(line)
+            if start == self._readings.offset:
+                ready.append(content)
+                self._readings.go_on(content.offset)
+        self._columns.take(ready)
+
     def _write_cache(self) -> None:
+        """Write what is known; then it need not be held in memory, nor be beside the log in another way."""
+        path = self._readings.path
         content = self._columns.content(self._readings.offset)
         content.unread += self._readings.bad_lines
-        run_cache.save(self._readings.path, content)
+        if not run_cache.save(path, content):
+            return
+        mapped = run_cache.load(path)
+        if mapped is not None and mapped.offset == content.offset:
+            self._columns = Columns()
+            self._columns.take([mapped])
+            self._columns.unread -= self._readings.bad_lines  # the reader still counts them
+            if self.info.get("status", "running") != "running":
+                log_mirror.remove(path)
 
 
 def load_run(folder: str | os.PathLike[str], rank: int = 0) -> Run:

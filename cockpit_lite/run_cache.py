@@ -68,17 +68,48 @@ def load(log: Path) -> Content | None:
         )
         if (whole.dtype, real.dtype) != (np.dtype(np.int64), np.dtype(np.float64)) or whole.ndim != 1 or real.ndim != 1:
             return None
-        arrays = _Arrays(whole, real)
-        series = {
-            name: Series.of_arrays(arrays.whole(*entry["steps"]), arrays.real(*entry["values"]).reshape(entry["shape"]))
-            for name, entry in index["series"].items()
-        }
-        how = {name: _how(entry, arrays) for name, entry in index["how"].items()}
-        reasons = {str(name): str(reason) for name, reason in index["not_measured"].items()}
-        last_step = None if index["last_step"] is None else int(index["last_step"])
-        return Content(index["offset"], series, how, reasons, float(index["seconds"]), last_step, int(index["unread"]))
+        return unpacked(index, whole, real)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, EOFError):
         return None  # whatever is wrong with it
+
+
+def packed(content: Content) -> tuple[dict[str, Any], Places, Places]:
+    """Return the content as an index that is JSON, and what it refers to: whole numbers, and others.
+
+    Raises:
+        ValueError: if a reading's values are arrays of different shapes.
+    """
+    whole, real = Places(), Places()
+    index: dict[str, Any] = {"offset": content.offset, "series": {}, "how": {}}
+    for name, series in content.series.items():
+        steps, values = series.arrays()
+        index["series"][name] = {"steps": whole.of(steps), "values": real.of(values), "shape": values.shape}
+    for name, columns in content.how.items():
+        index["how"][name] = {
+            "steps": whole.of(columns.steps),
+            "which": whole.of(columns.which),
+            "kinds": columns.kinds,
+            "numbers": {key: real.of(numbers) for key, numbers in columns.numbers.items()},
+        }
+    index |= {name: getattr(content, name) for name in ("not_measured", "seconds", "last_step", "unread")}
+    return encode(index), whole, real
+
+
+def unpacked(index: Mapping[str, Any], whole: np.ndarray, real: np.ndarray) -> Content:
+    """Return what was packed.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: if these do not belong together.
+    """
+    arrays = _Arrays(whole, real)
+    series = {
+        name: Series.of_arrays(arrays.whole(*entry["steps"]), arrays.real(*entry["values"]).reshape(entry["shape"]))
+        for name, entry in index["series"].items()
+    }
+    how = {name: _how(entry, arrays) for name, entry in index["how"].items()}
+    reasons = {str(name): str(reason) for name, reason in index["not_measured"].items()}
+    last_step = None if index["last_step"] is None else int(index["last_step"])
+    return Content(index["offset"], series, how, reasons, float(index["seconds"]), last_step, int(index["unread"]))
 
 
 class _Arrays:
@@ -100,8 +131,8 @@ class _Arrays:
         return np.asarray(array[start : start + count])
 
 
-class _Places:
-    """Where the pieces of a long array will be; the same array is written once."""
+class Places:
+    """Where the pieces of a long array will be; the same array of whole numbers is written once."""
 
     def __init__(self) -> None:
         self.pieces: list[np.ndarray] = []
@@ -123,7 +154,12 @@ class _Places:
         self.count += len(array)
         return start, len(array)
 
+    def bytes(self) -> bytes:
+        """Return the long array's bytes."""
+        return b"".join(np.ascontiguousarray(piece).tobytes() for piece in self.pieces)
+
     def write(self, path: Path, kind: type) -> None:
+        """Write the long array as a file that can be mapped."""
         target = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(self.count,))
         start = 0
         for piece in self.pieces:
@@ -133,23 +169,12 @@ class _Places:
 
 
 def _write(folder: Path, token: str, log: Path, content: Content) -> None:
-    whole, real = _Places(), _Places()
-    index: dict[str, Any] = {"version": _VERSION, "token": token, **_known_by(log, content.offset), "series": {}, "how": {}}
-    for name, series in content.series.items():
-        steps, values = series.arrays()
-        index["series"][name] = {"steps": whole.of(steps), "values": real.of(values), "shape": values.shape}
-    for name, columns in content.how.items():
-        index["how"][name] = {
-            "steps": whole.of(columns.steps),
-            "which": whole.of(columns.which),
-            "kinds": columns.kinds,
-            "numbers": {key: real.of(numbers) for key, numbers in columns.numbers.items()},
-        }
-    index |= {name: getattr(content, name) for name in ("not_measured", "seconds", "last_step", "unread")}
+    index, whole, real = packed(content)
+    index |= {"version": _VERSION, "token": token, **_known_by(log, content.offset)}
     whole.write(folder / f"{token}-steps.npy", np.int64)
     real.write(folder / f"{token}-values.npy", np.float64)
     temporary = folder / f"{token}.part"
-    temporary.write_text(json.dumps(encode(index), allow_nan=False), encoding="utf-8")
+    temporary.write_text(json.dumps(index, allow_nan=False), encoding="utf-8")
     temporary.replace(folder / _index_name(log))
 
 

@@ -30,7 +30,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
     if kind is list:
         kinds = set(map(type, value))
         if kinds == {float} and all(map(math.isfinite, value)):
-            return f"[{','.join([_number(item) if item else '0' for item in value])}]"
+            return f"[{','.join(['%.7g'] * len(value)) % tuple(value)}]"
         if not kinds <= {int}:  # the steps of a block are in faster hands below
             return f"[{','.join([_text(item) for item in value])}]"
     if kind is dict or isinstance(value, Mapping):
@@ -156,6 +156,8 @@ class RunWriter:
         seconds: float = 0.0,
         rank: int = 0,
     ):
+        from cockpit_lite.log_mirror import Mirror  # it reads what is written here
+
         self.folder = Path(folder)
         self._rank = rank
         readings, alerts = readings_file(rank), alerts_file(rank)
@@ -183,6 +185,7 @@ class RunWriter:
             except OSError as error:
                 raise self._refusal(error) from error
             undo.pop_all()
+        self._mirror = Mirror(self.folder / readings)
         if resumed is not None:
             self._append({"resumed": resumed, "time": self._time()})
             self.alert({"resumed": resumed})
@@ -209,11 +212,12 @@ class RunWriter:
 
     def flush(self) -> None:
         """Hand all lines to the operating system."""
-        if self._lines:
-            self._readings.write("".join(self._lines))
-            self._lines.clear()
+        text = "".join(self._lines)
+        self._lines.clear()
+        self._readings.write(text)
         self._readings.flush()
         self._alerts.flush()
+        self._mirror.take(text)
         self._last_flush = self._clock()
 
     def close(self, **final: Any) -> None:
@@ -221,6 +225,7 @@ class RunWriter:
         self.flush()
         self._readings.close()
         self._alerts.close()
+        self._mirror.close()
         self.info.update(final)
         self._write_info()
 
@@ -229,6 +234,7 @@ class RunWriter:
         for file in (self._readings, self._alerts):
             with contextlib.suppress(OSError, ValueError):
                 file.close()
+        self._mirror.abandon()
 
     def _create(self, name: str, undo: contextlib.ExitStack) -> TextIO:
         path = self.folder / name
@@ -318,6 +324,17 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
+def parsed(raw: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in a line, or None if it holds none."""
+    try:
+        line = json.loads(raw)
+        if b"\\u" in raw or b"\xed" in raw:  # how every surrogate begins, escaped or not
+            line = well_formed(line)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
 class LineReader:
     """Reads the complete lines that were appended to a JSON-lines file since the last call.
 
@@ -365,30 +382,39 @@ class LineReader:
                         continue
                     if not raw.startswith(starting):
                         continue
-                    try:
-                        line = json.loads(raw)
-                        if b"\\u" in raw or b"\xed" in raw:  # how every surrogate begins, escaped or not
-                            line = well_formed(line)
-                    except (ValueError, RecursionError):
-                        line = None
-                    if isinstance(line, dict):
-                        yield line
-                    else:
+                    line = parsed(raw)
+                    if line is None:
                         self.bad_lines += 1
+                    else:
+                        yield line
         except OSError:  # not there yet, or no longer
             return
 
 
 class ReadingsReader(LineReader):
-    """Reads ``readings.jsonl``: of rows that refer to a layout it makes the whole lines that they stand for."""
+    """Reads ``readings.jsonl``: of rows that refer to a layout it makes the whole lines that they stand for.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The file.
+        layouts: Number -> the line that defines it, of those that are known; None: they are looked for in the file.
+    """
+
+    def __init__(self, path: Path, layouts: dict[int, dict[str, Any]] | None = None):
         super().__init__(path)
-        self._layouts: dict[int, dict[str, Any]] | None = None
+        self._layouts = layouts
+
+    def go_on(self, offset: int) -> None:
+        """Go on behind what another reader has read."""
+        super().go_on(offset)
+        self._layouts = None
 
     def new_lines(self, starting: bytes = b"", until: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the new complete lines as dictionaries with ``values`` by name; arguments as of LineReader."""
-        for line in super().new_lines(starting, until):
+        yield from self.whole_lines(super().new_lines(starting, until))
+
+    def whole_lines(self, lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the lines with those that rows stand for in place of the rows."""
+        for line in lines:
             number = line.get("layout")
             if number is None:
                 yield line

@@ -39,13 +39,16 @@ class Series:
         return series
 
     @classmethod
-    def joined(cls, parts: Sequence[Series]) -> Series:
-        """Return the series of all parts, one behind the other."""
+    def joined(cls, parts: Sequence[Series], known_steps: dict[Any, np.ndarray]) -> Series:
+        """Return the series of all parts, one behind the other; ``known_steps``: those that other readings have in common."""
         if len(parts) == 1:
             return parts[0]
         arrays = [part.arrays() for part in parts]
         if len({values.shape[1:] for _, values in arrays}) == 1:
-            series = cls.of_arrays(*(np.concatenate(column) for column in zip(*arrays, strict=True)))
+            key = tuple((steps.ctypes.data, len(steps)) for steps, _ in arrays)
+            if key not in known_steps:
+                known_steps[key] = np.concatenate([steps for steps, _ in arrays])
+            series = cls.of_arrays(known_steps[key], np.concatenate([values for _, values in arrays]))
             series._in_order = bool(np.all(series._steps[1:] > series._steps[:-1]))
             return series
         series = cls()
@@ -110,11 +113,13 @@ class Series:
             order = np.argsort(steps, kind="stable")
             order = order[np.append(np.diff(steps[order]) != 0, True)]
             self._steps = steps[order]
-            if self._nested is None:
-                self._values = self._values[: self._count][order]
-            else:
+            if self._nested is not None:
                 self._nested = [self._nested[index] for index in order]
                 self._stacked = None
+            elif self._stacked is not None:
+                self._stacked = self._stacked[order]
+            else:
+                self._values = self._values[: self._count][order]
             self._count, self._in_order = len(order), True
             self.edition = next(_editions)
         return self._steps[: self._count]
