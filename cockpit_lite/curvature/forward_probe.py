@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -98,6 +99,27 @@ def nodes_behind(loss: Tensor) -> set[Any]:
             found.add(node)
             waiting.extend(following for following, _ in node.next_functions)
     return found
+
+
+def may_reach(roots: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
+    """Return whether a backward pass from ``roots`` may reach one of the parameters; if not, it is of somebody else's loss.
+
+    Depth first, so one of them is found soon where there is one. What is behind a function of the user's own cannot be seen.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    waiting: list[Any] = [root.grad_fn for root in roots]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if isinstance(node, BackwardCFunction) or id(getattr(node, "variable", None)) in wanted:
+            return True
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
+from cockpit_lite import Cockpit, load_run
 from cockpit_lite.curvature import Curvature, ForwardProbe
 from cockpit_lite.curvature.obstacles import NoSecondDerivative
 from cockpit_lite.curvature.second_forward import ForwardCall
@@ -317,3 +319,16 @@ def test_hard_sigmoid_has_a_twin() -> None:
     slopes = torch.autograd.grad(nn.functional.cross_entropy(hidden, labels), list(parameters.values()), create_graph=True)
     expected = torch.autograd.grad(slopes, list(parameters.values()), vectors)
     torch.testing.assert_close(found, list(expected))
+
+
+def test_the_loss_of_another_model_does_not_use_up_the_call(tmp_path: Path) -> None:
+    """A teacher that is trained in the same loop, or a second network: its backward pass comes between forward and backward."""
+    model = ZOO["encoder_batch_first"].build()
+    batch = ZOO["encoder_batch_first"].batch(4, torch.Generator().manual_seed(0), torch.float32)
+    other, optimizer = nn.Linear(2, 1), torch.optim.SGD(model.parameters(), lr=0.1)
+    with Cockpit(model, optimizer, run=tmp_path / "run", instruments=["hessian_trace"], budget=None):
+        loss = ZOO["encoder_batch_first"].loss(model, batch)
+        other(torch.ones(3, 2)).sum().backward()
+        loss.backward()
+        optimizer.step()
+    assert "hessian_trace" in load_run(tmp_path / "run").names
