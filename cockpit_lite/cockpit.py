@@ -30,7 +30,7 @@ from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import listen, stop_listening
 from cockpit_lite.probes.optimizer import OptimizerProbe
 from cockpit_lite.probes.parameters import named_parameters
-from cockpit_lite.probes.processes import OF_ONE_PROCESS, Processes
+from cockpit_lite.probes.processes import OF_ONE_PROCESS, OF_WHOLE_PARAMETERS, Processes
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
@@ -38,6 +38,7 @@ from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.schedule import Budget, Every, Schedule
+from cockpit_lite.sharded import any_is_sharded
 from cockpit_lite.sink import Sink, resolve_sinks
 
 if TYPE_CHECKING:
@@ -300,10 +301,12 @@ class Cockpit:
 
     def _instruments_of_the_run(self, writer: RunWriter) -> list[Instrument]:
         """Return the instruments that can measure, and write down why the others cannot."""
-        if self._processes is None:
+        sharded = any_is_sharded(self._parameters.values())
+        if self._processes is None and not sharded:
             return self._instruments
-        left_out = [instrument for instrument in self._instruments if OF_ONE_PROCESS & set(instrument.needs)]
-        reason = "it is not measured over several processes yet"
+        unknown = OF_ONE_PROCESS | (OF_WHOLE_PARAMETERS if sharded else frozenset())
+        left_out = [instrument for instrument in self._instruments if unknown & set(instrument.needs)]
+        reason = f"it is not measured {'of sharded parameters' if sharded else 'over several processes'}"
         writer.not_measured(0, {name: reason for instrument in left_out for name in (instrument.readings or (instrument.name,))})
         return [instrument for instrument in self._instruments if instrument not in left_out]
 

@@ -167,7 +167,9 @@ def _gradient_norms(step: Step) -> Mapping[str, Tensor]:
 def _weight_norms(step: Step) -> Mapping[str, Tensor]:
     # Whoever asks before the update finds them in the parameters themselves.
     before = step.observed.get("weights_before")
-    return parameter_norms({name: weights.detach() for name, weights in (step.parameters if before is None else before).items()})
+    if before is not None:
+        return parameter_norms(before)
+    return parameter_norms({name: weights.detach() for name, weights in step.parameters.items()})
 
 
 def _update_norms(step: Step) -> Mapping[str, Tensor]:

@@ -47,6 +47,7 @@ from cockpit_lite.instrument import (
     Instrument,
     needs_preparation,
 )
+from cockpit_lite.norms import parameter_norms
 from cockpit_lite.packed import difference, packed
 from cockpit_lite.probes import loss_scale, noise, tensor_hooks
 from cockpit_lite.probes.accumulation import Accumulation, several_backwards
@@ -60,11 +61,12 @@ from cockpit_lite.probes.last_step import GradientAtStart, LastStep, inner_produ
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
 from cockpit_lite.probes.probe_batch import ProbeBatch
-from cockpit_lite.probes.processes import LocalGradient, Own, Processes
+from cockpit_lite.probes.processes import SQUARES, LocalGradient, Own, Processes
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
 from cockpit_lite.probes.wiring import WiringProbe
+from cockpit_lite.sharded import Sharded, any_is_sharded, copies, part
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
@@ -137,6 +139,8 @@ class Probes:
 
     Attributes:
         last_step: What is remembered of the last tracked step, for instruments that look at two steps in a row.
+        sharded: Whether this process holds parts of the parameters only.
+        start: Of these, what they were when training began.
     """
 
     model: nn.Module
@@ -156,12 +160,17 @@ class Probes:
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     plans: dict[tuple[Instrument, ...], Plan] = field(init=False, default_factory=dict)
     processes: Processes | None = None
+    sharded: bool = field(init=False)
+    start: Mapping[str, Tensor] = field(init=False, default_factory=dict)
     local_gradient: LocalGradient = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
     gradient_at_start: GradientAtStart = field(init=False, default_factory=GradientAtStart)
 
     def __post_init__(self) -> None:
         self.gradient = GradientProbe(self.parameters)
+        self.sharded = any_is_sharded(self.parameters.values())
+        if self.sharded and self.processes is not None:
+            self.start = {name: part(parameter.detach()).clone() for name, parameter in self.parameters.items()}
         self.local_gradient = LocalGradient(self.parameters)
         trainable = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.per_sample = PerSampleProbe(self.model, trainable)
@@ -347,6 +356,10 @@ class TrackedStep:
                 raw = None if raw is None else {name: value for name, value in raw.items() if name in names}
                 applied = {name: value for name, value in applied.items() if name in names}
             step = self._step
+            if self._probes.sharded:
+                raw, applied = None if raw is None else Sharded(raw), Sharded(applied)
+                weights = step.observed.get("weights_before", self._detached())
+                step.observed["weights_before"] = weights if isinstance(weights, Sharded) else Sharded(weights)
             if not applied:
                 step.reasons["gradient"] = step.reasons["applied_gradient"] = "no parameter has a gradient"
             else:
@@ -391,7 +404,9 @@ class TrackedStep:
             if step.observed.pop("per_sample_gradients", None) is not None:  # a rule may need the weights they came from
                 step.reasons["per_sample_gradients"] = "they are gone once the weights have changed"
             self._let_go()
-            if before is not None:
+            if isinstance(before, Sharded):
+                self._add_up_update(before)
+            elif before is not None:
                 step.observed["update"] = difference(self._detached(), before)
             if backwards > 1 and step.observed.pop("replay", None) is not None:
                 step.reasons["replay"] = several_backwards(backwards)
@@ -423,7 +438,61 @@ class TrackedStep:
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
 
     def _detached(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self._probes.parameters.items()}
+        return {name: part(parameter.detach()) for name, parameter in self._probes.parameters.items()}
+
+    # Several processes
+
+    def _share(self, processes: Processes, gradient: Mapping[str, Tensor] | None) -> None:
+        """From what this process has seen to what all have seen together."""
+        step = self._step
+        has = step.observed
+        parts = {kind: has[kind] for kind in SQUARES if isinstance(has.get(kind), Sharded)}
+        squares = {kind: self._squares(value.parts) for kind, value in parts.items()}
+        own = Own(has.get("loss"), has.pop("per_sample", None), has.pop("sample_losses", None), squares)
+        found = processes.share(step.index, own, gradient or {})
+        if found.loss is not None:  # where they have parted, each goes on with its own
+            has["loss"] = found.loss
+        for name, value in (("per_sample", found.statistics), ("sample_losses", found.sample_losses)):
+            if value is not None:
+                has[name] = value
+            elif name not in step.reasons:
+                step.reasons[name] = found.reasons[{"per_sample": "statistics"}.get(name, name)]
+        for kind, value in parts.items():
+            value.tell(self._norms(value, found.squares.get(kind)), found.reasons.get(kind, ""))
+
+    def _squares(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the squared norm of each part, divided by how many hold the same: they add up to that of the whole."""
+        parameters, processes = self._probes.parameters, self._probes.processes
+        assert processes is not None
+        norms = parameter_norms(parts)
+        nothing = torch.zeros((), device=next(iter(norms.values())).device)
+        squares = [
+            norms[name].square() / copies(parameter, processes.size) if name in norms else nothing
+            for name, parameter in sorted(parameters.items())
+        ]
+        return torch.stack(squares)
+
+    def _norms(self, parts: Sharded, squares: Tensor | None) -> dict[str, Tensor] | None:
+        if squares is None:
+            return None
+        norms = dict(zip(sorted(self._probes.parameters), squares.sqrt(), strict=True))
+        return {name: norms[name] for name in parts}
+
+    def _add_up_update(self, before: Sharded) -> None:
+        """The step that was taken, of sharded parameters: its norms, and how far they have come."""
+        step, processes, squares = self._step, self._probes.processes, None
+        if UPDATE in self._needs:
+            update = step.observed["update"] = Sharded(difference(self._detached(), before.parts))
+            if processes is not None:
+                way = difference(before.parts, self._probes.start)
+                squares = torch.stack([self._squares(update.parts), self._squares(way)])
+        if processes is not None:
+            found = processes.add_up(step.index, squares)
+            if found is not None and squares is not None:
+                update.tell(self._norms(update, found[0]))
+                before.tell_distance(found[1].sum().sqrt())
+            elif squares is not None:
+                update.tell(None, processes.gone or "one of the processes does not have it")
 
     # Two steps in a row
 
@@ -622,20 +691,6 @@ class TrackedStep:
         except Exception as error:
             self._no_samples(f"the per-sample engine failed ({type(error).__name__}: {error})")
         self._costs["per_sample"] = self._costs.get("per_sample", 0.0) + self._probes.clock() - start
-
-    def _share(self, processes: Processes, gradient: Mapping[str, Tensor] | None) -> None:
-        """From what this process has seen to what all have seen together."""
-        step = self._step
-        has = step.observed
-        own = Own(has.get("loss"), has.pop("per_sample", None), has.pop("sample_losses", None))
-        found = processes.share(step.index, own, gradient or {})
-        if found.loss is not None:  # where they have parted, each goes on with its own
-            has["loss"] = found.loss
-        for name, value in (("per_sample", found.statistics), ("sample_losses", found.sample_losses)):
-            if value is not None:
-                has[name] = value
-            elif name not in step.reasons:
-                step.reasons[name] = found.reasons[{"per_sample": "statistics"}.get(name, name)]
 
     def _no_samples(self, reason: str) -> None:
         self._step.reasons.update(dict.fromkeys(("per_sample", "per_sample_gradients"), reason))

@@ -36,7 +36,7 @@ class Clipping(Instrument):
         if not step.gradient_was_changed:
             readings["clip_ratio"] = 1.0
         else:
-            raw, applied = step.gradient, step.applied_gradient
-            kept = {name: value for name, value in raw.items() if name in applied}
-            readings["clip_ratio"] = total_norm(parameter_norms(applied)) / total_norm(parameter_norms(kept))
+            applied = parameter_norms(step.applied_gradient)
+            kept = {name: norm for name, norm in step.gradient_norms.items() if name in applied}
+            readings["clip_ratio"] = total_norm(applied) / total_norm(kept)
         return readings

@@ -25,6 +25,6 @@ class UpdateRatio(Instrument):
     def measure(self, step: Step) -> Readings:
         updates, weights = step.update_norms, step.weight_norms
         # Only weights have a scale of their own: the norm of a bias that starts at zero says nothing.
-        ratios = {name: updates[name] / weights[name] for name in updates if step.weights_before[name].dim() > 1}
+        ratios = {name: updates[name] / weights[name] for name in updates if step.parameters[name].dim() > 1}
         whole = total_norm(updates) / total_norm(weights).clamp(min=torch.finfo(torch.float32).tiny)
         return {"update_ratio": whole, **layerwise("update_ratio", ratios)}

@@ -1,22 +1,34 @@
-"""What every process of the tests of distributed training runs: data-parallel loops, each once as it is and once watched.
+"""What every process of the tests of distributed training runs: loops, each once as it is and once watched.
 
-Started by ``torchrun``; writes the runs and the weights of the first process into a folder.
+``python -m tests.distributed_worker FOLDER PROCESSES NAME...`` starts the processes, as ``torchrun`` does, by a fork of one that
+has imported everything; it writes the runs, and what each process has to say, into the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
+import signal
+import socket
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from cockpit_lite import Cockpit, Every
+from cockpit_lite import Cockpit, Every, Instrument
+from cockpit_lite.observer import Observer
 
 STEPS = 4
 
@@ -31,6 +43,11 @@ class Heads(nn.Module):
     def forward(self, x: Tensor, both: bool) -> Tensor:
         hidden = self.trunk(x).tanh()
         return self.first(hidden) + self.second(hidden) if both else self.first(hidden)
+
+
+def heads() -> nn.Module:
+    torch.manual_seed(1)
+    return Heads()
 
 
 def network() -> nn.Module:
@@ -77,46 +94,193 @@ def unused(model: Model, own: Callable[[Tensor], Tensor], step: int) -> None:
     cross_entropy(model(own(x), step % 2 == 0), own(y)).backward()
 
 
-#: name -> model, one step, settings of DistributedDataParallel, whether the parts are uneven
-SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], dict[str, bool], bool]] = {
-    "usual": (network, usual, {}, False),
-    "uneven": (network, usual, {}, True),
-    "accumulated": (network, accumulated, {}, False),
-    "unused": (lambda: (torch.manual_seed(1), Heads())[1], unused, {"find_unused_parameters": True}, False),
-    "views": (network, usual, {"gradient_as_bucket_view": True}, False),
+def clipped(model: Any, own: Callable[[Tensor], Tensor], step: int) -> None:
+    usual(model, own, step)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+
+# How the model is spread over the processes
+
+
+def in_copies(model: nn.Module, processes: int) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def unused_allowed(model: nn.Module, processes: int) -> nn.Module:
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def as_views(model: nn.Module, processes: int) -> nn.Module:
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def in_shards(model: nn.Module, processes: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (processes,))
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def in_columns(model: nn.Module, processes: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (processes,))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+#: name -> model, one step, how it is spread, whether the parts of the batch are uneven, None: all have all of it
+SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], Callable[[nn.Module, int], nn.Module], bool | None]] = {
+    "usual": (network, usual, in_copies, False),
+    "uneven": (network, usual, in_copies, True),
+    "accumulated": (network, accumulated, in_copies, False),
+    "unused": (heads, unused, unused_allowed, False),
+    "views": (network, usual, as_views, False),
+    "sharded": (network, clipped, in_shards, False),
+    "tensor-parallel": (network, usual, in_columns, None),
 }
 
 
-def train(name: str, cockpit: Callable[..., contextlib.AbstractContextManager[object]], processes: int, rank: int) -> nn.Module:
-    make, loop, settings, uneven = SCENARIOS[name]
-    model = make()
-    wrapped = DistributedDataParallel(model, **settings)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+class Fails(Instrument):
+    """Fails on the second process from step 2 on."""
+
+    name = "fails"
+    needs = ("per_sample_squares",)
+
+    def measure(self, step: Any) -> dict[str, float]:
+        if step.index >= 2 and distributed.get_rank() == 1:
+            raise RuntimeError("mine")
+        return {"fails": float(step.per_sample.batch_size)}
+
+
+class OwnError(Exception):
+    """Of the training itself."""
+
+
+def instrument_fails(step: int) -> None:
+    """Nothing else: the instrument does."""
+
+
+def cockpit_fails(step: int) -> None:
+    if step == 2 and distributed.get_rank() == 1:
+
+        def broken(self: Observer, *_: Any) -> None:
+            Observer.before_update = whole  # type: ignore[method-assign]
+            raise RuntimeError("ours")
+
+        whole, Observer.before_update = Observer.before_update, broken  # type: ignore[method-assign]
+
+
+def training_fails(step: int) -> None:
+    if step == 2 and distributed.get_rank() == 1:
+        raise OwnError
+
+
+def is_killed(step: int) -> None:
+    if step == 2 and distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+#: name -> what happens at the beginning of a step
+FAILURES: dict[str, Callable[[int], None]] = {
+    "instrument fails": instrument_fails,
+    "cockpit fails": cockpit_fails,
+    "training fails": training_fails,
+    "is killed": is_killed,
+}
+
+
+def train(
+    name: str,
+    cockpit: Callable[..., contextlib.AbstractContextManager[object]],
+    processes: int,
+    rank: int,
+    happens: Callable[[int], None] = instrument_fails,
+) -> nn.Module:
+    make, loop, spread, uneven = SCENARIOS[name]
+    wrapped = spread(make(), processes)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+
+    def own(values: Tensor) -> Tensor:
+        return values if uneven is None else parts(values, processes, uneven)[rank]
+
     with cockpit(wrapped, optimizer):
         for step in range(STEPS):
             optimizer.zero_grad()
-            loop(wrapped, lambda values: parts(values, processes, uneven)[rank], step)
+            happens(step)
+            loop(wrapped, own, step)
             optimizer.step()
-    return model
+    return getattr(wrapped, "module", wrapped)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def same(left: nn.Module, right: nn.Module) -> bool:
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return all(torch.equal(*(getattr(value, "to_local", lambda value=value: value)() for value in pair)) for pair in pairs)
+
+
+def watch(name: str, folder: Path, rank: int, processes: int) -> dict[str, object]:
+    """Train twice, once watched; return what there is to say."""
+    scenario, happens = (name, instrument_fails) if name in SCENARIOS else ("usual", FAILURES[name])
+
+    def watched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Cockpit:
+        instruments: Any = ["full" if scenario == "sharded" else "standard", *([] if name in SCENARIOS else [Fails()])]
+        group, own = distributed.group.WORLD, folder / name
+        return Cockpit(model, optimizer, run=own, schedule=Every(1), process_group=group, instruments=instruments)
+
+    plain = train(scenario, lambda model, optimizer: contextlib.nullcontext(), processes, rank)
+    error, alike = "", False
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("always")
+        try:
+            alike = same(plain, train(scenario, watched, processes, rank, happens))
+        except Exception as raised:  # of the training, which has lost a process
+            error = type(raised).__name__
+    told = [str(warning.message) for warning in caught if warning.category.__name__ == "CockpitWarning"]
+    return {"same": alike, "error": error, "warnings": told}
+
+
+def run(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank, processes = distributed.get_rank(), distributed.get_world_size()
-    for name in SCENARIOS:
-
-        def watched(model: nn.Module, optimizer: torch.optim.Optimizer, name: str = name) -> Cockpit:
-            group = distributed.group.WORLD
-            return Cockpit(model, optimizer, run=folder / name, schedule=Every(1), process_group=group)
-
-        plain = train(name, lambda model, optimizer: contextlib.nullcontext(), processes, rank)
-        with contextlib.redirect_stdout(io.StringIO()):
-            seen = train(name, watched, processes, rank)
-        same = all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), seen.state_dict().values(), strict=True))
-        (folder / f"{name}-{rank}.txt").write_text("same" if same else "different")
+    report = Cockpit._write_results
+    for name in names:
+        # One report is enough to see that there is one; it takes longer than the training.
+        Cockpit._write_results = report if name == "usual" else lambda self: None  # type: ignore[method-assign]
+        told = watch(name, folder, rank, processes)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(told))
     distributed.destroy_process_group()
+
+
+def start(folder: Path, processes: int, names: list[str]) -> list[int]:
+    """Run so many processes to their end; return how each ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(processes))
+        try:
+            run(folder, names)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main() -> None:
+    folder, processes, *names = sys.argv[1:]
+    if "RANK" in os.environ:  # torchrun has started the processes
+        run(Path(folder), names)
+        return
+    ends = ("training fails", "is killed")  # the processes do not survive them
+    ended = start(Path(folder), int(processes), [name for name in names if name not in ends])
+    for name in ends:
+        ended += start(Path(folder), int(processes), [name]) if name in names else []
+    (Path(folder) / "ended.json").write_text(json.dumps(ended))
 
 
 if __name__ == "__main__":

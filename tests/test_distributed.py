@@ -1,94 +1,166 @@
-"""Data-parallel training in several processes: the readings are those of one process with the same batch, to rounding."""
+"""Training in several processes: the readings are those of one process with the same batch, and nobody waits in vain."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cockpit_lite import Cockpit, Every, SetupError, load_run
+from cockpit_lite.run import Run
 from tests import distributed_worker as worker
 
-if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-    pytest.skip("this PyTorch has no gloo", allow_module_level=True)
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available() or not hasattr(os, "fork"):
+    pytest.skip("needs gloo and fork", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 READINGS = (
     "loss", "grad_norm", "norm_test", "inner_product_test", "orthogonality_test", "gradient_noise_scale", "gsnr",
-    "early_stopping", "gradient_alignment", "conflicting_samples", "cabs", "batch_size", "update_size",
+    "early_stopping", "gradient_alignment", "conflicting_samples", "cabs", "batch_size", "update_size", "alpha",
 )  # fmt: skip
+#: What follows from parts of the parameters.
+OF_PARTS = ("loss", "grad_norm", "grad_norm_clipped", "clip_ratio", "update_size", "update_ratio", "distance", "learning_rate")
+#: How many processes -> what they do
+STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded"]}
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 processes", "4 processes"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
-    ended = subprocess.run(
-        [*command, "-m", "tests.distributed_worker", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert ended.returncode == 0, ended.stderr
-    (folder / "processes").write_text(str(request.param))
-    return folder
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Everything that runs in several processes, at once."""
+    folders = {processes: tmp_path_factory.mktemp(f"{processes}-processes") for processes in STARTED}
+    for processes, names in STARTED.items():
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.distributed_worker", str(folders[processes]), str(processes), *names],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=250,
+        )
+        assert ended.returncode == 0, ended.stderr
+    return folders
 
 
-def alone(name: str, processes: int, run: Path) -> None:
+def told(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    return json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+@cache
+def alone(name: str, processes: int, folder: Path) -> Run:
     """The same training in one process: the loss is the mean of those of the parts."""
     make, loop, _, uneven = worker.SCENARIOS[name]
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def mean_over_parts(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        pairs = zip(worker.parts(outputs, processes, uneven), worker.parts(labels, processes, uneven), strict=True)
+        pairs = zip(worker.parts(outputs, processes, bool(uneven)), worker.parts(labels, processes, bool(uneven)), strict=True)
         return sum(torch.nn.functional.cross_entropy(*pair) for pair in pairs) / processes  # type: ignore[return-value]
 
-    original, worker.cross_entropy = worker.cross_entropy, mean_over_parts
-    try:
+    run = folder / f"{name} alone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "cross_entropy", mean_over_parts)
+        patch.setattr(Cockpit, "_write_results", lambda self: None)
         with Cockpit(model, optimizer, run=run, schedule=Every(1), budget=None):
             for step in range(worker.STEPS):
                 optimizer.zero_grad()
                 loop(model, lambda values: values, step)
                 optimizer.step()
-    finally:
-        worker.cross_entropy = original
+    return load_run(run)
 
 
-@pytest.mark.parametrize("name", worker.SCENARIOS)
-def test_readings_are_those_of_one_process(name: str, folder: Path, tmp_path: Path) -> None:
-    processes = int((folder / "processes").read_text())
-    assert [(folder / f"{name}-{rank}.txt").read_text() for rank in range(processes)] == ["same"] * processes
-    alone(name, processes, tmp_path / "alone")
-    together, single = load_run(folder / name), load_run(tmp_path / "alone")
-    for reading in READINGS:
+def assert_same_readings(together: Run, single: Run, names: tuple[str, ...]) -> None:
+    for reading in names:
         assert (reading in together.names) == (reading in single.names), (reading, together.not_measured.get(reading))
         if reading in single.names:
             steps, values = together.series(reading)
             np.testing.assert_array_equal(steps, single.series(reading)[0], err_msg=reading)
             np.testing.assert_allclose(values, single.series(reading)[1], rtol=2e-3, atol=1e-6, err_msg=reading)
-    for layer in single.layers("grad_norm"):
-        found, wanted = (run.series(f"grad_norm/{layer}") for run in (together, single))
-        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-7, err_msg=layer)
+    for reading in ("grad_norm", "update_ratio"):
+        for layer in single.layers(reading):
+            found, wanted = (run.series(f"{reading}/{layer}") for run in (together, single))
+            np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-7, err_msg=layer)
 
 
-def test_one_run_with_the_readings_of_every_process(folder: Path) -> None:
-    processes = int((folder / "processes").read_text())
-    run = load_run(folder / "usual")
-    assert run.ranks == list(range(processes))
-    assert run.info["processes"] == processes
+EVERYTHING = [(processes, name) for processes, names in STARTED.items() for name in names if name in worker.SCENARIOS]
+
+
+@pytest.mark.parametrize(("processes", "name"), EVERYTHING)
+def test_readings_are_those_of_one_process(processes: int, name: str, runs: dict[int, Path]) -> None:
+    for rank in range(processes):
+        assert told(runs[processes], name, rank) == {"same": True, "error": "", "warnings": []}
+    whole = worker.SCENARIOS[name][2] not in (worker.in_shards, worker.in_columns)
+    single = alone(name, processes, runs[processes])
+    clips = worker.SCENARIOS[name][1] is worker.clipped  # else there is none, or that of sharded parameters, which always is
+    of_parts = tuple(reading for reading in OF_PARTS if clips or reading != "grad_norm_clipped")
+    for rank in {0, processes - 1}:
+        assert_same_readings(load_run(runs[processes] / name, rank), single, READINGS if whole else of_parts)
+
+
+@pytest.mark.parametrize("name", ["sharded", "tensor-parallel"])
+def test_what_needs_whole_parameters_is_named(name: str, runs: dict[int, Path]) -> None:
+    run = load_run(runs[2] / name)
+    for reading in ("norm_test", "gsnr", "alpha", "curvature_along_gradient"):
+        assert run.not_measured[reading] == "it is not measured of sharded parameters"
+    assert "each process holds a part" in run.not_measured["gradient_scale"]
+    assert run.not_measured["ranks_apart"] == "the parameters are sharded, and different everywhere"
+
+
+def test_one_run_with_the_readings_of_every_process(runs: dict[int, Path]) -> None:
+    run = load_run(runs[2] / "usual")
+    assert run.ranks == [0, 1]
+    assert run.info["processes"] == 2
     assert run.info["status"] == "completed"
     assert (run.folder / "report.html").is_file()
     assert "several processes" in run.not_measured["curvature_along_gradient"]
-    for rank in run.ranks[1:]:
-        np.testing.assert_allclose(load_run(folder / "usual", rank).series("norm_test")[1], run.series("norm_test")[1], rtol=1e-6)
+    np.testing.assert_allclose(load_run(run.folder, 1).series("norm_test")[1], run.series("norm_test")[1], rtol=1e-6)
     assert not run.alerts, [str(alert) for alert in run.alerts]
+
+
+def measured(folder: Path, rank: int, reading: str) -> list[int]:
+    run = load_run(folder, rank)
+    return run.series(reading)[0].tolist() if reading in run.names else []
+
+
+def test_an_instrument_that_fails_in_one_process_is_missing_there(runs: dict[int, Path]) -> None:
+    name = "instrument fails"
+    (warning,) = told(runs[2], name, 1)["warnings"]
+    assert "'fails' failed at step 2" in warning
+    assert told(runs[2], name, 0) == {"same": True, "error": "", "warnings": []}
+    assert told(runs[2], name, 1)["same"]
+    assert [measured(runs[2] / name, rank, "fails") for rank in range(2)] == [[0, 1, 2, 3], [0, 1]]
+    assert measured(runs[2] / name, 0, "norm_test") == [0, 1, 2, 3]
+
+
+def test_a_cockpit_that_fails_in_one_process_leaves_the_others(runs: dict[int, Path]) -> None:
+    name = "cockpit fails"
+    for rank, why in enumerate(("another process has gone", "the cockpit of this process has failed")):
+        there = told(runs[2], name, rank)
+        assert there["same"], there
+        assert len([warning for warning in there["warnings"] if why in warning]) == 1
+    run = load_run(runs[2] / name)
+    assert measured(run.folder, 0, "norm_test") == [0, 1]
+    assert "do not measure together any more: another process has gone" in run.not_measured["norm_test"]
+    assert measured(run.folder, 0, "loss") == [0, 1, 2, 3]  # from then on that of its own part
+    assert measured(run.folder, 0, "update_size") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["training fails", "is killed"])
+def test_a_process_that_ends_leaves_readable_logs_and_nobody_waiting(name: str, runs: dict[int, Path]) -> None:
+    assert told(runs[2], name, 0)["error"] == "RuntimeError"  # of the training's own communication
+    run = load_run(runs[2] / name)
+    assert run.info["status"] == "failed"
+    for rank in range(2):
+        assert measured(run.folder, rank, "loss")[:2] == [0, 1][: 2 if rank == 0 or name == "training fails" else 0]
+    ended = json.loads((runs[2] / "ended.json").read_text())
+    assert ended == [0, 0, 0, 0, 0, -9]
 
 
 def test_a_group_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from cockpit_lite.sharded import any_is_sharded, part
+
 
 class GradientProbe:
     """Tells backward passes of the watched parameters from others, and the raw gradient from the clipped one.
@@ -21,6 +23,8 @@ class GradientProbe:
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
         self._parameters = parameters
         self._keep_copies = True
+        # A sharded tensor counts most, but not all of what is done to it in place.
+        self._uncounted = any_is_sharded(parameters.values())
         self._full_looks = 0
         self._sentinel: nn.Parameter | None = None
         self._one_is_enough = True
@@ -75,7 +79,7 @@ class GradientProbe:
         if not _changed(parameter.grad, grad, version):
             return False
         # Looked at by value only where it was changed in place between two backward passes, which hardly anybody does.
-        return parameter.grad is None or not bool(_dense({"": parameter.grad})[""].any())
+        return parameter.grad is None or not bool(_dense({"": parameter.grad.detach()})[""].any())
 
     def record(self) -> None:
         """Note the raw gradient after a backward pass of a tracked step."""
@@ -88,7 +92,9 @@ class GradientProbe:
         marks, copies = self._marks, self._copies
         self._marks, self._copies = {}, {}
         applied = {name: parameter.grad.detach() for name, parameter in self._parameters.items() if parameter.grad is not None}
-        changed = any(_changed(self._parameters[name].grad, grad, version) for name, (grad, version) in marks.items())
+        changed = self._uncounted or any(
+            _changed(self._parameters[name].grad, grad, version) for name, (grad, version) in marks.items()
+        )
         had_copies = self._keep_copies
         self._keep_copies = changed
         if not changed:
@@ -110,4 +116,4 @@ def _changed(now: Tensor | None, before: Tensor | None, version: int) -> bool:
 
 
 def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in gradients.items()}
+    return {name: grad.to_dense() if grad.is_sparse else part(grad) for name, grad in gradients.items()}

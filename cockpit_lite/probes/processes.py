@@ -9,9 +9,9 @@ On a tracked step the processes first agree on what all of them have, so that no
 measure. All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
 others find out at once and go on by themselves.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 5 numbers to agree, 2 N K
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 10 numbers to agree, 2 N K
 numbers are gathered for norms and inner products, D are added up if sums of squares are wanted; of sharded parameters 4 K + 1
-numbers. Nothing on other steps.
+numbers are added up. Nothing on other steps.
 """
 
 from __future__ import annotations
@@ -28,12 +28,29 @@ from torch.utils.hooks import RemovableHandle
 
 from cockpit_lite.curvature.forward_probe import remove_hooks
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import CURVATURE, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE
+from cockpit_lite.instrument import (
+    CURVATURE,
+    LAST_STEP,
+    PER_SAMPLE_ELEMENTS,
+    PER_SAMPLE_GRADIENTS,
+    PER_SAMPLE_NORMS,
+    PER_SAMPLE_PRODUCTS,
+    PER_SAMPLE_SQUARES,
+    PROBE_BATCH,
+    REPLAY,
+    SAMPLE_LOSSES,
+    SAMPLED_CURVATURE,
+)
 from cockpit_lite.isolation import warn
 from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 #: What of a step is not offered there: it would need passes in which all processes take part.
-OF_ONE_PROCESS = frozenset({CURVATURE, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE})
+OF_ONE_PROCESS = frozenset({CURVATURE, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE})
+
+#: And what not where parameters are sharded, since it needs their elements.
+OF_WHOLE_PARAMETERS = frozenset(
+    {LAST_STEP, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, SAMPLE_LOSSES},
+)
 
 #: Deviation of the mean gradient of all processes from the one that the optimizer sees, relative.
 TOLERANCE = 1e-2
@@ -44,6 +61,9 @@ TIMEOUT = datetime.timedelta(seconds=120)
 
 #: Where processes meet, told first: so that two that are at different places notice before they wait for each other.
 _GRADIENT, _UPDATE = 1, 2
+
+#: What of sharded tensors is added up, of all parameters in the order of their names.
+SQUARES = ("gradient", "applied_gradient", "weights_before")
 
 _GONE = "the processes do not measure together any more: "
 
@@ -58,13 +78,13 @@ class Own:
         loss: Its objective, a scalar.
         statistics: Of its samples, products with the mean gradient; None if there are none.
         sample_losses: What its samples contribute to its loss, shape (N,).
-        squares: Squared norms of its parts of sharded tensors, any number of them, the same on all processes.
+        squares: Squared norms of its parts of sharded tensors, by what they are of: some of :data:`SQUARES`.
     """
 
     loss: Tensor | None = None
     statistics: PerSampleStatistics | None = None
     sample_losses: Tensor | None = None
-    squares: Tensor | None = None
+    squares: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,14 +95,14 @@ class Shared:
         loss: The mean.
         statistics: Of all samples, those of the first process first.
         sample_losses: Of all samples, in that order; None where a process has none.
-        squares: The sums.
+        squares: The sums, of what all of them have.
         reasons: Why something is not there, by the names of ``Own``.
     """
 
     loss: Tensor | None = None
     statistics: PerSampleStatistics | None = None
     sample_losses: Tensor | None = None
-    squares: Tensor | None = None
+    squares: dict[str, Tensor] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -179,12 +199,12 @@ class Processes:
         """
         return self._together(lambda: self._share(step, own, gradient)) or self._alone()
 
-    def add_up(self, step: int, squares: Tensor) -> Tensor | None:
-        """Return the sums over all processes when the weights have changed; None where they have parted."""
+    def add_up(self, step: int, squares: Tensor | None) -> Tensor | None:
+        """Return the sums over all processes when the weights have changed; None where one has none, or they have parted."""
 
-        def add() -> Tensor:
-            self._meet(_UPDATE, step)
-            return self._sum(squares)
+        def add() -> Tensor | None:
+            everywhere = self._meet(_UPDATE, step, squares is not None)
+            return self._sum(squares) if everywhere and squares is not None else None
 
         return self._together(add)
 
@@ -197,19 +217,21 @@ class Processes:
         return None
 
     def _alone(self) -> Shared:
-        names = ("loss", "statistics", "sample_losses", "squares")
+        names = ("loss", "statistics", "sample_losses", *SQUARES)
         return Shared(reasons=dict.fromkeys(names, self.gone))
 
-    def _meet(self, place: int, step: int) -> None:
-        """Make sure that all are at the same place of the same step.
+    def _meet(self, place: int, step: int, ready: bool = True) -> bool:
+        """Make sure that all are at the same place of the same step; return whether all are ready.
 
         Raises:
             RuntimeError: if they are not, or one has gone.
         """
-        told = torch.tensor([place, step])
+        told = torch.tensor([place, step, int(ready)])
         distributed.all_reduce(told, group=self._own)
-        if told.tolist() != [self.size * place, self.size * step]:
+        *where, how_many = told.tolist()
+        if where != [self.size * place, self.size * step]:
             raise RuntimeError("the processes do not measure at the same steps")
+        return how_many == self.size
 
     def _share(self, step: int, own: Own, gradient: Mapping[str, Tensor]) -> Shared:
         self._meet(_GRADIENT, step)
@@ -217,7 +239,7 @@ class Processes:
         kinds: Sequence[Mapping[str, Tensor]] = (local.squared_norms, local.products, local.sum_of_squares)
         has = [float(name in kind) for kind in kinds for name in self._names]
         slopes = _slopes(local)
-        others = (own.loss, own.statistics, slopes, own.sample_losses, own.squares)
+        others = (own.loss, own.statistics, slopes, own.sample_losses, *map(own.squares.get, SQUARES))
         has += [float(value is not None) for value in others]
         sizes = [0.0] * self.size
         sizes[self.rank] = float(local.batch_size)
@@ -230,16 +252,16 @@ class Processes:
             [name for name, known in zip(self._names, everywhere[place * len(self._names) :], strict=False) if known]
             for place in range(3)
         ]
-        has_loss, has_statistics, has_slopes, has_losses, has_squares = everywhere[3 * len(self._names) :]
+        has_loss, has_statistics, has_slopes, has_losses, *has_squares = everywhere[3 * len(self._names) :]
         found = Shared()
         if has_loss and own.loss is not None:
             found.loss = self._sum(own.loss) / self.size
         else:
             found.reasons["loss"] = "no backward() was seen on this step in one of the processes"
-        if has_squares and own.squares is not None:
-            found.squares = self._sum(own.squares)
-        else:
-            found.reasons["squares"] = "one of the processes has no gradient on this step"
+        summed = [kind for kind, known in zip(SQUARES, has_squares, strict=True) if known]
+        if summed:
+            found.squares = dict(zip(summed, self._sum(torch.stack([own.squares[kind] for kind in summed])), strict=True))
+        found.reasons.update({kind: "one of the processes does not have it" for kind in SQUARES if kind not in summed})
         rows = [local.squared_norms[name] for name in of_kind[0]] + [local.products[name] for name in of_kind[1]]
         rows += [slopes] if has_slopes and slopes is not None else []
         rows += [own.sample_losses] if has_losses and own.sample_losses is not None else []

@@ -103,7 +103,7 @@ def test_without_clipping_there_is_no_clipped_norm() -> None:
 
 
 def test_weights_that_start_at_zero() -> None:
-    step = Step(0, {})
+    step = Step(0, {"w": torch.nn.Parameter(torch.zeros(2, 2))})
     step.observed.update(weights_before={"w": torch.zeros(2, 2)}, update={"w": torch.ones(2, 2)})
     readings = UpdateRatio().measure(step)
     assert float(readings["update_ratio"]) > 1e30  # type: ignore[arg-type]
