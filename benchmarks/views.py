@@ -199,12 +199,14 @@ from cockpit_lite.report import build_report
 from cockpit_lite.run import load_run
 def resident():  # of now, not the most there ever was: importing takes more for a moment
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-before, started = resident(), time.process_time()
+def most():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, most_before, started = resident(), most(), time.process_time()
 run = load_run(sys.argv[1])
-opened, memory = time.process_time() - started, resident() - before
+opened, memory, peak = time.process_time() - started, resident() - before, max(0, most() - most_before)
 started = time.process_time()
 {work}
-json.dump({{"opened": opened, "memory": memory, "worked": time.process_time() - started}}, sys.stdout)
+json.dump({{"opened": opened, "memory": memory, "peak": peak, "worked": time.process_time() - started}}, sys.stdout)
 """
 LOOK = "page = plots.Page(); page.update(run)"
 REPORT = "build_report(run).save()"
@@ -340,12 +342,24 @@ def opening_rows(folder: Path, steps: int) -> list[list[str]]:
         for when in ("first time", "again"):
             if when == "first time":
                 for path in (folder / name / ".cache").glob("*"):
-                    path.unlink()
+                    if path.suffix != ".mirror":  # the writer's own
+                        path.unlink()
             found = child(folder / name, LOOK)
             size = sum(path.stat().st_size for path in (folder / name / ".cache").glob("*"))
             opened = verdict(found["opened"], OPEN_TARGET, 1, "s")
-            memory = [f"{log.stat().st_size / 2**20:.0f} MiB", f"{size / 2**20:.0f} MiB", f"{found['memory'] / 2**20:.0f} MiB"]
+            sizes = (log.stat().st_size, size, found["memory"], found["peak"])
+            memory = [f"{max(0, bytes_ / 2**20):.0f} MiB" for bytes_ in sizes]
             rows.append([title, when, opened, *memory, f"{found['worked']:.2f} s"])
+        for path in (folder / name / ".cache").glob("*"):
+            path.unlink()
+        found = child(folder / name, LOOK)
+        opened = f"{found['opened']:.3g} s"
+        memory = [
+            f"{log.stat().st_size / 2**20:.0f} MiB",
+            "none before",
+            *(f"{found[key] / 2**20:.0f} MiB" for key in ("memory", "peak")),
+        ]
+        rows.append([title, "from the text of the log alone", opened, *memory, f"{found['worked']:.2f} s"])
     return rows
 
 
@@ -374,10 +388,12 @@ what is left wait for the next one; here all gauges are brought up to date.
 
 {table(["", "steps", "median", "95 of 100", "first time"], refresh)}
 
-**Opening** a run of {options.steps:,} steps; target 2 s. The first time the log is read and a cache is written beside it; memory
-is what the process grows by on opening (the cache is mapped, and read when it is looked at); the page is then drawn from nothing.
+**Opening** a run of {options.steps:,} steps that was killed; target 2 s. The training has kept what its log says as arrays
+beside it, too (from the second MiB on, in `.cache`; used where its checksum is that of the log). Of these and the rest of the log
+the first to open the run makes a cache, which is mapped into memory and read where it is looked at. Memory: what the process grows
+by, and at most for a while. The page is then drawn from nothing. The last row of each is for a run whose `.cache` was deleted.
 
-{table(["what was measured", "", "opened", "log", "cache", "memory", "page"], opening)}
+{table(["what was measured", "", "opened", "log", "beside it", "memory", "at most", "page"], opening)}
 
 **Report** of a run of 10,000 steps, opened, checked, drawn and written: {verdict(taken, REPORT_TARGET, 1, "s")}, {page / 1e6:.2f}
 MB of HTML.

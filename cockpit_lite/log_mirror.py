@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -112,12 +113,17 @@ class Mirror:
         return open(path, "xb", buffering=0)
 
 
-def pieces(log: Path) -> Iterator[tuple[int, Content]]:
-    """Yield for every piece that fits the log where its first line begins, and what it says up to its ``offset``."""
+def pieces(log: Path, behind: int) -> Iterator[tuple[int, Content]]:
+    """Yield for every piece that fits the log where its first line begins, and what it says up to its ``offset``.
+
+    Args:
+        log: The log.
+        behind: A byte of it; pieces that end before it are passed over.
+    """
     for path in _files(log):
         try:
             with open(path, "rb") as file, open(log, "rb") as text:
-                yield from _read(file, text, path.stat().st_size, log.stat().st_size)
+                yield from _read(file, text, path.stat().st_size, log.stat().st_size, behind)
         except OSError:
             continue
 
@@ -138,11 +144,14 @@ def _files(log: Path) -> list[Path]:
     return [found[start] for start in sorted(found)]
 
 
-def _read(file: BinaryIO, text: BinaryIO, size: int, log_size: int) -> Iterator[tuple[int, Content]]:
+def _read(file: BinaryIO, text: BinaryIO, size: int, log_size: int, behind: int) -> Iterator[tuple[int, Content]]:
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         magic, start, end, checksum, *lengths, body_checksum = _HEAD.unpack(head)
         if magic != _MAGIC or start >= end or end > log_size or sum(lengths) > size:
             return
+        if end <= behind:
+            file.seek(sum(lengths), os.SEEK_CUR)
+            continue
         body = file.read(sum(lengths))
         text.seek(start)
         if len(body) < sum(lengths):

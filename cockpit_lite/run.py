@@ -153,9 +153,9 @@ class Run:
     def _take_mirror(self) -> None:
         """Take over what was written as arrays, too; lines in between are read."""
         ready: list[Content] = []
-        for start, content in log_mirror.pieces(self._readings.path):
+        for start, content in log_mirror.pieces(self._readings.path, self._readings.offset):
             if content.offset <= self._readings.offset:
-                continue
+                continue  # two trainings that wrote at once
             if start != self._readings.offset:
                 self._columns.take(ready)
                 ready = []
