@@ -166,6 +166,18 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("--terminal", dest="form", action="store_const", const="terminal", help="print the summary, write nothing")
     compare.set_defaults(command=_compare, form="all")
 
+    export = commands.add_parser(
+        "export",
+        help="write the readings of a run as a table, or into a tracker",
+        description="Tell the readings of a run, also of one that crashed, and its alerts to a file or a tracker.",
+    )
+    export.add_argument("run", metavar="RUN", help="folder of the run")
+    export.add_argument(
+        "place", metavar="PLACE", help="a file that ends in .csv or .parquet, or tensorboard, wandb, mlflow, trackio"
+    )
+    export.add_argument("--rank", type=_rank, default=0, metavar="N", help="whose readings, of several processes (default: 0)")
+    export.set_defaults(command=_export)
+
     explain = commands.add_parser("explain", help="say what a finding means and how to mend it; without a code, list them all")
     explain.add_argument(
         "code", metavar="CODE", nargs="?", help="code or name of a finding, such as CL201 or exploding-gradients"
@@ -260,6 +272,14 @@ def _compare(options: argparse.Namespace) -> int:
     if options.form != "terminal":
         page = comparison.save(options.output)
         sys.stdout.write(f"{page}\n" if options.form == "html" else f"Comparison: {one_line(page)}\n")
+    return CLEAN
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cockpit_lite.export import export, sink_for
+    from cockpit_lite.run import load_run
+
+    export(load_run(options.run, options.rank), sink_for(options.place))
     return CLEAN
 
 

@@ -81,7 +81,7 @@ class Cockpit:
         on_alert: Called once with each :class:`~cockpit_lite.alert.Alert`.
         ignore: Codes or names of findings that are not wanted, ``"CL305"``; of some modules only: ``"CL305@encoder.*"``.
         sinks: Where readings and alerts go besides the run folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``, ``"trackio"``,
-            ``"csv"``, or :class:`~cockpit_lite.sink.Sink` objects.
+            ``"csv"``, ``"parquet"``, or :class:`~cockpit_lite.sink.Sink` objects.
         black_box: Whether to keep the first step whose loss or gradient is not finite, for ``cockpit-lite replay``; or how many
             bytes the kept steps of the run may take, by default a gibibyte.
         process_group: The group of ``torch.distributed`` whose processes train together, data-parallel, such as

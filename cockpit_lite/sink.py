@@ -9,7 +9,7 @@ A sink that fails is switched off with one warning; training goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cockpit_lite.plugins import SINKS, plugins
 BUILT_IN = {
     "csv": "cockpit_lite.integrations.csv_file:CsvSink",
     "mlflow": "cockpit_lite.integrations.mlflow:MLflowSink",
+    "parquet": "cockpit_lite.integrations.parquet:ParquetSink",
     "tensorboard": "cockpit_lite.integrations.tensorboard:TensorBoardSink",
     "trackio": "cockpit_lite.integrations.trackio:TrackioSink",
     "wandb": "cockpit_lite.integrations.wandb:WandbSink",
@@ -78,10 +79,25 @@ def resolve_sinks(sinks: str | Sink | Iterable[str | Sink]) -> list[Sink]:
     return [_named(entry) if isinstance(entry, str) else _checked(entry) for entry in entries]
 
 
+def of_file(path: Path) -> Sink:
+    """Return the sink that writes this file, by its ending: CSV or Parquet.
+
+    Raises:
+        SetupError: if no sink writes such files.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise SetupError(f"{path.name!r} does not end in .csv or .parquet, and nothing else can be written.")
+    return _built_in(path.suffix[1:])(path)
+
+
+def _built_in(name: str) -> Callable[..., Sink]:
+    module, attribute = BUILT_IN[name].split(":")
+    return getattr(import_module(module), attribute)
+
+
 def _named(name: str) -> Sink:
     if name in BUILT_IN:
-        module, attribute = BUILT_IN[name].split(":")
-        return getattr(import_module(module), attribute)()
+        return _built_in(name)()
     others = plugins(SINKS)
     if name in others:
         return _checked(others[name]())

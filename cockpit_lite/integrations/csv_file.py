@@ -18,17 +18,22 @@ class CsvSink(Sink):
     columns="name", values="value")`` makes a column of each.
 
     Args:
+        file: Where to; the alerts then go to a file of that name with ``.alerts`` before the ending.
         layers: Readings of single layers, too.
     """
 
     name = "csv"
 
-    def __init__(self, layers: bool = True):
+    def __init__(self, file: str | Path | None = None, layers: bool = True):
         super().__init__(layers)
+        self._file = None if file is None else Path(file)
         self._files: list[TextIO] = []
 
     def open(self, folder: Path, info: Mapping[str, Any]) -> None:
-        self._files = [(folder / name).open("w", encoding="utf-8", newline="") for name in ("readings.csv", "alerts.csv")]
+        paths = [folder / "readings.csv", folder / "alerts.csv"]
+        if self._file is not None:
+            paths = [self._file, self._file.with_suffix(f".alerts{self._file.suffix}")]
+        self._files = [path.open("w", encoding="utf-8", newline="") for path in paths]
         self._readings, self._alerts = map(csv.writer, self._files)
         self._readings.writerow(["step", "name", "value"])
         self._alerts.writerow(["step", "code", "name", "severity", "where", "cause", "advice"])

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cockpit_lite import Alert, CockpitWarning, Sink, load_run
+from cockpit_lite.cli import main
+from cockpit_lite.export import export, sink_for
 from tests.integrations.training import train
 
 
@@ -85,6 +87,39 @@ def test_csv(tmp_path: Path) -> None:
     assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
     with (tmp_path / "run" / "alerts.csv").open(newline="") as file:
         assert [row["code"] for row in csv.DictReader(file)] == [alert.code for alert in cockpit.alerts]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs cockpit-lite[parquet]")
+    import json
+
+    from pyarrow import parquet
+
+    cockpit = train(tmp_path / "run", sinks="parquet")
+    export(load_run(tmp_path / "run"), sink_for(str(tmp_path / "again.parquet")))
+    for file in (tmp_path / "run" / "readings.parquet", tmp_path / "again.parquet"):
+        table = parquet.read_table(file)
+        rows = {(row["step"], row["name"]): row["value"] for row in table.to_pylist()}
+        assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
+        metadata = parquet.read_metadata(file).metadata
+        assert [alert["code"] for alert in json.loads(metadata[b"cockpit_lite.alerts"])] == [a.code for a in cockpit.alerts]
+        assert json.loads(metadata[b"cockpit_lite.run"])["model"]["class"] == "Sequential"
+
+
+def test_a_run_is_exported_as_it_was_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cockpit = train(tmp_path / "run", sinks="csv")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out.csv")]) == 0
+    for told, again in (("readings.csv", "out.csv"), ("alerts.csv", "out.alerts.csv")):
+        lines = [sorted((folder / name).read_text().splitlines()) for folder, name in ((cockpit.folder, told), (tmp_path, again))]
+        assert len(lines[0]) == len(lines[1]) > 1
+    sink = Memory(layers=True)
+    export(load_run(tmp_path / "run"), sink)
+    assert sink.values == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
+    assert sink.alerts == cockpit.alerts
+    assert sink.events == ["open Sequential", "close"]
+    for place in ("out.xlsx", "nobody"):
+        assert main(["export", str(tmp_path / "run"), place]) == 2
+        assert repr(place) in capsys.readouterr().err
 
 
 def test_tensorboard(tmp_path: Path) -> None:
