@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from cockpit_lite.run import Run
 
 Alarm = tuple[str, int] | None
@@ -18,9 +16,7 @@ Alarm = tuple[str, int] | None
 
 def nan_watcher(run: Run) -> Alarm:
     """Look for a loss that is not finite."""
-    steps, values = run.series("loss")
-    broken = np.flatnonzero(~np.isfinite(values))
-    return ("non-finite", int(steps[broken[0]])) if len(broken) else None
+    return next((("non-finite", int(step)) for step, value in _recorded(run, "loss") if not math.isfinite(value)), None)
 
 
 def spike_detector(run: Run) -> Alarm:
@@ -95,18 +91,18 @@ def _outside(run: Run, name: str, low: float, high: float, cause: str) -> Alarm:
 
 
 def _loss_not_decreasing(run: Run, window: int) -> Alarm:
-    steps, values = run.series("loss")
-    for place in range(window, len(values), window):
-        if not values[place] < values[place - window]:
-            return ("learning-rate-too-low", int(steps[place]))
+    losses = _recorded(run, "loss")
+    for (_, before), (step, value) in zip(losses[::window], losses[window::window], strict=False):
+        if not value < before:
+            return ("learning-rate-too-low", int(step))
     return None
 
 
 def _falls_little(run: Run, window: int = 20) -> Alarm:
-    steps, values = run.series("loss")
-    for place in range(window, len(values), window):
-        if not values[place] < 0.95 * values[place - window]:
-            return ("learning-rate-too-low", int(steps[place]))
+    losses = _recorded(run, "loss")
+    for (_, before), (step, value) in zip(losses[::window], losses[window::window], strict=False):
+        if not value < 0.95 * before:
+            return ("learning-rate-too-low", int(step))
     return None
 
 

@@ -41,6 +41,11 @@ class Setup:
         training: Whether the model is in train mode.
         validates: ``"eval"``, ``"train"``, or "" for no validation.
         every_step: Called before each step's forward with setup, optimizer and step.
+        micro_batches: Parts of a batch that have a backward pass of their own.
+        steps: Whether the optimizer steps.
+        scaler: Scales the loss, as for half precision.
+        unscales: Whether it takes its scale back before the gradient is clipped.
+        places: Names of the modules and parameters that a fault has broken, for those that have a place.
     """
 
     task: Task
@@ -59,6 +64,11 @@ class Setup:
     training: bool = True
     validates: str = ""
     every_step: list[Callable[[Setup, Optimizer, int], None]] = field(default_factory=list)
+    micro_batches: int = 1
+    steps: bool = True
+    scaler: torch.amp.GradScaler | None = None
+    unscales: bool = True
+    places: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, task: Task, kind: str) -> Setup:
@@ -105,6 +115,8 @@ class Fault:
         steps: Steps of the run after that.
         exact: Whether it counts without a worse result.
         also: Names that count as the right cause, too: the same fault by another of its names.
+        tuned: Learning rate that goes with the fault, over the usual one; a healthy training with it is what repairs are
+            measured by.
     """
 
     name: str
@@ -115,6 +127,7 @@ class Fault:
     steps: int = 60
     exact: bool = False
     also: tuple[str, ...] = ()
+    tuned: float = 1.0
 
 
 def _classifies(setup: Setup) -> bool:
@@ -128,6 +141,10 @@ def _on(*names: str) -> Callable[[Setup], bool]:
 _with_layers = _on("mlp", "transformer", "residual", "autoencoder")
 
 
+#: Whose model is replaced by a deep one: of the test part other depths, seeds and optimizers.
+_deep_ones = _on("mlp", "residual")
+
+
 def _images(setup: Setup) -> bool:
     return setup.task.name != "language_model"
 
@@ -136,8 +153,16 @@ def _along_the_gradient(setup: Setup) -> bool:
     return setup.kind in ("sgd", "momentum")
 
 
+def _descends(setup: Setup) -> bool:
+    return setup.kind == "sgd" and setup.task.name in ("mlp", "residual")
+
+
 def _sums(setup: Setup) -> bool:
     return setup.kind == "sgd" and _classifies(setup)
+
+
+def _names(model: nn.Module, parameters: list[nn.Parameter]) -> tuple[str, ...]:
+    return tuple(name for name, known in model.named_parameters() if any(known is parameter for parameter in parameters))
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
@@ -157,6 +182,7 @@ def _not_optimized(setup: Setup, severity: int) -> None:
     weights = list(setup.model.parameters())
     left_out = {0: weights[:2], 1: weights[-1:], 2: weights[: len(weights) // 2]}[severity]
     setup.parameters = [parameter for parameter in weights if not any(parameter is other for other in left_out)]
+    setup.places = _names(setup.model, left_out)
 
 
 def _frozen(setup: Setup, severity: int) -> None:
@@ -165,7 +191,8 @@ def _frozen(setup: Setup, severity: int) -> None:
     ]
     total = sum(parameter.numel() for parameter in setup.model.parameters())
     small = [module for module in fresh if module.weight.numel() < 0.4 * total]
-    small[severity % len(small)].weight.requires_grad_(False)
+    chosen = small[severity % len(small)].weight.requires_grad_(False)
+    setup.places = _names(setup.model, [chosen])
 
 
 def _cut(setup: Setup, severity: int) -> None:
@@ -178,11 +205,13 @@ def _cut(setup: Setup, severity: int) -> None:
             return hidden.detach()
 
     setup.model = nn.Sequential(*setup.model[:place], Cut(), *setup.model[place:])
+    setup.places = (str(place - 1), str(place), str(place + 1))
 
 
 def _apart(setup: Setup, severity: int) -> None:
     assert hasattr(setup.model, "head")
     setup.model.head.weight = nn.Parameter(setup.model.tokens.weight.detach().clone())  # type: ignore[union-attr]
+    setup.places = ("head", "tokens")
 
 
 def _forget_zero(setup: Setup, severity: int) -> None:
@@ -202,6 +231,7 @@ def _few_values(setup: Setup, size: int) -> None:
     assert isinstance(setup.model, nn.Sequential)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
     setup.model = nn.Sequential(*setup.model[:9], *head)
+    setup.places = ("12",)
     setup.order = lambda step: torch.randint(count, (size,))
 
 
@@ -261,6 +291,7 @@ def _constant(setup: Setup, value: float) -> None:
     for layer in layers[:-1]:
         nn.init.constant_(layer.weight, value)
         nn.init.constant_(layer.bias, 0.0)
+    setup.places = _names(setup.model, [layer.weight for layer in layers[:-1]])
 
 
 def _deep(activation: type[nn.Module], factor: float) -> Callable[[Setup, Any], None]:
@@ -278,9 +309,11 @@ def _deep(activation: type[nn.Module], factor: float) -> Callable[[Setup, Any], 
 
 
 def _dead(setup: Setup, bias: float) -> None:
-    for module in setup.model.modules():
-        if isinstance(module, nn.Linear) and module.weight.shape[0] == 48 and setup.task.name == "mlp":
+    assert isinstance(setup.model, nn.Sequential)
+    for place, module in enumerate(setup.model):
+        if isinstance(module, nn.Linear) and module.weight.shape[0] == 48:
             nn.init.constant_(module.bias, bias)
+            setup.places = (str(place), str(place + 1))  # the layer and its activation
 
 
 def _saturated(setup: Setup, factor: float) -> None:
@@ -347,7 +380,11 @@ def _schedule(setup: Setup, severity: int) -> None:
 def _unscaled(setup: Setup, severity: int) -> None:
     scales = torch.logspace(-2, 2, setup.inputs.shape[-1])
     setup.inputs = (setup.inputs + 30, setup.inputs * 200, setup.inputs * scales)[severity]
-    setup.rate /= 30
+    setup.rate *= TUNED
+
+
+#: Of inputs that are far too large: with the usual one nothing would be left to look at.
+TUNED = 1 / 30
 
 
 def _shuffled(setup: Setup, share: float) -> None:
@@ -420,6 +457,83 @@ class _Branch(nn.Module):
 
 def _growing(setup: Setup, blocks: int) -> None:
     setup.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), *[_Branch() for _ in range(blocks)], nn.Linear(48, 10))
+    setup.places = tuple(str(2 + block) for block in range(blocks))
+
+
+def _not_stepping(setup: Setup, severity: int) -> None:
+    setup.steps = False
+
+
+def _scaled_loss(setup: Setup, scale: float) -> None:
+    setup.scaler, setup.clip = torch.amp.GradScaler("cpu", init_scale=scale), 1.0
+
+
+def _clipped_scaled(setup: Setup, scale: float) -> None:
+    _scaled_loss(setup, scale)
+    setup.unscales = False
+
+
+def _overflowing(setup: Setup, severity: int) -> None:
+    """Let a part of the backward pass go through half precision, where it overflows at any scale."""
+    _scaled_loss(setup, 2.0**16)
+    loss = setup.loss
+
+    def through_half(output: Tensor, targets: Tensor) -> Tensor:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: (gradient * 1e12).half().to(gradient))
+        return loss(output, targets)
+
+    setup.loss = through_half
+
+
+class _Recurrent(nn.Module):
+    """Reads an image pixel by pixel, with recurrent weights that are too large."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.layer, self.head = nn.RNN(1, 32, nonlinearity="relu", batch_first=True), nn.Linear(32, 10)
+        nn.init.orthogonal_(self.layer.weight_hh_l0, gain=factor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(images.flatten(1)[..., None])[0][:, -1])
+
+
+def _recurrent(setup: Setup, factor: float) -> None:
+    setup.model = _Recurrent(factor)
+    setup.places = ("layer.weight_hh_l0",)
+
+
+class _Offset(nn.Module):
+    """Moves what the model reads far from zero."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.offset
+
+
+def _off_centre(setup: Setup, offset: float) -> None:
+    """Let the net read inputs far from zero, at the largest learning rate that does not diverge."""
+    setup.model = nn.Sequential(
+        _Offset(offset),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.LeakyReLU(0.2),
+        nn.Linear(32, 32),
+        nn.LeakyReLU(0.2),
+        nn.Linear(32, 10),
+    )
+    setup.rate = 1.6 / offset**2
+
+
+def _sharp_heads(setup: Setup, factor: float) -> None:
+    found = [(name, module) for name, module in setup.model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    with torch.no_grad():
+        for _, module in found:
+            module.in_proj_weight[: 2 * module.embed_dim].mul_(factor)
+    setup.places = tuple(name for name, _ in found)
 
 
 #: Step at which faults in mid-run begin.
@@ -443,19 +557,19 @@ FAULTS: tuple[Fault, ...] = (
     Fault("target-not-shifted", (0,), _not_shifted, where=_on("language_model"), exact=True, steps=120),
     Fault("padding-in-loss", (0.2, 0.4, 0.6), _padded, where=_on("language_model"), exact=True, steps=6),
     Fault("non-finite", (0, 1, 2), _broken_sample, where=_images, step=MIDDLE, exact=True, steps=6),
-    Fault("vanishing-gradients", (8, 12, 16), _deep(nn.Sigmoid, 1.0), where=_on("mlp"), steps=20),
-    Fault("exploding-gradients", (8, 12, 16), _deep(nn.ReLU, 3.0), where=_on("mlp"), steps=20, also=("init-scale",)),
-    Fault("init-scale", (8, 12, 16), _deep(nn.ReLU, 0.4), where=_on("mlp"), steps=20, also=("vanishing-gradients",)),
+    Fault("vanishing-gradients", (8, 12, 16), _deep(nn.Sigmoid, 1.0), where=_deep_ones, steps=20),
+    Fault("exploding-gradients", (8, 12, 16), _deep(nn.ReLU, 3.0), where=_deep_ones, steps=20, also=("init-scale",)),
+    Fault("init-scale", (8, 12, 16), _deep(nn.ReLU, 0.4), where=_deep_ones, steps=20, also=("vanishing-gradients",)),
     Fault("symmetric-init", (0.0, 0.01, 0.1), _constant, where=_on("mlp", "autoencoder"), steps=20, exact=True),
     Fault("dead-units", (-20.0, -40.0), _dead, where=_on("mlp"), steps=40, exact=True),
     Fault("saturated-units", (30.0, 100.0), _saturated, where=_on("autoencoder"), steps=20, exact=True),
     Fault("learning-rate-too-high", (30.0, 100.0, 300.0), _rate, steps=80),
-    Fault("learning-rate-too-high", (30.0, 100.0, 300.0), _rate_at, step=MIDDLE, steps=60),
+    Fault("learning-rate-too-high", (30.0, 100.0, 300.0), _rate_at, step=MIDDLE, steps=60, also=("learning-rate-schedule",)),
     Fault("learning-rate-too-low", (1e-4, 1e-5, 1e-6), _rate, steps=90),
     Fault("weight-decay-too-strong", (0.5, 1.0, 3.0), _decay, where=_classifies, steps=100),
     Fault("clipping-too-tight", (1e-2, 1e-3, 1e-4), _clip, where=_along_the_gradient, steps=50),
     Fault("learning-rate-schedule", (0, 1, 2), _schedule, steps=150),
-    Fault("inputs-not-normalised", (0, 1, 2), _unscaled, where=_images, steps=10, exact=True),
+    Fault("inputs-not-normalised", (0, 1, 2), _unscaled, where=_images, steps=10, exact=True, tuned=TUNED),
     Fault("labels-unrelated", (1.0,), _shuffled, where=_classifies, steps=220),
     Fault("labels-unrelated", (1.0,), _labels_at, where=_classifies, step=MIDDLE, steps=260),
     Fault("constant-batch", (0,), _same_batch, steps=10, exact=True),
@@ -465,7 +579,13 @@ FAULTS: tuple[Fault, ...] = (
     # New ones at the end: a run is known by its place.
     Fault("labels-noisy", (0.1, 0.2, 0.3), _noisy, where=_classifies, steps=200, exact=True),
     Fault("validation-leak", (0.02, 0.1, 0.3), _leaked, where=_images, steps=60, exact=True),
-    Fault("residual-growth", (8, 12, 16), _growing, where=_on("mlp"), steps=4, exact=True, also=("exploding-gradients",)),
+    Fault("residual-growth", (8, 12, 16), _growing, where=_deep_ones, steps=4, exact=True, also=("exploding-gradients",)),
+    Fault("optimizer-not-stepping", (0,), _not_stepping, exact=True, steps=6),
+    Fault("clipping-before-unscaling", (2.0**10, 2.0**13, 2.0**16), _clipped_scaled, exact=True, steps=30),
+    Fault("fp16-overflow", (0,), _overflowing, where=_images, exact=True, steps=40),
+    Fault("exploding-recurrence", (1.5, 2.0, 3.0), _recurrent, where=_on("lstm", "transformer"), steps=30),
+    Fault("ill-conditioning", (10.0, 20.0, 30.0), _off_centre, where=_descends, steps=110),
+    Fault("attention-collapse", (6.0, 10.0, 20.0), _sharp_heads, where=_on("language_model", "transformer"), steps=100),
 )  # fmt: skip
 
 
@@ -513,6 +633,74 @@ def _smaller_rate(setup: Setup) -> None:
     setup.rate /= 5
 
 
+def _log_softmax(setup: Setup) -> None:
+    if _classifies(setup):
+        setup.loss = lambda output, targets: F.nll_loss(output.log_softmax(-1), targets)
+
+
+def _between_zero_and_one(setup: Setup) -> None:
+    if _images(setup):
+        setup.inputs = (setup.inputs - setup.inputs.min()) / (setup.inputs.max() - setup.inputs.min())
+
+
+def _summed_to_match(setup: Setup) -> None:
+    loss = setup.loss
+    setup.loss = lambda output, targets: loss(output, targets) * len(targets)
+    if setup.kind in ("sgd", "momentum"):
+        setup.rate /= setup.task.batch_size
+
+
+def _warm_restarts(setup: Setup) -> None:
+    setup.scheduler = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 40)
+
+
+def _smoothed(setup: Setup) -> None:
+    if _classifies(setup):
+        setup.loss = lambda output, targets: F.cross_entropy(output, targets, label_smoothing=0.1)
+
+
+def _large_batch(setup: Setup) -> None:
+    count, size = len(setup.inputs) - HELD_OUT, 3 * setup.task.batch_size
+    setup.order = lambda step: torch.randint(count, (size,))
+
+
+def _small_batch(setup: Setup) -> None:
+    count, size = len(setup.inputs) - HELD_OUT, setup.task.batch_size // 4
+    setup.order = lambda step: torch.randint(count, (size,))
+    setup.rate /= 4 if setup.kind in ("sgd", "momentum") else 2
+
+
+def _zero_head(setup: Setup) -> None:
+    if _classifies(setup):
+        nn.init.zeros_([module for module in setup.model.modules() if isinstance(module, nn.Linear)][-1].weight)
+
+
+def _decayed(setup: Setup) -> None:
+    setup.decay = 0.1 if setup.kind == "adamw" else 1e-3
+
+
+def _accumulated(setup: Setup) -> None:
+    setup.micro_batches = 2
+
+
+def _half_precision(setup: Setup) -> None:
+    _scaled_loss(setup, 2.0**12)
+
+
+def _in_epochs(setup: Setup) -> None:
+    """Take the samples in turn, each once in an epoch, as a loader does."""
+    count, size = len(setup.inputs) - HELD_OUT, setup.task.batch_size
+    orders: dict[int, Tensor] = {}
+
+    def order(step: int) -> Tensor:
+        epoch, place = divmod(step, count // size)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(count)
+        return orders[epoch][place * size :][:size]
+
+    setup.order = order
+
+
 #: Healthy trainings, most of them close to a fault.
 CONTROLS: dict[str, Callable[[Setup], None]] = {
     "plain": lambda setup: None,
@@ -524,6 +712,18 @@ CONTROLS: dict[str, Callable[[Setup], None]] = {
     "frozen backbone": _frozen_backbone,
     "validation": _validated,
     "small rate": _smaller_rate,
+    "log-softmax and NLL": _log_softmax,
+    "inputs in [0, 1]": _between_zero_and_one,
+    "summed loss, rate to match": _summed_to_match,
+    "warm restarts": _warm_restarts,
+    "label smoothing": _smoothed,
+    "large batch": _large_batch,
+    "small batch": _small_batch,
+    "head at zero": _zero_head,
+    "weight decay": _decayed,
+    "accumulation": _accumulated,
+    "epochs": _in_epochs,
+    "gradient scaler": _half_precision,
 }
 
 __all__ = ["CONTROLS", "FAULTS", "MIDDLE", "Fault", "Setup", "reconstruction"]

@@ -333,7 +333,12 @@ class BatchTooSmall(Rule):
                 f"of {size:.0f}, and the loss stands still at {in_words(late)}."
             ),
             advice=f"Use a batch {wanted}, accumulate gradients, or divide the learning rate by 3.",
-            evidence={"noise scale over batch size": noise / size, "threshold": self.ratio, "batch size": size},
+            evidence={
+                "noise scale over batch size": noise / size,
+                "threshold": self.ratio,
+                "batch size": size,
+                **({} if noise >= 1e9 else {"suggested batch size": float(_round(noise))}),
+            },
             confidence=0.6,
         )
 

@@ -54,7 +54,8 @@ class WeightDecayTooStrong(Rule):
         if falling < 0.8 * (len(recent) - 1) or not recent[-1] < (1 - self.lost) * max(norms) or improved:
             return None
         decay = history.last("weight_decay")
-        value = f" from {decay:.3g} to about {decay / max(10 * median(ratios), 10):.1g}" if decay else ""
+        suggestion = {"suggested weight decay": decay / max(10 * median(ratios), 10)} if decay else {}
+        value = f" from {decay:.3g} to about {suggestion['suggested weight decay']:.1g}" if decay else ""
         return self.alert(
             history,
             cause=(
@@ -63,7 +64,13 @@ class WeightDecayTooStrong(Rule):
                 f"{in_words(max(norms))} to {in_words(recent[-1])} while the loss stayed at {in_words(median(losses[-10:]))}."
             ),
             advice=f"Lower the weight decay{value}.",
-            evidence={"decay over gradient": median(ratios), "threshold": 0.9, "weight norm": recent[-1], "it was": max(norms)},
+            evidence={
+                "decay over gradient": median(ratios),
+                "threshold": 0.9,
+                "weight norm": recent[-1],
+                "it was": max(norms),
+                **suggestion,
+            },
             confidence=0.9,
         )
 
@@ -118,7 +125,12 @@ class ClippingTooTight(Rule):
                 f"{median(ratios):.1%}."
             ),
             advice=f"Clip at the 90 % quantile of the gradient norm: clip_grad_norm_(model.parameters(), {usual:.2g}).",
-            evidence={"share clipped": clipped, "threshold": self.share, "usual clip ratio": median(ratios)},
+            evidence={
+                "share clipped": clipped,
+                "threshold": self.share,
+                "usual clip ratio": median(ratios),
+                "suggested norm to clip at": usual,
+            },
             confidence=0.9,
         )
 
@@ -204,6 +216,7 @@ class StaleSecondMoment(Rule):
     name = "stale-second-moment"
     severity = "warning"
     needs = ("second_moment_ratio", "loss")
+    follows_from = ("labels-unrelated", "learning-rate-too-high", "learning-rate-schedule", "gradients-not-zeroed")
     healthy = "The second moment follows the gradient, or the loss does not mind."
 
     first_step = 20

@@ -52,12 +52,13 @@ class Rule:
         evidence: Mapping[str, Any] | None = None,
         confidence: float = 1.0,
         step: int | None = None,
+        severity: Severity | None = None,
     ) -> Alert:
-        """Return an alert of this rule."""
+        """Return an alert of this rule; ``severity`` where this one is milder than the rule's own."""
         return Alert(
             code=self.code,
             name=self.name,
-            severity=self.severity,
+            severity=self.severity if severity is None else severity,
             step=history.step if step is None else step,
             cause=cause,
             advice=advice,

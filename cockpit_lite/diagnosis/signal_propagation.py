@@ -117,12 +117,14 @@ class ExplodingGradients(Rule):
     name = "exploding-gradients"
     severity = "error"
     needs = ("grad_norm", "loss")
-    follows_from = ("exploding-recurrence", "residual-growth")
+    follows_from = ("exploding-recurrence", "residual-growth", "inputs-not-normalised")
     healthy = "The gradient is in proportion to the weights, does not grow with depth and stays near its own history."
 
     orders = 2.0
     orders_per_layer = 0.15
     above_history = 50.0
+    #: A first loss so many times that of a guess among the classes is harm in itself, whatever the optimizer makes of it.
+    above_guess = 30.0
 
     def check(self, history: History) -> Alert | None:
         return self._at_start(history) or self._above_history(history)
@@ -140,9 +142,12 @@ class ExplodingGradients(Rule):
             return None
         begin = losses[0]
         doubled = len(losses) >= 3 and all(not loss <= begin + abs(begin) for loss in losses[-2:])
-        if long_step is None and not doubled:
+        over_guess = next(iter(history.values("loss_over_uniform")), math.nan)
+        if long_step is None and not doubled and not over_guess > self.above_guess:
             return None
         harm = f"The loss went from {in_words(begin)} to {in_words(losses[-1])}."
+        if long_step is None and not doubled:
+            harm = f"The first loss, {in_words(begin)}, is {in_words(over_guess)} times what a guess would cost."
         if long_step is not None:
             place = history.place("update_ratio", long_step)
             ratio = history.values("update_ratio")[place] if place < len(history.values("update_ratio")) else math.nan

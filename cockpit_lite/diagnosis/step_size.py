@@ -154,7 +154,8 @@ class LearningRateTooLow(Rule):
     How to mend it: raise the learning rate, by a factor of 10 at a time, until the update ratio is about 1e-3.
 
     When to ignore it: during warm-up, at the end of a schedule, or when a trained model is fine-tuned gently. Where the
-    per-sample statistics are measured and say that the gradient is mostly noise, as it is around a minimum, it is not reported.
+    per-sample statistics are measured and say that the gradient is mostly noise, as it is around a minimum, it is not reported,
+    unless the loss is that of a guess.
     """
 
     code = "CL402"
@@ -166,6 +167,8 @@ class LearningRateTooLow(Rule):
 
     first_step = 50
     smallest_ratio = 1e-5
+    #: A loss over that of a guess among the classes at which nothing has been learnt yet.
+    no_better_than_a_guess = 0.9
 
     def check(self, history: History) -> Alert | None:
         losses, ratios = history.values("loss"), finite(history.values("update_ratio")[-20:])
@@ -177,27 +180,30 @@ class LearningRateTooLow(Rule):
             return None
         # Never longer than now, and as long for half of the run: otherwise this is warm-up or the end of a schedule.
         steady = min(history.sample("learning_rate", begin=history.step // 2), default=math.nan)
-        if rate <= 0 or highest > 1.5 * rate or not steady > 0.95 * rate or mostly_noise(history):
+        if rate <= 0 or highest > 1.5 * rate or not steady > 0.95 * rate:
             return None
+        if mostly_noise(history) and not median(history.values("loss_over_uniform")[-20:]) > self.no_better_than_a_guess:
+            return None  # around a minimum the gradient is noise, and short steps do no harm; where a guess is, there is none
         terms = median(history.values(OVERSHOOT)[-20:])
         early, late = median(losses[:20]), median(losses[-20:])
         moved = abs(late - early) / max(abs(early), 1e-12)
         if not moved < 0.05 or terms > 1e-2:
             return None
-        factor = 10.0 ** min(round(math.log10(1e-3 / ratio)), 6)
+        suggestion = rate * 10.0 ** min(round(math.log10(1e-3 / ratio)), 6)
         return self.alert(
             history,
             cause=(
                 f"Each step changes the weights by {ratio:.1g} of their norm, and after {history.step + 1} steps the loss is "
                 f"where it began ({in_words(early)} then, {in_words(late)} now)."
             ),
-            advice=f"Raise the learning rate from {rate:.3g} to about {rate * factor:.1g}, for an update ratio of about 1e-3.",
+            advice=f"Raise the learning rate from {rate:.3g} to about {suggestion:.1g}, for an update ratio of about 1e-3.",
             evidence={
                 "update ratio": ratio,
                 "threshold": self.smallest_ratio,
                 "relative change of the loss": moved,
                 **({} if math.isnan(terms) else {"curvature term over gradient term": terms}),
                 "learning rate": rate,
+                "suggested learning rate": suggestion,
             },
             confidence=0.9,
         )
@@ -217,6 +223,9 @@ class IllConditioning(Rule):
     of the Hessian trace.
 
     How to mend it: centre and scale the inputs, add batch or layer normalisation, use an optimizer that preconditions (Adam).
+
+    Where the spectrum was measured and one eigenvalue outweighs the others it is a warning, otherwise a note: a language model
+    that has learnt the frequencies of its tokens and nothing else yet stands still in much the same way.
 
     When to ignore it: when the loss falls. About one outlier eigenvalue per class is normal; one that outweighs all others is
     not. A loss that stands still in its noise, as with labels that cannot be learnt, has comparable terms as well, but there each
@@ -291,7 +300,8 @@ class IllConditioning(Rule):
                 "loss late": late_loss,
                 **({} if share is None else {"largest eigenvalue over trace": share, "threshold of that": self.share_of_trace}),
             },
-            confidence=0.9 if outlying else 0.7,
+            confidence=0.9 if outlying else 0.6,
+            severity="warning" if outlying else "note",
         )
 
     @staticmethod

@@ -187,12 +187,13 @@ def _read(node: Any) -> LossInputs | None:
         prediction, target, ignored = saved(node, "self"), saved(node, "target"), signed(saved(node, "ignore_index"))
         softmax = _through_shapes(before)
         if type(softmax).__name__ == "LogSoftmaxBackward0":
-            made_by = softmax.next_functions[0][0]
+            made_by = _through_scales(softmax.next_functions[0][0])
             return LossInputs("cross_entropy", prediction, target, _operation(made_by), ignored)
         return LossInputs("nll", prediction, target, _operation(before), ignored)
     if kind in _REGRESSION or kind in _BINARY:
         name = _REGRESSION.get(kind) or _BINARY[kind]
-        return LossInputs(name, saved(node, "self"), saved(node, "target"), _operation(before))
+        made_by = _through_scales(before) if name == "binary_cross_entropy_with_logits" else before
+        return LossInputs(name, saved(node, "self"), saved(node, "target"), _operation(made_by))
     return None
 
 
@@ -201,6 +202,17 @@ def _through_shapes(node: Any) -> Any:
         if type(node).__name__ not in _SHAPE_ONLY or not node.next_functions:
             break
         node = node.next_functions[0][0]
+    return node
+
+
+def _through_scales(node: Any) -> Any:
+    """Return what made logits that are multiplied with or divided by a number, as by a temperature, on the way to the loss."""
+    for _ in range(_NODES):
+        node = _through_shapes(node)
+        following = [function for function, _ in node.next_functions] if node is not None else []
+        if type(node).__name__ not in ("MulBackward0", "DivBackward0") or len(list(filter(None, following))) != 1:
+            break
+        node = next(filter(None, following))
     return node
 
 

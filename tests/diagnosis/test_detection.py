@@ -19,6 +19,8 @@ BROKEN = [
     ("language_model", "adamw", "padding-in-loss", 1),
     ("autoencoder", "sgd", "bounded-regression-output", 0),
     ("mlp", "momentum", "residual-growth", 1),
+    ("mlp", "sgd", "optimizer-not-stepping", 0),
+    ("autoencoder", "sgd", "clipping-before-unscaling", 0),
 ]
 HEALTHY = [("residual", "momentum", "validation"), ("lstm", "adam", "clipping")]
 
@@ -36,5 +38,6 @@ def test_the_fault_is_found_first(task: str, optimizer: str, fault: str, severit
 
 @pytest.mark.parametrize(("task", "optimizer", "control"), HEALTHY)
 def test_healthy_trainings_are_silent(task: str, optimizer: str, control: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "HEALTHY_STEPS", 25)
+    monkeypatch.setattr(runs, "SHORT", 25)
+    monkeypatch.setattr(runs, "LONG", 25)
     assert loud(execute(Case(task, optimizer, 7, control=control))) == []
