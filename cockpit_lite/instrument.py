@@ -54,7 +54,7 @@ NEEDS: dict[str, str] = {
     GRADIENT: "step.gradient, step.applied_gradient: the mini-batch gradient before and after clipping",
     UPDATE: "step.weights_before, step.update: the step that was really taken",
     LAST_STEP: "step.last_step: where the step before began; an instrument that asks for it is measured on two steps in a row. "
-    "With per-sample norms also step.per_sample_slopes: every sample's contribution along that step",
+    "With per-sample norms also step.per_sample_slopes: the samples' contributions along that step",
     PER_SAMPLE_NORMS: "step.per_sample.squared_norms: squared norm of every sample's contribution, by parameter",
     PER_SAMPLE_PRODUCTS: "step.per_sample.products: inner product of every sample's contribution with the gradient, by parameter",
     PER_SAMPLE_SQUARES: "step.per_sample.sum_of_squares: sum over the samples of their contribution squared, by parameter",

@@ -74,6 +74,9 @@ PER_SAMPLE = frozenset(
     {PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES}
 )
 
+#: Samples whose slopes along the last step are enough: from them only a variance is taken, which they tell to a quarter.
+SLOPES = 32
+
 #: So many sets of due instruments are remembered.
 MOST_PLANS = 64
 
@@ -655,6 +658,7 @@ class TrackedStep:
             one_backward=self._expected_backwards == 1 and self._step.index > 0 and self._probes.processes is None,
             elements=self._plan.elements,
             seed=self._step.index,
+            some=SLOPES if self._probes.processes is None else None,
         )
         if self._probes.processes is not None:
             self._probes.local_gradient.start()

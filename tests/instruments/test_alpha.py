@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 from cockpit_lite import Every, load_run
+from cockpit_lite.instrument import Readings
 from cockpit_lite.instruments import Alpha, GradientNorm
 from cockpit_lite.instruments.alpha import Ends, Parabola, alpha, fit, standard_error, variance_of_sum
 from cockpit_lite.run import Run
+from cockpit_lite.step import Step
 from tests import reference
-from tests.identity import cockpit
+from tests.identity import EVERYTHING, cockpit
 from tests.zoo import ZOO
 
 N = 8
@@ -305,3 +308,30 @@ def test_complex_weights(tmp_path: Path) -> None:
 def test_the_first_step_alone_has_a_reason(tmp_path: Path) -> None:
     run = run_bowl(tmp_path / "run", lambda p: SGD(p, lr=0.5), steps=1)
     assert "step before" in run.not_measured["alpha"]
+
+
+def test_some_of_many_samples_tell_the_variance_of_the_slope(tmp_path: Path) -> None:
+    """Of a batch of 96 every third is looked at: the slopes are those of all, and the variance is that of these, times 96."""
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(3, 1), torch.randn(96, 3), torch.randn(96, 1)
+    optimizer = SGD(model.parameters(), lr=0.3)
+    seen: list[Tensor] = []
+
+    class Slopes(Alpha):
+        def measure(self, step: Step) -> Readings:
+            seen.append(step.per_sample_slopes)
+            return super().measure(step)
+
+    with cockpit(model, optimizer, run=tmp_path / "run", **{**EVERYTHING, "instruments": [Slopes()]}):
+        weights = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            weights.append([parameter.detach().clone() for parameter in model.parameters()])
+            F.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+    weight, bias = (now - then for now, then in zip(weights[1], weights[0], strict=True))
+    residuals = F.linear(inputs, *weights[1]) - targets
+    slopes = (2 / 96 * residuals * (inputs @ weight.T + bias))[:, 0]
+    (found,) = seen
+    assert torch.allclose(found, slopes[::3], rtol=1e-4, atol=1e-7)
+    assert load_run(tmp_path / "run").how("alpha")[1]["standard_error"] > 0

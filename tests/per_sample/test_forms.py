@@ -199,3 +199,24 @@ def test_forms_of_images_are_gone_when_nobody_has_them() -> None:
         assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_products_of_some_samples_are_theirs(every: int) -> None:
+    torch.manual_seed(0)
+    samples, shape = 6, torch.Size((4, 3, 2, 2))
+    forms: list[Form] = [
+        Dense(torch.randn(samples, 3, 5)),
+        Sums(Side(torch.randn(samples, 4))),
+        OuterProducts(Side(torch.randn(samples, 3)), Side(torch.randn(samples, 4)), torch.Size((4, 3))),
+        OuterProducts(torch.randn(samples, 2, 6, 3), torch.randn(samples, 2, 6, 4), torch.Size((8, 3))),
+        Windows(torch.randn(samples, 3, 5, 5), torch.randn(samples, 4, 5, 5), (1, 1), (1, 1), 1, shape, [(1, 0), (0, 1)]),
+        Rows(torch.tensor([0, 1, 1, samples - 1]), torch.tensor([2, 0, 2, 1]), torch.randn(4, 3), samples, torch.Size((5, 3))),
+    ]
+    for form in forms:
+        first, second = torch.randn(2, *form.shape)
+        expected = form.measure([first, second])
+        found = form.measure_towards({"": first, "named": second}, some=samples // every)
+        assert torch.allclose(found.products[0], expected.products[0], rtol=1e-4, atol=1e-5), form
+        assert torch.allclose(found.products[1], expected.products[1][::every], rtol=1e-4, atol=1e-5), form
+        assert torch.allclose(found.norms, expected.norms)

@@ -37,6 +37,7 @@ class EarlyMeasurement:
         gradient: Whether inner products with the gradient are wanted: the gradient that is in ``parameter.grad`` after the pass.
         directions: Name -> further direction of inner products, which is parameter name -> tensor.
         drawing: What elements are to be drawn.
+        some: How many samples are enough along ``directions``.
         wake: Is called when a gradient has grown, and calls :meth:`measure`.
     """
 
@@ -49,9 +50,10 @@ class EarlyMeasurement:
         gradient: bool,
         directions: Mapping[str, Mapping[str, Tensor]],
         drawing: Drawing | None,
+        some: int | None,
         wake: Callable[..., None],
     ) -> None:
-        self._wake, self._drawing = wake, drawing
+        self._wake, self._drawing, self._some = wake, drawing, some
         self._forwards, self._squares, self._gradient, self._directions = forwards, squares, gradient, directions
         self._alone = _alone(forwards, {id(parameters[name]) for name in later})
         self._before: dict[int, tuple[int, int] | None] = {}
@@ -116,7 +118,7 @@ class EarlyMeasurement:
             device = call.outputs[0].device.type
             with torch.no_grad(), torch.autocast(device, enabled=False), suppress(Exception):
                 # where it fails, the survey fails again and says why
-                condense(call, batch_size, self._squares, directions, self._drawing)
+                condense(call, batch_size, self._squares, directions, self._drawing, self._some)
 
     def _ready(self, call: Call) -> bool:
         if any(projection.delta is None for projection in call.projections.values()):

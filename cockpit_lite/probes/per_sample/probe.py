@@ -106,6 +106,7 @@ class PerSampleProbe:
         self._one_backward = False
         self._directions: Mapping[str, Mapping[str, Tensor]] = {}
         self._drawing: Drawing | None = None
+        self._some: int | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -133,6 +134,7 @@ class PerSampleProbe:
         one_backward: bool = False,
         elements: int = 0,
         seed: int = 0,
+        some: int | None = None,
     ) -> None:
         """Begin to watch a step. What a layer's statistics need is let go in the backward pass, where all of this allows it.
 
@@ -147,11 +149,13 @@ class PerSampleProbe:
                 where they are known, and the layers not covered in this step where they are not.
             elements: How many elements of the contributions to draw; they come with the statistics.
             seed: Other elements are drawn with every other one.
+            some: How many samples are enough along ``directions``, at least: of a batch of twice as many every second is then
+                looked at, and so on. All if left out.
         """
         self.stop()
         self._products, self._squares, self._gradients = products, squares, gradients
         self._directions, self._one_backward = directions or {}, one_backward
-        self._drawing = None
+        self._drawing, self._some = None, some
         if elements:
             self._drawing = Drawing(seed, {name: parameter.shape for name, parameter in self.parameters.items()}, elements)
         self._user_hooks = tensor_hooks.registrations()  # they would fire in passes that are not the user's
@@ -201,6 +205,7 @@ class PerSampleProbe:
                 self._products,
                 self._directions,
                 self._drawing,
+                self._some,
                 self._gradient_grew,
             )
         self._reached.append(set())
@@ -282,6 +287,7 @@ class PerSampleProbe:
             self._learned,
             self._gradients,
             self._drawing,
+            self._some,
         )
         with torch.no_grad(), self.paused():
             directions = {"": direction, **self._directions} if products and direction is not None else self._directions

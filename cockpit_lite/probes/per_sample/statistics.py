@@ -25,7 +25,8 @@ class PerSampleStatistics:
         batch_size: Number of samples N.
         squared_norms: Parameter name -> squared norms of c_1 ... c_N, shape (N,).
         products: Parameter name -> inner products with the direction, shape (N,). Empty if none was asked for.
-        along: Name of a further direction -> parameter name -> inner products with it, shape (N,).
+        along: Name of a further direction -> parameter name -> inner products with it, shape (N,), or of as many samples as were
+            said to be enough.
         sum_of_squares: Parameter name -> sum over n of c_n squared element by element, shape of the parameter, not divided by
             anything. Empty if it was not asked for.
         elements: Parameter name -> the elements that were drawn of it, for those of which some were.

@@ -61,6 +61,7 @@ class Survey:
         learned: What earlier steps have shown; added to.
         keep: Whether small forms are kept for :meth:`forms`, which would otherwise make them a second time.
         drawing: What elements are to be drawn.
+        some: How many samples are enough along directions that have a name, at least; all if left out.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Survey:
         learned: Learned,
         keep: bool = False,
         drawing: Drawing | None = None,
+        some: int | None = None,
     ) -> None:
-        self.parameters, self.drawing = parameters, drawing
+        self.parameters, self.drawing, self._some = parameters, drawing, some
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
         self.micro_batches = connected(reached)
@@ -216,11 +218,11 @@ class Survey:
     ) -> Measured:
         """Measure the micro-batches of a parameter one after the other; return all of them together."""
         if len(self.sizes) == 1 and parts:
-            return _measured(parts[0], towards, along, squares)
+            return _measured(parts[0], towards, along, squares, self._some)
         measured = [
-            _measured(parts[number], towards, along, squares)
+            _measured(parts[number], towards, along, squares, self._some)
             if number in parts
-            else _nothing(self.parameters[name], size, towards, squares)
+            else _nothing(self.parameters[name], size, towards, squares, self._some)
             for number, size in enumerate(self.sizes)
         ]
         found = [part.squares for part in measured if part.squares is not None]
@@ -459,7 +461,12 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
 
 
 def condense(
-    call: Call, batch_size: int, squares: bool, directions: Mapping[str, Mapping[str, Tensor]], drawing: Drawing | None = None
+    call: Call,
+    batch_size: int,
+    squares: bool,
+    directions: Mapping[str, Mapping[str, Tensor]],
+    drawing: Drawing | None = None,
+    some: int | None = None,
 ) -> None:
     """Measure a call whose gradient has arrived, and let go of everything else.
 
@@ -469,6 +476,7 @@ def condense(
         squares: Whether to measure sums of squares, too.
         directions: Name -> direction of inner products, which is parameter name -> tensor.
         drawing: What elements are to be drawn; of a batch that comes in one piece.
+        some: How many samples are enough along directions that have a name.
 
     Raises:
         NoRule: if there is none; the call is then as it was.
@@ -483,7 +491,7 @@ def condense(
         # where the gradient is known, the contributions are checked along that
         along = None if "" in towards else check_direction(owner.parameters[local])
         drawn = None if drawing is None else drawing.take(name, [form], owner.parameters[local].shape)
-        condensed[local] = Condensed(form, along, squares, towards, drawn)
+        condensed[local] = Condensed(form, along, squares, towards, drawn, some)
     call.condense(condensed)
 
 
@@ -542,16 +550,17 @@ def _any_axis(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention)
 
 
-def _measured(form: Form, towards: Mapping[str, Tensor], along: RankOne | None, squares: bool) -> Measured:
+def _measured(form: Form, towards: Mapping[str, Tensor], along: RankOne | None, squares: bool, some: int | None) -> Measured:
     if isinstance(form, Condensed):
         return form.recalled(list(towards), along is not None, squares)
-    return form.measure(list(towards.values()), along, squares)
+    return form.measure_towards(towards, along, squares, some)
 
 
-def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], squares: bool) -> Measured:
+def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], squares: bool, some: int | None) -> Measured:
     """What a micro-batch contributes to a parameter that it does not use."""
     zeros = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
-    return Measured(zeros, (zeros,) * len(towards), zeros, torch.zeros_like(parameter, dtype=zeros.dtype) if squares else None)
+    products = tuple(zeros[:: max(1, size // some)] if name and some else zeros for name in towards)
+    return Measured(zeros, products, zeros, torch.zeros_like(parameter, dtype=zeros.dtype) if squares else None)
 
 
 def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, list[float]]:

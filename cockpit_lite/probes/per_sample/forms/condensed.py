@@ -22,6 +22,7 @@ class Condensed(Form):
         squares: Whether the sum of squares is wanted.
         directions: Name -> direction of the inner products that are wanted.
         drawn: The elements that were drawn of it, if any.
+        some: How many samples are enough along directions that have a name, at least; all if left out.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class Condensed(Form):
         squares: bool,
         directions: Mapping[str, Tensor] | None = None,
         drawn: Drawn | None = None,
+        some: int | None = None,
     ) -> None:
         self.drawn, self.batch_size, self.shape = drawn, form.batch_size, form.shape
         directions = directions or {}
-        measured = form.measure(list(directions.values()), along, squares)
+        measured = form.measure_towards(directions, along, squares, some)
         self._products = dict(zip(directions, measured.products, strict=True))
         self._measured = measured._replace(products=())
 

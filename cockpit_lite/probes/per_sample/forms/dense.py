@@ -30,6 +30,11 @@ class Dense(Form):
             self._sum_of_squares() if squares else None,
         )
 
+    def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
+        """They are rows of a matrix."""
+        rows = self.values.reshape(self.batch_size, -1)[::every]
+        return tuple(products_of(rows, direction.to(rows.dtype).reshape(-1)) for direction in directions)
+
     def _sum_of_squares(self) -> Tensor:
         """Square a chunk of samples at a time."""
         samples = max(1, base.CHUNK // max(1, self.shape.numel()))

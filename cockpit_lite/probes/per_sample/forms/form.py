@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,33 @@ class Form:
     def fold(self, owners: Tensor, batch_size: int) -> Form:
         """Return the form in which row r belongs to sample ``owners[r]``: the gradients of a sample's rows add up."""
         raise NotImplementedError
+
+    def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
+        """Return the inner products of every so manieth sample, beginning with the first, with each of the directions."""
+        return tuple(products[::every] for products in self.measure(directions).products)
+
+    def measure_towards(
+        self,
+        directions: Mapping[str, Tensor],
+        along: RankOne | None = None,
+        squares: bool = False,
+        some: int | None = None,
+    ) -> Measured:
+        """Measure with named directions; along those that have a name some of the samples may be enough.
+
+        Args:
+            directions: Name -> direction; all samples are wanted along that of the name "".
+            along: As for :meth:`measure`.
+            squares: As for :meth:`measure`.
+            some: How many samples are enough, at least; all if left out.
+        """
+        every = 1 if some is None else max(1, self.batch_size // some)
+        if every == 1:
+            return self.measure(list(directions.values()), along, squares)
+        measured = self.measure([direction for name, direction in directions.items() if not name], along, squares)
+        thin = iter(self.some_products([direction for name, direction in directions.items() if name], every))
+        whole = iter(measured.products)
+        return measured._replace(products=tuple(next(thin if name else whole) for name in directions))
 
     def squared_norms(self) -> Tensor:
         """Return the squared norm of every sample's gradient, shape (N,)."""

@@ -44,6 +44,10 @@ class Side:
         """Return the same in double precision."""
         return Side(self._values.double())
 
+    def thinned(self, every: int) -> Side:
+        """Return the same of every so manieth sample."""
+        return Side(self._values[::every])
+
     def norms(self) -> Tensor:
         """Return the norms, shape (N, G, T) or (N,)."""
         if self._norms is None:
@@ -193,6 +197,11 @@ class OuterProducts(Form):
         else:
             answers = torch.einsum("ngti,goi->ngto", self.inputs, matrices)
         return answers.mul_(self.deltas).sum((1, 2, 3))
+
+    def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
+        """What the layer would answer to these samples."""
+        some = OuterProducts(self.right.thinned(every), self.left.thinned(every), self.shape)
+        return tuple(some._forward(direction) for direction in directions)
 
     def rank_one_products(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the inner products with ``left right'``, by one number a position on each side."""

@@ -73,7 +73,13 @@ class Windows(Chunks):
         found = None if along is None else self._convolved_along(*along)
         if squares or not self._pixels_are_few():
             return self._by_places(directions, squares)._replace(along=found)
-        return Measured(self._norms_by_pixels(), tuple(self._convolved(direction) for direction in directions), found)
+        products = tuple(self._convolved(direction, self.inputs, self.answers) for direction in directions)
+        return Measured(self._norms_by_pixels(), products, found)
+
+    def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
+        """What a convolution would answer to these samples."""
+        images, answers = self.inputs[::every], self.answers[::every]
+        return tuple(self._convolved(direction, images, answers) for direction in directions)
 
     def column(self, place: int, of: slice) -> Tensor:
         """Return what the windows of some samples hold at one place, shape (n, positions); without groups.
@@ -214,9 +220,9 @@ class Windows(Chunks):
             gram = shifted
         return gram.reshape(-1, positions.numel(), positions.numel())
 
-    def _convolved(self, direction: Tensor) -> Tensor:
-        kernel = direction.detach().to(self.inputs.dtype).reshape(self.shape)
-        return self._convolution(self.inputs, kernel, self.groups).mul_(self.answers).flatten(1).sum(1)
+    def _convolved(self, direction: Tensor, images: Tensor, answers: Tensor) -> Tensor:
+        kernel = direction.detach().to(images.dtype).reshape(self.shape)
+        return self._convolution(images, kernel, self.groups).mul_(answers).flatten(1).sum(1)
 
     def _convolved_along(self, left: Tensor, right: Tensor) -> Tensor:
         size, positions = self.inputs.shape[2:], self.answers.shape[2:]
