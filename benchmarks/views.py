@@ -388,10 +388,10 @@ what is left wait for the next one; here all gauges are brought up to date.
 
 {table(["", "steps", "median", "95 of 100", "first time"], refresh)}
 
-**Opening** a run of {options.steps:,} steps that was killed; target 2 s. The training has kept what its log says as arrays
-beside it, too (from the second MiB on, in `.cache`; used where its checksum is that of the log). Of these and the rest of the log
-the first to open the run makes a cache, which is mapped into memory and read where it is looked at. Memory: what the process grows
-by, and at most for a while. The page is then drawn from nothing. The last row of each is for a run whose `.cache` was deleted.
+**Opening** a run of {options.steps:,} steps that was killed; target 2 s. The training keeps what its log says as arrays
+beside it (from the second MiB on, in `.cache`; used where its checksum is that of the log). Of these and the rest of the log
+the first to open the run makes a cache, which is mapped into memory and read where it is looked at. Memory: what the process
+takes more, and at most for a while. The page is then drawn from nothing. The last row of each: `.cache` was deleted before.
 
 {table(["what was measured", "", "opened", "log", "beside it", "memory", "at most", "page"], opening)}
 

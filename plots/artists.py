@@ -15,6 +15,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from cockpit_lite.plots.curve import Curve
 from cockpit_lite.plots.labels import Note, Row, Word
 
 #: Options of a line that may change from one round to the next.
@@ -52,18 +53,21 @@ class Artists:
         for key in self._known.keys() - self._said:
             self._remove(key)
 
-    def line(self, key: Any, ax: Axes, steps: np.ndarray, values: np.ndarray, options: dict[str, Any]) -> None:
-        """Draw a line, or give the one of that key new data."""
+    def line(
+        self, key: Any, ax: Axes, steps: np.ndarray, values: np.ndarray, options: dict[str, Any], frame: bool = False
+    ) -> None:
+        """Draw a line, or give the one of that key new data; ``frame``: whether it belongs to the frame."""
         content = (steps, values, {name: value for name, value in options.items() if name in _CHANGING})
         if self._is_known(key, content):
             return
         if key in self._known:
-            line: Any = self._known[key][1]
-            line.set_data(steps, values)
-            line.set(**content[2])
+            known, line = self._known[key]
+            line.set_data(steps, values)  # type: ignore[attr-defined]
+            if known[2] != content[2]:
+                line.set(**content[2])
         else:
-            (line,) = ax.plot(steps, values, **options)
-        self._keep(key, content, line)
+            line = ax.add_line(Curve(steps, values, **options))
+        self._keep(key, content, line, frame)
 
     def band(self, key: Any, ax: Axes, steps: np.ndarray, low: np.ndarray, high: np.ndarray, **options: Any) -> None:
         """Shade between two series, except where one of them is NaN."""
@@ -172,8 +176,7 @@ class Artists:
         return True
 
     def _keep(self, key: Any, content: Any, artist: Artist, frame: bool = False) -> None:
-        if frame:
-            self._in_frame.add(key)
+        (self._in_frame.add if frame else self._in_frame.discard)(key)
         self._known[key] = (content, artist)
         self._said.add(key)
         self._changed(key)

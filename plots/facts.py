@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +34,8 @@ def scalars(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
 def recent(run: Run, name: str, count: int = 10) -> float | None:
     """Return the median of the last ``count`` finite values, so that one noisy step does not make the verdict, or None."""
     values = scalars(run, name)[1][-4 * count :]
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite[-count:])) if len(finite) else None
+    finite = values[np.isfinite(values)][-count:].tolist()
+    return statistics.median(finite) if finite else None
 
 
 def broken_since(run: Run, name: str) -> tuple[int, float] | None:

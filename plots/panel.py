@@ -265,7 +265,7 @@ class Panel:
             self._wishes.append(value)
             ends = np.array([0, max(1, self._last_step)])
             look = {"color": self._theme.muted, "linestyle": (0, (2, 2)), "linewidth": 1.0, "zorder": 2.5}
-            self._artists.line(("level", key), self.ax, ends, np.array([value, value]), look)
+            self._artists.line(("level", key), self.ax, ends, np.array([value, value]), look, frame=True)
             self._limit_labels.append((key, label, ends, np.array([value, value]), self._theme.muted))
 
     def heat(self, table: LayerTable, scale: HeatScale) -> None:
@@ -406,9 +406,8 @@ class Panel:
                 self._artists.span("trouble", (step, 0.0), right - step, 1.0, self.ax.get_xaxis_transform(), **tint)
             transform = self.ax.get_xaxis_transform()
             look = {"transform": transform, "color": colour, "linestyle": style.SEVERITY_LINES[severity], "linewidth": 1.1}
-            self._artists.line(
-                ("alert", step), self.ax, np.array([step, step]), np.array([0.0, 1.0]), look | {"zorder": 5, "alpha": 0.85}
-            )
+            look |= {"zorder": 1.5, "alpha": 0.85}  # behind the curves
+            self._artists.line(("alert", step), self.ax, np.array([step, step]), np.array([0.0, 1.0]), look, frame=True)
             if all(abs(step - other) > 0.13 * (right - left) for other in labelled):
                 labelled.append(step)
                 text = alerts[0].code + (f" +{len(alerts) - 1}" if len(alerts) > 1 else "")
@@ -447,7 +446,7 @@ class Panel:
         """What the frame depends on: as long as it is the same, the frame looks the same."""
         return (
             self._artists.frame,
-            *((ax.get_xlim(), ax.get_ylim(), ax.get_yscale(), ax.get_position().bounds, ax.get_visible()) for ax in self.axes),
+            *((*ax.viewLim.get_points().ravel().tolist(), ax.get_yscale(), ax.get_visible()) for ax in self.axes),
             *(part.get_visible() for part in (self.ax.xaxis, self.ax.yaxis, self.ax.spines["bottom"])),
         )
 
@@ -514,9 +513,12 @@ class Panel:
         """Set limits, unless a person has zoomed since: then the view is theirs."""
         get, put = (ax.get_xlim, ax.set_xlim) if direction == "x" else (ax.get_ylim, ax.set_ylim)
         ours = self._limits.get((ax, direction))
-        if ours is None or (np.allclose(get(), ours, rtol=1e-9, atol=0) and not np.array_equal(wanted, ours)):
+        if ours is None or (
+            wanted != ours and all(math.isclose(now, then, rel_tol=1e-9) for now, then in zip(get(), ours, strict=True))
+        ):
             put(*wanted)
-            self._limits[ax, direction] = get()
+            low, high = get()
+            self._limits[ax, direction] = float(low), float(high)
 
     def _keep_values(self, ax: Axes, wanted: tuple[float, float], log: bool) -> tuple[float, float]:
         """Return the limits of now in place of the wanted ones while a run grows and they still serve: nothing then moves."""

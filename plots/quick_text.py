@@ -7,6 +7,7 @@ pixels.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 #: A digit, a word, or a space: the pieces that come again.
 _PIECE = re.compile(r"\d|[^\d\s]+|\s")
 _MOST_PIECES = 4_096
+_MOST_LINES = 1_024
 _ATTRIBUTE = "_cockpit_lite_text"
 #: Pixels around a piece, for letters that reach out of their box.
 _ROOM = 4
@@ -30,18 +32,36 @@ class _Piece(NamedTuple):
         width: Of its box.
         ascent: Of its box above the baseline.
         descent: And below.
-        image: Red, green, blue and opacity, first row on top; None: nothing to be seen.
-        left: Of the image, from the piece's beginning.
-        bottom: Of the image, from the baseline, upwards.
+        opacity: Of its pixels, first row on top, with some room around its box; None: nothing to be seen.
+        below: Rows of these below the baseline.
     """
 
     advance: float
     width: float
     ascent: float
     descent: float
-    image: np.ndarray | None
-    left: int
-    bottom: int
+    opacity: np.ndarray | None
+    below: int
+
+
+class _Line(NamedTuple):
+    """A text made of pieces.
+
+    Attributes:
+        width: Of its box.
+        ascent: Of its box above the baseline.
+        descent: And below.
+        opacity: As of a piece.
+        below: As of a piece.
+        images: By colour, first row below, as a renderer wants them.
+    """
+
+    width: float
+    ascent: float
+    descent: float
+    opacity: np.ndarray | None
+    below: int
+    images: dict[tuple[float, ...], np.ndarray]
 
 
 def remember_text(renderer: RendererAgg) -> None:
@@ -56,7 +76,8 @@ class _Memory:
     def __init__(self, renderer: Any):
         self._renderer = renderer
         self._draw, self._measure = renderer.draw_text, renderer.get_text_width_height_descent
-        self._pieces: OrderedDict[Any, _Piece] = OrderedDict()
+        self._pieces: OrderedDict[tuple[str, int], _Piece] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, int], _Line] = OrderedDict()
         renderer.draw_text, renderer.get_text_width_height_descent = self.draw_text, self.get_text_width_height_descent
 
     def draw_text(
@@ -66,36 +87,51 @@ class _Memory:
         if ismath or angle:
             self._draw(gc, x, y, s, prop, angle, ismath, mtext)
             return
-        baseline = round(self._renderer.height - y)
-        for piece in self._pieces_of(s, prop, tuple(gc.get_rgb()[:3])):
-            if piece.image is not None:
-                self._renderer.draw_image(gc, round(x) + piece.left, baseline + piece.bottom, piece.image)
-            x += piece.advance
+        line = self._line_of(s, prop)
+        if line is not None and line.opacity is not None:
+            colour = tuple(gc.get_rgb()[:3])
+            image = line.images.get(colour)
+            if image is None:
+                image = np.empty((*line.opacity.shape, 4), np.uint8)
+                image[..., :3] = np.round(255 * np.array(colour))
+                image[..., 3] = line.opacity
+                image = line.images[colour] = np.ascontiguousarray(image[::-1])  # draw_image begins below
+            baseline = round(self._renderer.height - y)
+            self._renderer.draw_image(gc, round(x) - _ROOM, baseline - line.below, image)
 
     def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> tuple[float, float, float]:
         """Measure a text by its pieces."""
-        pieces = [] if ismath else self._pieces_of(s, prop, (0.0, 0.0, 0.0))
-        if not pieces:
+        line = None if ismath else self._line_of(s, prop)
+        if line is None:
             return self._measure(s, prop, ismath)
-        width = sum(piece.advance for piece in pieces[:-1]) + pieces[-1].width
-        descent = max(piece.descent for piece in pieces)
-        return width, max(piece.ascent for piece in pieces) + descent, descent
+        return line.width, line.ascent + line.descent, line.descent
 
-    def _pieces_of(self, text: str, prop: Any, colour: tuple[float, ...]) -> list[_Piece]:
-        look, found = (hash(prop), colour), []
-        for piece in _PIECE.findall(text):
-            key = (piece, look)
-            known = self._pieces.get(key)
-            if known is None:
-                known = self._pieces[key] = self._make(piece, prop, colour)
-                if len(self._pieces) > _MOST_PIECES:
-                    self._pieces.popitem(last=False)
-            else:
-                self._pieces.move_to_end(key)
-            found.append(known)
-        return found
+    def _line_of(self, text: str, prop: Any) -> _Line | None:
+        key = text, hash(prop)
+        known = self._lines.get(key)
+        if known is not None:
+            self._lines.move_to_end(key)
+            return known
+        pieces = [self._piece_of(piece, prop, key[1]) for piece in _PIECE.findall(text)]
+        if not pieces:
+            return None
+        line = self._lines[key] = _put_together(pieces)
+        if len(self._lines) > _MOST_LINES:
+            self._lines.popitem(last=False)
+        return line
 
-    def _make(self, text: str, prop: Any, colour: tuple[float, ...]) -> _Piece:
+    def _piece_of(self, text: str, prop: Any, look: int) -> _Piece:
+        key = text, look
+        known = self._pieces.get(key)
+        if known is None:
+            known = self._pieces[key] = self._make(text, prop)
+            if len(self._pieces) > _MOST_PIECES:
+                self._pieces.popitem(last=False)
+        else:
+            self._pieces.move_to_end(key)
+        return known
+
+    def _make(self, text: str, prop: Any) -> _Piece:
         """Draw a piece on a sheet of its own."""
         width, height, descent = self._measure(text, prop, False)
         # A box ends with the ink; between two strokes it is as far as the next piece begins.
@@ -104,14 +140,29 @@ class _Memory:
         sheet = RendererAgg(*size, self._renderer.dpi)
         gc = sheet.new_gc()
         gc.set_foreground((0.0, 0.0, 0.0), isRGBA=True)
-        baseline = _ROOM + int(np.ceil(descent))
-        sheet.draw_text(gc, _ROOM, size[1] - baseline, text, prop, 0)
-        opacity = np.asarray(sheet.buffer_rgba())[..., 3]
-        inked = opacity.any()
-        image = None
-        if inked:
-            image = np.empty((*opacity.shape, 4), np.uint8)
-            image[..., :3] = np.round(255 * np.array(colour))
-            image[..., 3] = opacity
-            image = np.ascontiguousarray(image[::-1])  # draw_image begins below
-        return _Piece(advance, width, height - descent, descent, image, -_ROOM, -baseline)
+        below = _ROOM + int(np.ceil(descent))
+        sheet.draw_text(gc, _ROOM, size[1] - below, text, prop, 0)
+        opacity = np.asarray(sheet.buffer_rgba())[..., 3].copy()
+        return _Piece(advance, width, height - descent, descent, opacity if opacity.any() else None, below)
+
+
+def _put_together(pieces: list[_Piece]) -> _Line:
+    """Put pieces side by side at whole pixels."""
+    advances = [0.0, *itertools.accumulate(piece.advance for piece in pieces)]
+    width = advances[-2] + pieces[-1].width
+    ascent, descent = max(piece.ascent for piece in pieces), max(piece.descent for piece in pieces)
+    seen = [
+        (piece.opacity, round(advance), piece.below)
+        for piece, advance in zip(pieces, advances, strict=False)
+        if piece.opacity is not None
+    ]
+    if not seen:
+        return _Line(width, ascent, descent, None, 0, {})
+    below = max(under for _, _, under in seen)
+    above = max(len(opacity) - under for opacity, _, under in seen)
+    whole = np.zeros((above + below, max(left + opacity.shape[1] for opacity, left, _ in seen)), np.uint8)
+    for opacity, left, under in seen:
+        top = above - (len(opacity) - under)
+        place = whole[top : top + len(opacity), left : left + opacity.shape[1]]
+        np.maximum(place, opacity, out=place)
+    return _Line(width, ascent, descent, whole, below, {})
