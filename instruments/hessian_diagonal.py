@@ -1,15 +1,17 @@
-"""Diagonal of the Hessian: how sharp the loss is in the single weights, exactly.
+"""Diagonal of the Hessian: how sharp the loss is in the single weights.
 
     hessian_diagonal             = quantiles (0, 10, 25, 50, 75, 90, 100 %) over the weights of h_j = d^2 L / d theta_j^2
     hessian_diagonal/<parameter> = mean of h_j over the parameter's elements
     negative_curvature           = share of the weights with h_j < 0
 
-Exact, by BackPACK's DiagHessian on a copy of the model, where it knows every module: chains of linear and convolutional layers,
-common activations and poolings with nothing between the modules, cross entropy or squared error at the end. Elsewhere there is no
-number: random vectors with products of the Hessian give a diagonal that is off by many times its value, which is worse than none;
-``ggn_diagonal`` is there for every model, and ``layerwise_curvature`` for the sums.
+By BackPACK's DiagHessian on a copy of the model, where it knows every module: chains of linear and convolutional layers, common
+activations and poolings with nothing between the modules, cross entropy or squared error at the end. It is that of a quarter of
+the batch, as it costs about five forward and backward passes of the samples it is of; ``sub_batch=None`` takes all and is exact.
 
-It costs about five forward and backward passes. For piecewise linear activations (ReLU) it equals the diagonal of the
+Elsewhere the diagonal of the Gauss-Newton matrix from sampled labels stands in for it (see ``ggn_diagonal``), and the reading
+says so: of the Hessian itself random vectors give a diagonal that is off by many times its value, which is worse than none.
+
+For piecewise linear activations (ReLU) it equals the diagonal of the
 Gauss-Newton matrix, and none of it is negative; the kinks are invisible. With tanh, sigmoid and the like, negative elements are
 what bends down in the model itself; their share falls as training nears a minimum.
 
@@ -26,8 +28,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.sub_batch import SHARE, check, choose
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, REPLAY, Instrument, Reading, Readings, layerwise
+from cockpit_lite.instrument import CURVATURE, REPLAY, SAMPLED_CURVATURE, Instrument, Reading, Readings, layerwise
 from cockpit_lite.probes.hessian_diagonal import hessian_diagonal
 from cockpit_lite.probes.quantiles import quantiles
 from cockpit_lite.step import Step
@@ -41,26 +44,52 @@ def negative_share(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class HessianDiagonal(Instrument):
-    """Writes ``hessian_diagonal``, seven quantiles, ``hessian_diagonal/<parameter>``, means, and ``negative_curvature``."""
+    """Writes ``hessian_diagonal``, seven quantiles, ``hessian_diagonal/<parameter>``, means, and ``negative_curvature``.
+
+    Args:
+        sub_batch: Take it of so many samples of the batch, or of a share of it below 1; None: of all, which is exact.
+    """
 
     name = "hessian_diagonal"
-    needs = (CURVATURE, REPLAY)
+    needs = (CURVATURE, SAMPLED_CURVATURE, REPLAY)
     readings = ("hessian_diagonal", "negative_curvature")
     preset = "full"
 
-    def __init__(self) -> None:
-        self._readings: dict[str, Tensor | Reading] | None = None
+    def __init__(self, sub_batch: float | None = SHARE) -> None:
+        check("HessianDiagonal", sub_batch)
+        self.sub_batch = sub_batch
+        self._readings: dict[str, Tensor | Reading | NotMeasured] | None = None
 
     def prepare(self, step: Step) -> None:
-        diagonal = {name: values for name, values in hessian_diagonal(step.replay).items() if values.numel()}
+        self._readings = None
+        try:
+            found, kind, note = self._hessian(step)
+        except NotMeasured as reason:
+            found, kind, note = step.curvature.gauss_newton_diagonal(), "gauss-newton", f"from sampled labels: {reason}"
+        diagonal = {name: values for name, values in found.items() if values.numel()}
+        negative: Reading | NotMeasured = NotMeasured(f"the diagonal is of the Gauss-Newton matrix, {note}")
+        if kind != "gauss-newton":
+            negative = Reading(negative_share(diagonal), kind, note=note)
         self._readings = {
-            "hessian_diagonal": quantiles(diagonal.values()),
-            "negative_curvature": negative_share(diagonal),
-            **layerwise("hessian_diagonal", {name: values.mean() for name, values in diagonal.items()}),
+            "hessian_diagonal": Reading(quantiles(diagonal.values()), kind, note=note),
+            "negative_curvature": negative,
+            **layerwise("hessian_diagonal", {name: Reading(values.mean(), kind, note=note) for name, values in diagonal.items()}),
         }
+
+    def _hessian(self, step: Step) -> tuple[dict[str, Tensor], str, str | None]:
+        replay, samples = step.replay, []
+        if self.sub_batch is not None:
+            samples = choose(replay.call.inputs(), self.sub_batch, step.curvature.generator)
+        found = hessian_diagonal(replay, samples)
+        if not samples or samples[0].axis:
+            return found, "exact", None
+        return found, "sub-batch", f"sub-batch of {samples[0].size} of {samples[0].batch_size} samples"
 
     def measure(self, step: Step) -> Readings:
         readings, self._readings = self._readings, None
         if readings is None:
             raise NotMeasured("the curvature was not seen on this step")
         return readings
+
+    def __repr__(self) -> str:
+        return f"HessianDiagonal(sub_batch={self.sub_batch})"

@@ -6,10 +6,12 @@
 Stochastic Lanczos quadrature: for a random sign vector v the Lanczos method gives nodes and weights with sum_k w_k f(node_k) =
 v'f(H)v / D for all polynomials f of degree up to 2 m - 1, m the number of nodes: the moments of the spectrum, right in the mean.
 With a handful of nodes the outermost ones are near the ends of the spectrum and the bulk is one or two nodes near zero; it is a
-picture of the whole, not of single eigenvalues. Estimated; m is in the note.
+picture of the whole, not of single eigenvalues. Estimated; m is in the note. Where a search for eigenvalues has been made on the
+same step (``max_eigenvalue``, ``condition`` and others do), the largest ones and the smallest are nodes of their own with the
+weight of one eigenvalue each, and the quadrature is for what is left.
 
 It is that of a quarter of the batch, at a quarter of the price; the note says of how many samples. Fewer samples have larger
-outliers, by some tenths of their value: read those off ``max_eigenvalue`` and ``top_eigenvalues``, which are of the whole batch.
+outliers, by some tenths of their value: those of a search, here as in ``max_eigenvalue``, are of the whole batch.
 Where samples meet (batch normalisation) the density is of the whole batch, too.
 
 A trained classifier looks like this: a bulk that holds nearly all of the weight near zero, with few outliers far above it, about
@@ -69,14 +71,18 @@ class SpectralDensity(Instrument):
         self.probes = probes
 
     def measure(self, step: Step) -> Readings:
-        part, known = step.curvature.sub_batch_or_all(self.sub_batch)
+        curvature = step.curvature
+        part, known = curvature.sub_batch_or_all(self.sub_batch)
+        how, most = f"quadrature with {self.steps} nodes", self.steps * self.probes
         if (self.steps, self.probes, self.sub_batch) == (density.NODES, 1, SHARE):
-            found = step.once(density.spectral_density)
+            if curvature.eigenvalues_are_known:
+                how = f"eigenvalues of the whole batch, and a quadrature with {density.NODES_BESIDE} nodes"
+            found, most = step.once(density.spectral_density), density.MOST_NODES
         else:
             found = part.spectral_density(self.steps, self.probes)
-        missing = self.steps * self.probes - len(found.nodes)  # a small model has fewer eigenvalues than nodes were asked for
-        table = torch.nn.functional.pad(torch.stack([found.nodes, found.weights]), (0, missing), value=torch.nan)
-        note = "; ".join(filter(None, [known, f"quadrature with {self.steps} nodes"]))
+        # Always the same number: a small model has fewer eigenvalues than nodes were asked for.
+        table = torch.nn.functional.pad(torch.stack([found.nodes, found.weights]), (0, most - len(found.nodes)), value=torch.nan)
+        note = "; ".join(filter(None, [known, how]))
         flat = flat_share(found.nodes, found.weights)
         return {
             "spectral_density": Reading(table, "estimated", note=note),

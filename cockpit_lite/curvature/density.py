@@ -15,14 +15,20 @@ deepnet Hessians at scale" (2018).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.trace import RandomProducts
+
 # Below this share of the matrix's size a coupling is rounding: what comes behind it has no weight.
 _NEGLIGIBLE = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+#: So many of the largest eigenvalues that are known beforehand, and the smallest, are nodes of their own.
+OUTLIERS = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,48 @@ def spectral_density(product: Callable[[Tensor], Tensor], starts: Tensor, steps:
     order = values.flatten().argsort()
     spent = len(starts) * (steps - (first is not None))
     return Spectrum(values.flatten()[order], weights[order], spent)
+
+
+def density_beside(
+    product: Callable[[Tensor], Tensor],
+    samples: RandomProducts,
+    basis: Tensor,
+    basis_products: Tensor,
+    known: Sequence[float],
+    steps: int,
+) -> Spectrum:
+    """Return the density of a matrix that is known in a subspace: what is known counts once each, the quadrature sees the rest.
+
+    The outliers of the spectrum, each of which is one eigenvalue among many, need no nodes then; fewer are enough for the bulk.
+    What lies between the two parts, the residuals of the known, is left out: it moves as many eigenvalues as are known at most.
+
+    Args:
+        product: Matrix times vector, or an estimate of it.
+        samples: One random sign vector and the matrix times it.
+        basis: Orthonormal rows V, fewer than the matrix has, independent of the sample.
+        basis_products: The matrix times ``basis``.
+        known: The eigenvalues of V'AV, in rising order, of which the largest and the smallest stay by themselves: the others are
+            in the bulk.
+        steps: Nodes of the quadrature.
+    """
+    dimension = samples.signs.shape[1]
+    inside = samples.signs @ basis.T
+    start = torch.addmm(samples.signs, inside, basis, alpha=-1)[0]
+    image = torch.addmm(samples.products, inside, basis_products, alpha=-1)[0]
+
+    def outside(vector: Tensor) -> Tensor:
+        return torch.addmv(vector, basis.T, basis @ vector, alpha=-1)
+
+    steps = min(steps, dimension - len(basis))
+    rest = spectral_density(lambda vector: outside(product(vector)), start[None], steps, outside(image)[None])
+    weights, nodes = rest.weights * (1 - len(basis) / dimension), rest.nodes
+    values = torch.tensor(known, dtype=nodes.dtype)
+    outer = torch.cat([values[:1], values[1:][-OUTLIERS:]])
+    for value in values[1:][:-OUTLIERS]:  # counted to the nearest node of the bulk
+        weights[(nodes - value).abs().nan_to_num(0.0).argmin()] += 1 / dimension
+    nodes, order = torch.cat([nodes, outer]).sort()
+    weights = torch.cat([weights, torch.full_like(outer, 1 / dimension)])[order]
+    return Spectrum(nodes, weights, rest.products)
 
 
 def tridiagonal(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, first: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules import module as module_registry
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from cockpit_lite.curvature.obstacles import walk
 from cockpit_lite.curvature.second_forward import ForwardCall
 
 logger = logging.getLogger("cockpit_lite")
@@ -91,14 +93,7 @@ class ForwardProbe:
 
 def nodes_behind(loss: Tensor) -> set[Any]:
     """Return the nodes of the graph that the loss was made by."""
-    found: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-    return found
+    return set(walk([loss], most=math.inf))
 
 
 def may_reach(roots: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
@@ -107,19 +102,8 @@ def may_reach(roots: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
     Depth first, so one of them is found soon where there is one. What is behind a function of the user's own cannot be seen.
     """
     wanted = {id(parameter) for parameter in parameters}
-    waiting: list[Any] = [root.grad_fn for root in roots]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if isinstance(node, BackwardCFunction) or id(getattr(node, "variable", None)) in wanted:
-            return True
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return False
+    graph = walk(roots, most=math.inf)
+    return any(isinstance(node, BackwardCFunction) or id(getattr(node, "variable", None)) in wanted for node in graph)
 
 
 def is_compiled(module: nn.Module) -> bool:

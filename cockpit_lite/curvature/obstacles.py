@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ _CHECKPOINT = "CheckpointFunctionBackward"
 _WEIGHT_NORM = "WeightNormInterfaceBackward0"
 
 _REENTRANT = "re-entrant activation checkpointing allows no gradient beside the training's own (use_reentrant=False does)"
+_FUSED_ATTENTION = "the fused kernel of scaled dot product attention has no second derivative"
+_ATTENTION_KERNELS = ("FlashAttention", "FlashAttentionForCpu", "EfficientAttention", "CudnnAttention")
 _NO_SECOND_DERIVATIVE = {
     _COMPILED: "compiled code has no second derivative",
     _CHECKPOINT: _REENTRANT,
     # It takes the saved norms for constants, without an error (seen in PyTorch 2.15): its Hessian is not even symmetric.
     _WEIGHT_NORM: "the second derivative of PyTorch's weight normalisation is wrong",
+    # Seen beforehand: to find it out from the derivative takes a backward pass.
+    **{f"ScaledDotProduct{kernel}Backward0": _FUSED_ATTENTION for kernel in _ATTENTION_KERNELS},
 }
 
 #: Larger graphs (long unrolled loops) are not searched to the end: a search may not cost more than a product.
@@ -57,6 +62,21 @@ def explain(error: RuntimeError) -> str:
     return f"the loss could not be differentiated twice: {first_line}"
 
 
+def walk(roots: Iterable[Tensor], stops: Collection[Any] = (), most: float = MOST_NODES) -> Iterator[Any]:
+    """Yield the nodes of the graph that ``roots`` were made by, up to the nodes in ``stops``, until ``most`` have been seen."""
+    pending = [root.grad_fn for root in roots]
+    seen = set(pending)
+    while pending and len(seen) < most:
+        node = pending.pop()
+        if node is None or node in stops:
+            continue
+        yield node
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+
+
 def check_nodes(roots: Iterable[Tensor], stops: Collection[Tensor] = ()) -> list[str]:
     """Make sure that the graph of ``roots``, up to the ``stops``, can be differentiated twice.
 
@@ -69,28 +89,23 @@ def check_nodes(roots: Iterable[Tensor], stops: Collection[Tensor] = ()) -> list
     """
     custom: dict[str, None] = {}
     ends = {stop.grad_fn for stop in stops}
-    pending = [root.grad_fn for root in roots]
-    seen = set(pending)
-    while pending and len(seen) < MOST_NODES:
-        node = pending.pop()
-        if node is None or node in ends:
-            continue
+    for node in walk(roots, ends):
         name = node.name()
         if name == _MODULE_HOOK:
             raise NotMeasured("a module has a backward hook that would fire a second time")
         if name in _NO_SECOND_DERIVATIVE:
             raise NoSecondDerivative(_NO_SECOND_DERIVATIVE[name])
-        if isinstance(node, BackwardCFunction):
+        if isinstance(node, BackwardCFunction) and not _is_ours(type(node)):
             function = name.removesuffix("Backward")
             # Autograd raises nothing here: it would leave the part behind it out of the Hessian in silence.
             if _is_once_differentiable(type(node)):
                 raise NoSecondDerivative(f"the custom autograd function {function} is marked once_differentiable")
             custom[function] = None
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                pending.append(following)
     return list(custom)
+
+
+def _is_ours(node_type: type) -> bool:
+    return getattr(node_type, "_forward_cls", node_type).__module__.startswith("cockpit_lite.")
 
 
 def _is_once_differentiable(node_type: type) -> bool:

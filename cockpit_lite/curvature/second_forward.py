@@ -19,10 +19,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
+from cockpit_lite.curvature import recurrent as recurrent_twin
 from cockpit_lite.curvature.front import front, prediction_front
 from cockpit_lite.curvature.loss_graph import LossGraph, Slopes, derivative_along
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
@@ -321,7 +322,7 @@ def _twins(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # of what has no twin
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
@@ -329,6 +330,8 @@ def _twins(model: nn.Module) -> Iterator[None]:
             replace(torch, "_weight_norm", _weight_norm)
             replace(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm)
             replace(nn.functional, "hardsigmoid", _hardsigmoid)
+            if recurrent:
+                replace(_VF, "lstm", recurrent_twin.twin(_VF.lstm))
             yield
         finally:
             for owner, name, original in replaced:

@@ -14,6 +14,7 @@ from cockpit_lite.curvature.loss_graph import LossGraph, Slopes
 from cockpit_lite.curvature.obstacles import NoSecondDerivative, check_loss, explain
 from cockpit_lite.curvature.own_graph import OwnGraph
 from cockpit_lite.curvature.quietly import Undisturbed
+from cockpit_lite.curvature.recurrent import has_slow_nodes
 from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
 from cockpit_lite.curvature.sub_batch import SubBatch, choose
 from cockpit_lite.curvature.tail import last_layers
@@ -184,12 +185,18 @@ class Source:
         graph = self._graph
         return self._quietly(lambda: use(graph))
 
-    def _open(self) -> OwnGraph:
+    def _open(self) -> LossGraph:
         assert self._loss is not None
         if not self.parameters:
             raise NotMeasured("no parameter requires a gradient")
         if any(parameter.is_complex() for parameter in self.parameters):
             raise NotMeasured("the model has complex parameters")
+        if self._forward is not None and has_slow_nodes(self._loss, self._forward.model):
+            forward, self._forward = self._forward, None
+            try:
+                return SecondForward(self._loss, self.parameters, forward)
+            except NotMeasured:  # then the slow way
+                self._forward = forward
         outputs = None if self._forward is None else self._forward.outputs()
         return OwnGraph(self._loss, self.parameters, self._model, outputs)
 

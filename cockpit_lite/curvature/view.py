@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.curvature.density import Spectrum, spectral_density
+from cockpit_lite.curvature.density import Spectrum, density_beside, spectral_density
 from cockpit_lite.curvature.krylov import Krylov, RitzPairs
 from cockpit_lite.curvature.matrix import Kind, Matrix, flatten
 from cockpit_lite.curvature.memory import CurvatureMemory
@@ -432,6 +432,28 @@ class Curvature:
         like = self.flat_gradient()
         signs = torch.stack([random_signs(like, self.generator) for _ in range(probes)])
         return spectral_density(self._gauss_newton, signs, steps)
+
+    @property
+    def eigenvalues_are_known(self) -> bool:
+        """Whether a search for eigenvalues has been made on this step."""
+        return self._krylov is not None and len(self._krylov.basis) > 0
+
+    def density_beside_eigenvalues(self, steps: int, sub_batch: float | None = None) -> Spectrum:
+        """Return how the eigenvalues of the Hessian are spread, those that the search has found by themselves.
+
+        The random vector is the first of :meth:`random_products`, so it costs one product less than ``steps``.
+
+        Args:
+            steps: Nodes for what the search does not know.
+            sub_batch: Estimate that part from so many samples, see :meth:`sub_batch`.
+        """
+        part, _ = self.sub_batch_or_all(sub_batch)
+        basis, products = self.krylov.basis, self.krylov.basis_products
+        if len(basis) == self.dimension:  # all is known
+            values = torch.tensor(self.krylov.ritz_values, dtype=torch.float64)
+            return Spectrum(values, torch.full_like(values, 1 / len(values)), 0)
+        random = self.random_products(1, sub_batch)
+        return density_beside(part._matrix, random, basis, products, self.krylov.ritz_values, steps)
 
     def gauss_newton_trace(self) -> TraceEstimate:
         """Return the trace of the Gauss-Newton matrix from one random gradient, shared by all who ask on this step.

@@ -11,6 +11,7 @@ Reference: F. Dangel, F. Kunstner, P. Hennig, BackPACK: Packing more into Backpr
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from backpack.extensions import DiagHessian
 from torch import Tensor, nn
 
 from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.curvature.sub_batch import SubBatch
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import LossHead
 from cockpit_lite.probes.loss_head.heads import CrossEntropy
@@ -35,10 +37,15 @@ _CURVED = (nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.LogSigmoid, nn.GELU, nn.SiLU
 _TOLERANCE = 1e-3
 
 
-def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
+def hessian_diagonal(replay: Replay, samples: Sequence[SubBatch] = ()) -> dict[str, Tensor]:
     """Return the diagonal of the Hessian of the replayed loss by name, of every parameter that BackPACK reaches.
 
-    Use it before the weights change. Costs about five forward and backward passes.
+    Use it before the weights change. Costs about five forward and backward passes, in proportion to the samples.
+
+    Args:
+        replay: The forward pass.
+        samples: Estimate it from some samples of the batch, one choice for each axis that may be the batch's; BackPACK takes the
+            first axis for it. Empty: take all.
 
     Raises:
         NotMeasured: if BackPACK does not know the loss, a module, or what is between the modules.
@@ -58,18 +65,24 @@ def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
         raise NotMeasured("a parameter is used by two modules, and BackPACK would keep the part of one")
     if replay.call.kwargs or not any(isinstance(value, Tensor) for value in replay.call.args):
         raise NotMeasured("the model is called with keywords, and BackPACK knows positions only")
+    part: SubBatch | None = None
+    rows: slice | Tensor = slice(None)
     head = replay.heads[0]
     model = _ready_for_hooks(shadow_tree(replay.model))
     with quietly(replay.model.parameters(), replay.model.buffers()):
         # Our own hooks rest on all modules; BackPACK places its own on the shadows alone.
         try:
             extend(model)
-            output = model(*map(_differentiable, replay.call.args))
+            args = replay.call.args
+            part = next((choice for choice in samples if choice.axis == 0), None)
+            if part is not None:
+                args, rows = part.cut(args), part.chosen
+            output = model(*map(_differentiable, args))
             _require_few_columns(model, output)
-            _require_prediction(head, output)
-            function, target, factor = _loss(head, output.detach())
+            terms = _require_prediction(head, output, rows)
+            function, target, factor = _loss(head, output.detach(), rows)
             loss = extend(function)(output, target)
-            if bool((factor * loss.detach() - head.terms().sum()).abs() > _TOLERANCE * head.terms().abs().sum()):
+            if bool((factor * loss.detach() - terms.sum()).abs() > _TOLERANCE * terms.abs().sum()):
                 raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
             with backpack(DiagHessian()):
                 loss.backward()
@@ -84,7 +97,7 @@ def hessian_diagonal(replay: Replay) -> dict[str, Tensor]:
             diagonal = getattr(parameter, "diag_h", None)
             if diagonal is None:
                 raise NotMeasured(f"BackPACK does not reach the parameter {name!r}")
-            found[name] = replay.unscaled(factor * diagonal.detach())
+            found[name] = replay.unscaled((factor if part is None else factor * part.factor) * diagonal.detach())
     return found
 
 
@@ -119,35 +132,44 @@ def _require_few_columns(model: nn.Module, output: Tensor) -> None:
         )
 
 
-def _require_prediction(head: LossHead, output: object) -> None:
-    """Make sure that the loss function was given the model's output as it is, but for constants that were added."""
-    if isinstance(output, Tensor) and output.shape == head.prediction.shape:
-        before = output.detach()
+def _require_prediction(head: LossHead, output: object, rows: slice | Tensor) -> Tensor:
+    """Make sure that the loss function was given the model's output as it is, but for constants that were added.
+
+    Returns:
+        What the rows of the output contribute to the objective.
+    """
+    if isinstance(output, Tensor) and output.shape == head.prediction[rows].shape:
+        before = head.prediction
         move = torch.linspace(1, 2, before.numel(), dtype=before.dtype, device=before.device).view_as(before)
         if torch.allclose(head.from_output(before + move) - head.from_output(before), move, rtol=_TOLERANCE):
-            return
+            return head.terms()[rows]
     raise NotMeasured("the loss function was given something else than the model's output as it is")
 
 
-def _loss(head: LossHead, output: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+def _loss(head: LossHead, output: Tensor, rows: slice | Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     """Return BackPACK's module for the loss, its target, and what the user's objective is a multiple of its mean by.
 
     What the graph does not say outright is in the derivative of the objective by the prediction.
+
+    Args:
+        head: The user's loss, of the whole batch.
+        output: Of the model, for some rows of the prediction.
+        rows: Which ones.
     """
     point = head.prediction.detach().clone().requires_grad_()
     (slope,) = torch.autograd.grad(head.loss(point), point, create_graph=True)
     if head.kind == "mse":
         (second,) = torch.autograd.grad(slope.sum(), point)
-        weights = second / 2
+        weights = second[rows] / 2
         _require_equal(weights)
-        return nn.MSELoss(), output - (slope / second).detach(), weights.sum()
+        return nn.MSELoss(), output - (slope / second).detach()[rows], weights.sum()
     if isinstance(head, CrossEntropy) and head.kind == "cross_entropy" and point.dim() == 2:
         weights = head.row_weights()
         _require_equal(weights)
-        labels = (point.softmax(1) - slope / weights[:, None]).detach()
+        labels = (point.softmax(1) - slope / weights[:, None]).detach()[rows]
         if bool((labels.amax(1) < 1 - _TOLERANCE).any()):
             raise NotMeasured("the labels are smoothed or uncertain, which BackPACK does not know")
-        return nn.CrossEntropyLoss(), labels.argmax(1), weights.sum()
+        return nn.CrossEntropyLoss(), labels.argmax(1), weights[rows].sum()
     raise NotMeasured(f"BackPACK has no second derivative of the loss ({head.kind}) on predictions of this form")
 
 

@@ -12,6 +12,7 @@ from torch.optim import SGD
 
 from cockpit_lite import load_run
 from cockpit_lite.curvature import ForwardProbe
+from cockpit_lite.curvature.sub_batch import SubBatch
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instruments.hessian_diagonal import HessianDiagonal, negative_share
 from cockpit_lite.probes.hessian_diagonal import hessian_diagonal
@@ -171,7 +172,7 @@ def test_in_a_real_loop(tmp_path: Path) -> None:
     model = net(nn.Tanh())
     before = copy.deepcopy(model)
     optimizer = SGD(model.parameters(), lr=0.1)
-    with cockpit(model, optimizer, run=tmp_path / "run", instruments=[HessianDiagonal()], budget=None):
+    with cockpit(model, optimizer, run=tmp_path / "run", instruments=[HessianDiagonal(sub_batch=None)], budget=None):
         F.cross_entropy(model(X), LABELS).backward()
         optimizer.step()
     run = load_run(tmp_path / "run")
@@ -184,6 +185,27 @@ def test_in_a_real_loop(tmp_path: Path) -> None:
     assert found[0] == pytest.approx(elements.min().item(), rel=1e-5)
     assert found[3] == pytest.approx(elements.median().item(), abs=1e-2)
     assert "kind" not in run.how("hessian_diagonal").get(0, {})  # exact
+
+
+@pytest.mark.parametrize("loss", [lambda z: F.cross_entropy(z, LABELS), lambda z: 3 * (z - TARGETS).square().sum()])
+def test_parts_of_the_batch_have_the_whole_as_their_mean(loss: Loss) -> None:
+    model = net(nn.Tanh())
+    made, value = replay(model, X, loss)
+    halves = [hessian_diagonal(made, [SubBatch(torch.tensor(rows), 6, 0)]) for rows in ([0, 2, 5], [1, 3, 4])]
+    for name, expected in dense_diagonal(model, value).items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_elsewhere_the_gauss_newton_matrix_stands_in(tmp_path: Path) -> None:
+    model = Skipping()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with cockpit(model, optimizer, run=tmp_path / "run", instruments=["hessian_diagonal"], budget=None):
+        F.cross_entropy(model(X), LABELS).backward()
+        optimizer.step()
+    run = load_run(tmp_path / "run")
+    assert run.how("hessian_diagonal")[0]["kind"] == "gauss-newton"
+    assert "BackPACK cannot follow" in run.how("hessian_diagonal")[0]["note"]
+    assert "negative_curvature" not in run.names
 
 
 def test_the_share_of_negative_elements() -> None:

@@ -63,7 +63,7 @@ def test_the_moments_are_those_of_the_dense_hessian(name: str) -> None:
 
 def test_a_small_model_has_fewer_eigenvalues_than_nodes() -> None:
     table = measure(quadratic([3.0, 1.0]), SpectralDensity(steps=5))["spectral_density"]
-    assert table.shape == (2, 5)
+    assert table.shape == (2, 8)
     assert table[0, :2].tolist() == pytest.approx([1.0, 3.0])
     assert table[:, 2:].isnan().all()
 
@@ -149,3 +149,28 @@ def test_without_a_condition_there_is_a_reason(make: Any, reason: str) -> None:
 def test_options_that_make_no_sense_are_refused(make: Any, options: dict[str, Any]) -> None:
     with pytest.raises(SetupError):
         make(**options)
+
+
+@pytest.mark.parametrize("name", ["linear_regression", "tied_autoencoder", "rnn"])
+def test_beside_known_eigenvalues_the_mean_is_that_of_the_dense_hessian(name: str) -> None:
+    """And the largest eigenvalue is a node with the weight of one: on many draws, since a single one spreads."""
+    watched = forward(ZOO[name], torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(reference.hessian(ZOO[name], watched.model, watched.batch))
+    curvature, means = watched.curvature(), []
+    curvature.top_eigenpairs(tolerance=1e-6, max_products=7)
+    for _ in range(60):
+        found = curvature.density_beside_eigenvalues(steps=3)
+        assert found.weights.sum().item() == pytest.approx(1)
+        assert found.nodes[-1].item() == pytest.approx(eigenvalues[-1].item(), rel=1e-2)
+        means.append((found.nodes * found.weights).sum())
+        curvature._random.clear()
+    error = torch.stack(means).std() / len(means) ** 0.5
+    assert abs(torch.stack(means).mean() - eigenvalues.mean()) < 4 * error + 1e-9 * eigenvalues[-1]
+
+
+def test_where_all_eigenvalues_are_known_they_are_the_density() -> None:
+    curvature = quadratic([-1.0, 0.5, 2.0, 7.0])
+    curvature.top_eigenpairs(count=4, tolerance=1e-9)
+    found = curvature.density_beside_eigenvalues(steps=3)
+    assert found.nodes.tolist() == pytest.approx([-1.0, 0.5, 2.0, 7.0])
+    assert found.weights.tolist() == [0.25] * 4
