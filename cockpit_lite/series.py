@@ -43,7 +43,10 @@ class Series:
         """Return the series of all parts, one behind the other; ``known_steps``: those that other readings have in common."""
         if len(parts) == 1:
             return parts[0]
-        arrays = [part.arrays() for part in parts]
+        try:
+            arrays = [part.arrays() for part in parts]
+        except ValueError:
+            arrays = []
         if len({values.shape[1:] for _, values in arrays}) == 1:
             key = tuple((steps.ctypes.data, len(steps)) for steps, _ in arrays)
             if key not in known_steps:
@@ -52,8 +55,10 @@ class Series:
             series._in_order = bool(np.all(series._steps[1:] > series._steps[:-1]))
             return series
         series = cls()
-        for steps, values in arrays:
-            series.extend(steps, values if values.ndim == 1 else values.tolist(), in_order=True)
+        for part in parts:
+            steps = part._sorted_steps()
+            values = part._nested if part._nested is not None else part.arrays()[1]
+            series.extend(steps, values if isinstance(values, list) or values.ndim == 1 else values.tolist(), in_order=True)
         return series
 
     def extend(self, steps: np.ndarray, values: np.ndarray | list[Any], in_order: bool) -> None:
@@ -63,8 +68,8 @@ class Series:
         end = self._count + len(steps)
         if end > len(self._steps):
             # Arrays that were handed out keep the old memory.
-            self._steps = np.resize(self._steps, 2 * end)
-            self._values = np.resize(self._values, 2 * end)
+            self._steps = _with_room(self._steps[: self._count], 2 * end)
+            self._values = _with_room(self._values[: self._count], 2 * end)
         self._in_order = self._in_order and in_order and (not self._count or bool(steps[0] > self._steps[self._count - 1]))
         self._steps[self._count : end] = steps
         if self._nested is None:
@@ -123,6 +128,13 @@ class Series:
             self._count, self._in_order = len(order), True
             self.edition = next(_editions)
         return self._steps[: self._count]
+
+
+def _with_room(array: np.ndarray, length: int) -> np.ndarray:
+    """Return a longer array that begins with this one; the rest takes no memory until it is written to."""
+    longer = np.empty(length, array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 class How(Mapping[int, dict[str, Any]]):

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from cockpit_lite.plots.curve import Curve
+from cockpit_lite.plots.curve import Area, Curve
 from cockpit_lite.plots.labels import Note, Row, Word
 
 #: Options of a line that may change from one round to the next.
@@ -80,9 +79,9 @@ class Artists:
         ]
         if key in self._known:
             shape: Any = self._known[key][1]
-            shape.set_verts(outlines)
+            shape.change(outlines)
         else:
-            shape = PolyCollection(outlines, **options)
+            shape = Area(outlines, **options)
             ax.add_collection(shape, autolim=False)
         self._keep(key, (steps, low, high, options), shape)
 

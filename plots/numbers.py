@@ -20,7 +20,8 @@ def decimate(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> 
     if len(steps) <= most:
         return steps, values
     edges = np.linspace(steps[0], steps[-1], most // 2 + 1)[:-1]
-    starts = np.unique(np.searchsorted(steps, edges))
+    starts = np.searchsorted(steps, edges)
+    starts = starts[np.append(True, starts[1:] > starts[:-1])]
     ends = np.append(starts[1:], len(steps)) - 1
     finite = np.where(np.isfinite(values), values, np.nan)
     low, high = np.fmin.reduceat(finite, starts), np.fmax.reduceat(finite, starts)

@@ -51,6 +51,32 @@ def test_what_was_appended_behind_it_is_read(folder: Path) -> None:
     assert as_text(run) == uncached(folder)
 
 
+@pytest.mark.parametrize("values", ["[1]", "[[1, 2], [3]]", "5"])
+def test_readings_that_are_arrays_of_different_shapes_are_read(values: str, folder: Path) -> None:
+    text = log_of(folder).read_text(encoding="utf-8")
+    log_of(folder).write_text(f'{{"step": 90, "values": {{"table": {values}}}}}\n' + text, encoding="utf-8")
+    with open(log_of(folder), "a", encoding="utf-8") as log:
+        log.write('{"step": 91, "values": {"loss": 2}}\n')
+    (mirror,) = mirrors(folder)
+    moved = len(log_of(folder).read_bytes()) - len(text.encode()) - len('{"step": 91, "values": {"loss": 2}}\n')
+    shift(mirror, moved)
+    run = load_run(folder)
+    assert run.last_step == 91 and "table" in run.names
+    with pytest.raises(ValueError):
+        run.series("table")
+
+
+def shift(mirror: Path, distance: int) -> None:
+    """Let the mirror stand for lines that are further on in the log."""
+    content, place, found = mirror.read_bytes(), 0, b""
+    while place < len(content):
+        magic, start, end, *rest = log_mirror._HEAD.unpack_from(content, place)
+        body = place + log_mirror._HEAD.size
+        found += log_mirror._HEAD.pack(magic, start + distance, end + distance, *rest) + content[body : body + sum(rest[1:4])]
+        place = body + sum(rest[1:4])
+    mirror.write_bytes(found)
+
+
 def test_a_resumed_run_has_two(folder: Path) -> None:
     train(folder, resumed=20)
     assert len(mirrors(folder)) == 2

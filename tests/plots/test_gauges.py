@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cockpit_lite import plots
+from cockpit_lite.plots.curve import Area
 from cockpit_lite.run import Run
 from tests.plots.synthetic import SGD, readings_run, training_run
 from tests.plots.test_panel import words
@@ -23,6 +24,8 @@ NEW_READINGS += ["min_eigenvalue", "max_magnitude_eigenvalue", "sharpness_ratio"
 NEW_READINGS += ["tangent_kernel", "tangent_kernel_growth"]
 NEW_READINGS += ["curvature_noise", "gradient_in_top_subspace", "max_learning_rate"]
 NEW_READINGS += ["condition", "outliers_over_bulk", "flat_directions", "ggn_trace", "tic_trace", "tic_diag"]
+NEW_READINGS += ["attention_entropy", "attention_logit", "label_noise", "batch_accuracy", "validation_overlap"]
+NEW_READINGS += ["residual_growth", "graph_cut", "softmax_twice", "symmetric_units"]
 ADAM = {"class": "Adam", "lr": 0.001}
 
 
@@ -310,6 +313,19 @@ def layers(name: str, *values: float) -> dict[str, list[float]]:
             "0.4 times",
         ),
         ("gradient_scale", layers("gradient_scale", 300.0, 1.0), SGD, "trouble", "out of proportion"),
+        ("wiring", {"graph_cut": level(0.0), "softmax_twice": level(0.0)}, SGD, "healthy", "all 2 checks pass"),
+        ("wiring", {"graph_cut": level(0.0), "softmax_twice": level(1.0)}, SGD, "trouble", "softmax twice"),
+        ("wiring", {"batch_repeated": [1.0, 1.0, 0.0]}, SGD, "healthy", "all 1 checks pass"),
+        ("label_noise", {"label_noise": level(0.2), "batch_accuracy": level(0.2)}, SGD, "neutral", "too little is learnt"),
+        ("label_noise", {"label_noise": level(0.2), "batch_accuracy": level(0.7)}, SGD, "watch", "20 % of the labels"),
+        ("label_noise", {"label_noise": level(0.0), "batch_accuracy": level(0.9)}, SGD, "healthy", "0 %"),
+        ("validation_overlap", {"validation_overlap": [0.0, 0.0]}, SGD, "healthy", "no validation sample"),
+        ("validation_overlap", {"validation_overlap": [0.0, 0.2]}, SGD, "trouble", "20 % of a validation"),
+        ("validation_overlap", {"validation_overlap": [1.0]}, SGD, "watch", "training set"),
+        ("residual_growth", layers("residual_growth", 1.4, 1.2) | {"residual_growth": [1.3]}, SGD, "healthy", "by 1.3"),
+        ("residual_growth", layers("residual_growth", *[2.0] * 10), SGD, "trouble", "1000 in all"),
+        ("attention", {"attention_entropy": level(0.5), "attention_logit": level(4.0)}, SGD, "healthy", "50 %, largest logit 4"),
+        ("attention", {"attention_entropy": level(0.02)}, SGD, "watch", "one key each"),
         ("step_time", {"step_time": level(0.011), "overhead": level(0.04)}, SGD, "neutral", "11 ms a step, measuring costs 4 %"),
     ],
 )
@@ -425,5 +441,6 @@ def test_the_error_of_an_estimate_is_drawn(tmp_path: Path) -> None:
     ax = Figure().add_subplot()
     plots.hessian_trace(readings_run(tmp_path, {"hessian_trace": [5.0, 6.0, 7.0]}, how=how), ax)
     (band,) = ax.collections
-    heights = band.get_paths()[0].vertices[:, 1]
+    assert isinstance(band, Area)
+    heights = band.outlines[0][:, 1]
     assert (heights.min(), heights.max()) == (3.0, 9.0)
