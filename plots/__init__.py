@@ -12,6 +12,7 @@ from cockpit_lite.plots.activation_mean import activation_mean
 from cockpit_lite.plots.activation_std import activation_std
 from cockpit_lite.plots.alpha import alpha
 from cockpit_lite.plots.animate import animate
+from cockpit_lite.plots.attention import attention
 from cockpit_lite.plots.cabs import cabs
 from cockpit_lite.plots.condition import condition
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
@@ -35,14 +36,16 @@ from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hardest_samples import hardest_samples
 from cockpit_lite.plots.hessian_diagonal import hessian_diagonal
 from cockpit_lite.plots.hessian_trace import hessian_trace
+from cockpit_lite.plots.label_noise import label_noise
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
-from cockpit_lite.plots.layout import CURVATURE, GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
+from cockpit_lite.plots.layout import CHECKS, CURVATURE, GRADIENTS, LAYERS, OVERVIEW, PAGES, Layout, pages
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
 from cockpit_lite.plots.min_eigenvalue import min_eigenvalue
 from cockpit_lite.plots.page import Page, save_page
 from cockpit_lite.plots.reading import reading
+from cockpit_lite.plots.residual_growth import residual_growth
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.spectral_density import spectral_density
@@ -52,8 +55,11 @@ from cockpit_lite.plots.tic_trace import tic_trace
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
+from cockpit_lite.plots.validation_overlap import validation_overlap
+from cockpit_lite.plots.wiring import wiring
 
 __all__ = [
+    "CHECKS",
     "CURVATURE",
     "GRADIENTS",
     "LAYERS",
@@ -65,6 +71,7 @@ __all__ = [
     "activation_std",
     "alpha",
     "animate",
+    "attention",
     "cabs",
     "condition",
     "conflicting_samples",
@@ -88,6 +95,7 @@ __all__ = [
     "hardest_samples",
     "hessian_diagonal",
     "hessian_trace",
+    "label_noise",
     "layerwise_curvature",
     "learning_rate",
     "loss",
@@ -95,6 +103,7 @@ __all__ = [
     "min_eigenvalue",
     "pages",
     "reading",
+    "residual_growth",
     "saturation",
     "save_page",
     "sharpness_limit",
@@ -105,4 +114,6 @@ __all__ = [
     "trust_ratio",
     "update_ratio",
     "update_size",
+    "validation_overlap",
+    "wiring",
 ]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from cockpit_lite.plots.activation_mean import activation_mean
 from cockpit_lite.plots.activation_std import activation_std
 from cockpit_lite.plots.alpha import alpha
+from cockpit_lite.plots.attention import attention
 from cockpit_lite.plots.cabs import cabs
 from cockpit_lite.plots.condition import condition
 from cockpit_lite.plots.conflicting_samples import conflicting_samples
@@ -34,12 +35,14 @@ from cockpit_lite.plots.gsnr import gsnr
 from cockpit_lite.plots.hardest_samples import hardest_samples
 from cockpit_lite.plots.hessian_diagonal import hessian_diagonal
 from cockpit_lite.plots.hessian_trace import hessian_trace
+from cockpit_lite.plots.label_noise import label_noise
 from cockpit_lite.plots.layerwise_curvature import layerwise_curvature
 from cockpit_lite.plots.learning_rate import learning_rate
 from cockpit_lite.plots.loss import loss
 from cockpit_lite.plots.max_eigenvalue import max_eigenvalue
 from cockpit_lite.plots.min_eigenvalue import min_eigenvalue
 from cockpit_lite.plots.reading import reading
+from cockpit_lite.plots.residual_growth import residual_growth
 from cockpit_lite.plots.saturation import saturation
 from cockpit_lite.plots.sharpness_limit import sharpness_limit
 from cockpit_lite.plots.spectral_density import spectral_density
@@ -49,6 +52,9 @@ from cockpit_lite.plots.tic_trace import tic_trace
 from cockpit_lite.plots.trust_ratio import trust_ratio
 from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
+from cockpit_lite.plots.validation_overlap import validation_overlap
+from cockpit_lite.plots.wiring import CHECKS as WIRING_CHECKS
+from cockpit_lite.plots.wiring import wiring
 from cockpit_lite.plugins import GAUGES, plugins
 from cockpit_lite.run import Run
 
@@ -121,8 +127,22 @@ SPECTRUM = Layout(
     )
 )
 
+CHECKS = Layout(
+    columns=(
+        ("IS IT PUT TOGETHER RIGHT", (wiring, residual_growth)),
+        ("ARE THE DATA SOUND", (label_noise, validation_overlap)),
+        ("WHAT DO THE HEADS SEE", (attention,)),
+    )
+)
+
 #: The pages behind the overview, by name; gauges of readings that are on none of them are gathered by :func:`pages`.
-PAGES: dict[str, Layout] = {"gradients": GRADIENTS, "layers": LAYERS, "curvature": CURVATURE, "spectrum": SPECTRUM}
+PAGES: dict[str, Layout] = {
+    "gradients": GRADIENTS,
+    "layers": LAYERS,
+    "curvature": CURVATURE,
+    "spectrum": SPECTRUM,
+    "checks": CHECKS,
+}
 
 #: Gauge -> the readings it shows beside the one of its own name.
 SHOWN_BY: dict[str, tuple[str, ...]] = {
@@ -148,6 +168,10 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "hessian_diagonal": ("negative_curvature",),
     "tic_trace": ("tic_diag",),
     "step_time": ("overhead",),
+    "wiring": tuple(WIRING_CHECKS),
+    "attention": ("attention_entropy", "attention_logit"),
+    "label_noise": ("batch_accuracy",),
+    "validation_overlap": ("validation_samples",),
 }
 
 #: The loss has these beside it, whatever they are called.

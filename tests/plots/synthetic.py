@@ -82,6 +82,7 @@ def depth_readings(progress: float, noisy: Callable[[float, float], float]) -> d
         ("effective_rank", 0.6 - 0.3 * progress, -0.04),
         ("gradient_scale", 0.3 - 0.2 * progress, 0.02),
         ("gsnr", 0.5 - 0.4 * progress, 0.02),
+        ("residual_growth", 1.3, -0.05),
     ):
         layers = {f"{name}/{layer}": noisy(value + per_layer * index, 0.05) for index, layer in enumerate(LAYERS)}
         found |= layers
@@ -148,6 +149,14 @@ def training_run(
                 "suggested_batch_size_lower": 0.6 * scale,
                 "suggested_batch_size_upper": 1.9 * scale,
                 "alpha": -0.3 + 0.3 * random.standard_normal(),
+                "label_noise": math.exp(-6 * progress),
+                "batch_accuracy": 0.97 - 0.85 * math.exp(-6 * progress),
+                "attention_entropy": noisy(0.7 - 0.2 * progress, 0.03),
+                "attention_logit": noisy(2 + 6 * progress, 0.1),
+                "graph_cut": 0.0,
+                "modules_in_eval_mode": 0.0,
+                "softmax_twice": 0.0,
+                "gradient_left_over": 0.0,
                 "hardest_samples": noisy(0.05 + 0.1 * progress, 0.2),
                 "hardest_by_gradient": [[9.0 - row, 2.0 / (row + 1), 5.0 - row / 2] for row in range(8)],
                 "taylor_gradient_term": rate * norm**2,
@@ -185,6 +194,7 @@ def training_run(
                 }
                 how["hessian_trace"] = {"kind": "estimated", "standard_error": 0.4 * eigenvalue}
             if step % 50 == 0:
+                values["validation_overlap"] = 0.0
                 values["validation_loss"] = 2.25 * math.exp(-3.4 * progress) + 0.12
                 values["validation_accuracy"] = 0.97 - 0.85 * math.exp(-6 * progress)
         if nan_from is not None and step >= nan_from:
