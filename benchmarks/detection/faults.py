@@ -205,7 +205,8 @@ def _cut(setup: Setup, severity: int) -> None:
             return hidden.detach()
 
     setup.model = nn.Sequential(*setup.model[:place], Cut(), *setup.model[place:])
-    setup.places = (str(place - 1), str(place), str(place + 1))
+    before = [owner for owner in owners if owner < place][-1]
+    setup.places = tuple(str(number) for number in range(before, place + 2))  # where it lies between
 
 
 def _apart(setup: Setup, severity: int) -> None:

@@ -42,7 +42,7 @@ class InputsNotNormalised(Rule):
     #: Features of different spread do harm where the wide ones are wide: a rarely used pixel of an image does none.
     wide = 3.0
     off_centre = 10.0
-    large = 50.0
+    large = 20.0
 
     def check(self, history: History) -> Alert | None:
         scale = median(history.values("input_scale")[:5])
@@ -119,11 +119,17 @@ class LabelsUnrelated(Rule):
             return None
         third = len(losses) // 3
         row_loss, early = median(losses[-third:]) / over, median(losses[:third]) / over
-        if row_loss < 0.985 * early:
-            return None  # it falls, slowly: a language model spends a while on the frequencies of its tokens
+        falls = row_loss < 0.985 * early
         moved = median(history.values("update_ratio")[-self.measured :])
         aligned = median(history.values("gradient_alignment")[-self.measured :])
-        if not 0.97 < row_loss / entropy < 1.3 or not moved > 1e-4 or not abs(aligned) < 0.1 or not mostly_noise(history):
+        noise = finite(history.values("gradient_noise_scale")[-self.measured :])
+        # What falls although no batch says anything about the next one falls by heart. A language model that spends a while on
+        # the frequencies of its tokens falls, too, and its gradients agree.
+        by_heart = falls and row_loss > 0.9 * early and len(noise) < self.measured // 2 and aligned < 0.01
+        if falls and not by_heart:
+            return None
+        lowest = 0.92 if by_heart else 0.97
+        if not lowest < row_loss / entropy < 1.3 or not moved > 1e-4 or not abs(aligned) < 0.1 or not mostly_noise(history):
             return None
         return self.alert(
             history,
@@ -344,13 +350,14 @@ class BatchTooSmall(Rule):
 
 
 class Overfitting(Rule):
-    """The validation loss has been rising for a while, and the training loss still falls.
+    """The validation loss rises, or stands still far above the training loss, which still falls.
 
     What it is: the model begins to learn its training data by heart.
 
     Why it is bad: from the minimum of the validation loss on, more training makes the model worse.
 
-    How to be sure: the gap is larger than the scatter of the validation loss itself.
+    How to be sure: the rise is larger than the scatter of the validation loss itself. Where it only stands still, at twenty times
+    the training loss or more, it is a note.
 
     How to mend it: keep the weights of the minimum; more data, augmentation, weight decay, dropout.
 
@@ -367,6 +374,9 @@ class Overfitting(Rule):
     passes = True
 
     validations = 4
+    #: Validations for which it must stand still to be reported without a rise, and how far the training loss is below it then.
+    standing = 10
+    gap = 20.0
 
     def check(self, history: History) -> Alert | None:
         values = [value for value in history.values("validation_loss")[-400:] if not math.isnan(value)]
@@ -375,12 +385,12 @@ class Overfitting(Rule):
         best = min(range(len(values)), key=lambda place: values[place])
         since = values[best + 1 :]
         if len(since) < self.validations:
-            return None
+            return self._gap(history, values)
         changes = sorted(abs(later - earlier) for earlier, later in itertools.pairwise(values))
         scatter = changes[len(changes) // 2]
         lowest, recent = values[best], median(since[-3:])
         if not min(since[-self.validations :]) > lowest + max(2 * scatter, 0.05 * abs(lowest)):
-            return None
+            return self._gap(history, values)
         steps = history.steps("validation_loss")
         step = steps[len(steps) - len(values) + best] if len(steps) >= len(values) else steps[0]
         place = history.place("loss", step)
@@ -402,6 +412,28 @@ class Overfitting(Rule):
                 "validations since": float(len(since)),
             },
             confidence=0.85,
+        )
+
+    def _gap(self, history: History, values: Sequence[float]) -> Alert | None:
+        """Find a validation loss that stands still while the training loss has gone on to nearly nothing: learnt by heart."""
+        if len(values) < 2 * self.standing:
+            return None
+        before, recent = min(values[: -self.standing]), min(values[-self.standing :])
+        steps = history.steps("validation_loss")
+        place = history.place("loss", steps[-self.standing])
+        then, now = median(history.values("loss")[max(place - 10, 0) : place + 10]), median(history.values("loss")[-10:])
+        if not recent > 0 or not recent > 0.85 * before or not now < min(recent / self.gap, 0.7 * then):
+            return None
+        return self.alert(
+            history,
+            cause=(
+                f"The validation loss has stood at {in_words(recent)} for {self.standing} validations, while the training loss "
+                f"fell from {in_words(then)} to {in_words(now)}: the training data are learnt by heart."
+            ),
+            advice="Stop here, or take more data, augmentation, weight decay or dropout: more steps change little.",
+            evidence={"validation loss": recent, "it was": before, "training loss": now, "threshold": recent / self.gap},
+            confidence=0.6,
+            severity="note",
         )
 
 

@@ -41,6 +41,8 @@ class WeightDecayTooStrong(Rule):
     measured = 10
     #: The share of their norm that the weights have lost.
     lost = 0.15
+    #: So many times the gradient over the first measured steps: an improving loss is no excuse.
+    from_the_start = 3.0
 
     def check(self, history: History) -> Alert | None:
         ratios = finite(history.values("weight_decay_ratio")[-self.measured :])
@@ -50,7 +52,9 @@ class WeightDecayTooStrong(Rule):
         recent = norms[-self.measured :]
         falling = sum(later < earlier for earlier, later in itertools.pairwise(recent))
         losses = history.values("loss")
-        improved = median(losses[-10:]) < 0.8 * median(losses[:5])
+        # Decay that outweighs the gradient where that is largest, at the start, costs much even where the loss falls.
+        at_start = median(history.values("weight_decay_ratio")[: self.measured])
+        improved = at_start < self.from_the_start and median(losses[-10:]) < 0.8 * median(losses[:5])
         if falling < 0.8 * (len(recent) - 1) or not recent[-1] < (1 - self.lost) * max(norms) or improved:
             return None
         decay = history.last("weight_decay")
@@ -173,8 +177,6 @@ class LearningRateSchedule(Rule):
             return self._found(
                 history, f"jumped from {before:.2g} to {now:.2g} in one step, and had never been as high", now, highest
             )
-        if len(rates) % 10:
-            return None
         sample = history.sample("learning_rate")
         swings = _swings(sample, highest)
         if swings >= self.swings:

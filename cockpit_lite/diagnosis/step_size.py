@@ -23,6 +23,9 @@ from cockpit_lite.diagnosis.wording import in_words, share_in_words
 #: What the advice aims at.
 _USUAL_UPDATE_RATIO = 3e-3
 
+#: What healthy trainings begin with: half a per cent to two of the weights' norm a step.
+_FIRST_UPDATE_RATIO = 1e-2
+
 
 class LearningRateTooHigh(Rule):
     """The steps are too long: they overshoot, and the loss rises or does not come down.
@@ -33,7 +36,8 @@ class LearningRateTooHigh(Rule):
     Why it is bad: the loss rises, or the weights are thrown to a place where nothing learns any more (dead units).
 
     How to be sure: a step changed the weights by a fifth of their norm or more, or its curvature term was twice its gradient
-    term. Then the loss doubled and does not fall, or overflowed, or never came back below where it was.
+    term. Then the loss doubled and does not fall, or overflowed, or never came back below where it was, or most units of a layer
+    are dead since.
 
     How to mend it: a lower learning rate. `2 / curvature_along_gradient` is the limit for a plain step along the gradient, half
     of it is the best length.
@@ -77,9 +81,17 @@ class LearningRateTooHigh(Rule):
         late = median(after[-10:])
         lost = len(losses) - place >= self.lost_after and late > level - 0.05 * abs(level) and not falls
         overflowed = jumped and any(not math.isfinite(loss) for loss in after)
-        if not (rose or overflowed or (jumped and lost)):
+        killed = len(losses) - place >= self.lost_after and self._killed(history, long_step)
+        if not (rose or overflowed or (jumped and (lost or killed))):
             return None
         return self._alert(history, long_step, level, first_window, losses[-1])
+
+    @staticmethod
+    def _killed(history: History, long_step: int) -> bool:
+        """Return whether the step has cost a layer most of its units for good: the loss may come back, what is lost does not."""
+        place = history.place("dead_units", long_step + 1)
+        before, after = history.values("dead_units")[max(place - 5, 0) : place], history.values("dead_units")[place:][-10:]
+        return len(after) == 10 and median(before) < 0.25 and min(after) > 0.5
 
     @staticmethod
     def _falls(losses: Sequence[float]) -> bool:
@@ -151,7 +163,7 @@ class LearningRateTooLow(Rule):
     How to be sure: the update ratio is below 1e-5, the curvature term of a step is a tiny share of its gradient term, and the
     loss has stayed where it began.
 
-    How to mend it: raise the learning rate, by a factor of 10 at a time, until the update ratio is about 1e-3.
+    How to mend it: raise the learning rate until the update ratio is about 1e-2 at the start, 1e-3 later on.
 
     When to ignore it: during warm-up, at the end of a schedule, or when a trained model is fine-tuned gently. Where the
     per-sample statistics are measured and say that the gradient is mostly noise, as it is around a minimum, it is not reported,
@@ -189,14 +201,17 @@ class LearningRateTooLow(Rule):
         moved = abs(late - early) / max(abs(early), 1e-12)
         if not moved < 0.05 or terms > 1e-2:
             return None
-        suggestion = rate * 10.0 ** min(round(math.log10(1e-3 / ratio)), 6)
+        suggestion = min(rate * min(_FIRST_UPDATE_RATIO / ratio, 1e7), self._limit(history))
         return self.alert(
             history,
             cause=(
                 f"Each step changes the weights by {ratio:.1g} of their norm, and after {history.step + 1} steps the loss is "
                 f"where it began ({in_words(early)} then, {in_words(late)} now)."
             ),
-            advice=f"Raise the learning rate from {rate:.3g} to about {suggestion:.1g}, for an update ratio of about 1e-3.",
+            advice=(
+                f"Raise the learning rate from {rate:.3g} to about {suggestion:.1g}, for the update ratio that training usually "
+                f"begins with, about {_FIRST_UPDATE_RATIO:.0e}; if the loss rises, divide it by 3."
+            ),
             evidence={
                 "update ratio": ratio,
                 "threshold": self.smallest_ratio,
@@ -207,6 +222,12 @@ class LearningRateTooLow(Rule):
             },
             confidence=0.9,
         )
+
+    @staticmethod
+    def _limit(history: History) -> float:
+        """Return the learning rate of the best plain step along the gradient, as far as it is known."""
+        curvature = median([value for value in history.values("curvature_along_gradient")[-20:] if value > 0])
+        return (1 - history.momentum) / curvature if history.gradient_steps and curvature > 0 else math.inf
 
 
 class IllConditioning(Rule):

@@ -141,8 +141,26 @@ LOW = dict(loss=level(2.3, 0.01), update_ratio=2e-7, taylor_curvature_term=1e-9)
 def test_nothing_moves() -> None:
     alert = first_alert(TOO_LOW, 120, **LOW, learning_rate=1e-5)
     assert alert is not None and alert.step == 50 and alert.severity == "warning"
-    assert suggested(alert.advice) == pytest.approx(0.1, rel=1e-6)  # 1e-3 over 2e-7 is about 1e4 times
+    assert suggested(alert.advice) == pytest.approx(0.5, rel=1e-6)  # 1e-2 over 2e-7 is 5e4 times
+    assert alert.evidence["suggested learning rate"] == pytest.approx(0.5)
     readable(alert)
+
+
+def test_noise_excuses_a_short_step_around_a_minimum_but_not_where_the_loss_is_that_of_a_guess() -> None:
+    noisy = {**LOW, "gradient_noise_scale": 400.0, "batch_size": 32.0, "learning_rate": 1e-5}
+    assert first_alert(TOO_LOW, 120, **noisy) is None
+    assert first_alert(TOO_LOW, 120, **noisy, loss_over_uniform=0.4) is None
+    assert first_alert(TOO_LOW, 120, **noisy, loss_over_uniform=1.0) is not None
+
+
+def test_a_long_step_that_kills_most_units_is_too_long_although_the_loss_comes_back() -> None:
+    def loss(step: int) -> float:
+        return 2.3 if step <= 10 else 14.0 if step < 14 else 1.5
+
+    long_step = {"update_ratio": lambda step: 3.0 if step == 10 else 0.01}
+    assert first_alert(TOO_HIGH, 80, loss, **long_step, dead_units=lambda step: 0.1) is None
+    alert = first_alert(TOO_HIGH, 80, loss, **long_step, dead_units=lambda step: 0.1 if step <= 10 else 0.8)
+    assert alert is not None and alert.step >= 40
 
 
 @pytest.mark.parametrize(
