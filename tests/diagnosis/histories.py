@@ -105,7 +105,8 @@ def replay(rule: Rule, whole: History) -> Alert | None:
 #: What the instruments write; the rest of a history is derived.
 RAW = (
     "loss", "learning_rate", "grad_norm", "update_ratio", "update_size", "taylor_gradient_term", "taylor_curvature_term",
-    "curvature_along_gradient", "gradient_noise_scale", "batch_size", "max_eigenvalue", "hessian_trace",
+    "curvature_along_gradient", "gradient_noise_scale", "batch_size", "max_eigenvalue", "hessian_trace", "loss_over_uniform",
+    "dead_units",
 )  # fmt: skip
 
 
