@@ -6,6 +6,7 @@ the time of an annotation; in a vector graphic they are text like any other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.artist import Artist
@@ -16,6 +17,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Affine2D, Bbox
 
 from cockpit_lite.plots import style
+
+#: Share of a text that is to the left of its place, and below it.
+_ACROSS = {"left": 0.0, "center": 0.5, "right": 1.0}
+_UPWARDS = {"bottom": 0.0, "center": 0.5, "top": 1.0}
 
 
 class Word(NamedTuple):
@@ -154,8 +159,7 @@ class Note(Label):
         super().__init__(ax)
         self._word, self._whole, self._background = word, self._text(word), background
         self.at, self._to_pixels, self._offset = at, transform, offset
-        self._across = {"left": 0.0, "center": 0.5, "right": 1.0}[ha]
-        self._upwards = {"bottom": 0.0, "center": 0.5, "top": 1.0}[va]
+        self._across, self._upwards = _ACROSS[ha], _UPWARDS[va]
         self._split()
 
     def get_children(self) -> list[Artist]:
@@ -202,6 +206,37 @@ class Note(Label):
             shape = Affine2D().scale(box.width, box.height).translate(box.x0, box.y0)
             renderer.draw_path(gc, Path.unit_rectangle(), shape, to_rgb(self._background))
             gc.restore()
+
+
+class Spot(NamedTuple):
+    """A place that a note may have; see :class:`Note` for what the parts mean."""
+
+    at: tuple[float, float]
+    transform: Any
+    offset: tuple[float, float]
+    ha: str
+    va: str
+
+    def box(self, word: Word, scale: float) -> Bbox:
+        """Return about what a word would cover here, in pixels; ``scale``: pixels a point."""
+        # Half the size is what a letter of any of our fonts is wide on average, a tenth more where it is bold.
+        width, height = (0.6 if word.weight == "bold" else 0.54) * word.size * len(word.text) * scale, 1.25 * word.size * scale
+        x, y = self.transform.transform(self.at)
+        left = x + self.offset[0] * scale - _ACROSS[self.ha] * width
+        return Bbox.from_bounds(left, y + self.offset[1] * scale - _UPWARDS[self.va] * height, width, height)
+
+
+def free_spot(word: Word, spots: Sequence[Spot], taken: list[Bbox], scale: float) -> Spot:
+    """Return the first place where a word covers nothing that was put before it, else the least bad; what it covers is taken."""
+
+    def covered(box: Bbox) -> float:
+        shared = (Bbox.intersection(box, other) for other in taken)
+        return sum(part.width * part.height for part in shared if part is not None)
+
+    boxes = [spot.box(word, scale) for spot in spots]
+    best = min(range(len(spots)), key=lambda index: (covered(boxes[index]), index))
+    taken.append(boxes[best])
+    return spots[best]
 
 
 def _size(renderer: Any, text: Text, written: str) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.plots import style
@@ -29,7 +30,7 @@ from cockpit_lite.plots.artists import Artists
 from cockpit_lite.plots.course import Envelope, course
 from cockpit_lite.plots.facts import elide, is_running, scalars, why_missing
 from cockpit_lite.plots.heat import HeatScale, picture
-from cockpit_lite.plots.labels import Word
+from cockpit_lite.plots.labels import Spot, Word, free_spot
 from cockpit_lite.plots.layers import LayerTable, short_names
 from cockpit_lite.plots.limits import value_limits
 from cockpit_lite.plots.numbers import LogTicks, ShortLabels, StepLabels, StepTicks, ValueTicks, decimate, smooth
@@ -111,9 +112,12 @@ class Panel:
         """End a round: settle scale and limits, mark alerts and NaN, drop what was not said again."""
         self._settle_steps()
         self._settle_values()
-        self._label_limits()
+        box = self.ax.bbox
+        #: Where names of marks and limits would cover something: title and legend, and names that are there.
+        self._taken = [Bbox.from_extents(box.x0, box.y1 + 2, box.x1, box.y1 + box.height)]
         self._mark_broken()
         self._mark_alerts()
+        self._label_limits()
         self._write_title()
         self._artists.end()
         self.ax.xaxis.set_visible(not self.missing)
@@ -353,18 +357,28 @@ class Panel:
                 at = (float(steps[visible[-1]]), float(values[visible[-1]]))
                 height = self.ax.transLimits.transform(self.ax.transScale.transform(at))[1]
                 below, at_left = height > 0.5, at[0] < 0.3 * self._last_step
-                self._artists.note(
-                    ("limit label", key),
-                    label,
-                    at,
-                    self.ax.transData,
-                    (0, -3 if below else 3),
-                    color=colour,
-                    size=style.MARK_SIZE,
-                    ha="left" if at_left else "right",
-                    va="top" if below else "bottom",
-                    background=self._theme.card,
-                )
+                first = (float(steps[visible[0]]), float(values[visible[0]]))
+                ends = [(at, "left" if at_left else "right"), (first, "left")]
+                sides = [((0.0, -3.0), "top"), ((0.0, 3.0), "bottom")][:: 1 if below else -1] + [((0.0, -12.0), "top")]
+                spots = [Spot(end, self.ax.transData, offset, ha, va) for end, ha in ends for offset, va in sides]
+                self._put_name(("limit label", key), Word(label, colour, style.MARK_SIZE), spots)
+
+    def _put_name(self, key: Any, word: Word, spots: Sequence[Spot]) -> None:
+        """Write the name of a mark or a limit where it covers no other."""
+        spot = free_spot(word, spots, self._taken, self.ax.figure.dpi / 72)
+        self._artists.note(
+            key,
+            word.text,
+            spot.at,
+            spot.transform,
+            spot.offset,
+            color=word.colour,
+            size=word.size,
+            weight=word.weight,
+            ha=spot.ha,
+            va=spot.va,
+            background=self._theme.card,
+        )
 
     def _mark_broken(self) -> None:
         for key, found, height, marker, colour, word in (
@@ -378,19 +392,19 @@ class Panel:
                 look = {"transform": transform, "linestyle": "", "marker": marker, "markersize": 4.5, "markeredgewidth": 1.3}
                 look |= {"color": colour, "zorder": 6, "clip_on": False}
                 self._artists.line(("marks", key), self.ax, steps, np.full(len(steps), height), look)
+                ends = transform.transform([(steps[0], height), (steps[-1], height)])
+                self._taken.append(Bbox(ends).padded(3.0 * self.ax.figure.dpi / 72))
+                at = (float(steps[0]), height)
+                before, behind = (
+                    Spot((float(steps[end]), height), transform, (offset, 0.0), ha, "center")
+                    for end, offset, ha in ((0, -7.0, "right"), (-1, 7.0, "left"))
+                )
+                under = Spot(at, transform, (0.0, -6.0), "left", "top")
                 at_end = steps[0] > 0.8 * self._last_step
-                self._artists.note(
+                self._put_name(
                     ("mark label", key),
-                    word,
-                    (float(steps[0]), height),
-                    transform,
-                    (-7 if at_end else 0, 0 if at_end else -6),
-                    color=colour,
-                    size=style.MARK_SIZE,
-                    ha="right" if at_end else "left",
-                    va="center" if at_end else "top",
-                    weight="bold",
-                    background=self._theme.card,
+                    Word(word, colour, style.MARK_SIZE, "bold"),
+                    [before] if at_end else [under, behind],
                 )
 
     def _mark_alerts(self) -> None:
@@ -412,19 +426,12 @@ class Panel:
                 labelled.append(step)
                 text = alerts[0].code + (f" +{len(alerts) - 1}" if len(alerts) > 1 else "")
                 at_end = step > left + 0.85 * (right - left)
-                self._artists.note(
-                    ("code", step),
-                    text,
-                    (step, 0.0),
-                    transform,
-                    (-3 if at_end else 3, 3),
-                    color=colour,
-                    size=style.MARK_SIZE,
-                    ha="right" if at_end else "left",
-                    va="bottom",
-                    weight="bold",
-                    background=self._theme.card,
-                )
+                side = -1 if at_end else 1
+                spots = [
+                    Spot((step, 0.0), transform, (3.0 * side, up), "right" if at_end else "left", "bottom")
+                    for up in (3.0, 13.0, 23.0)
+                ]
+                self._put_name(("code", step), Word(text, colour, style.MARK_SIZE, "bold"), spots)
 
     def _explain(self, text: str) -> None:
         self._artists.note(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cockpit_lite import plots
 from cockpit_lite.plots import style
+from cockpit_lite.plots.labels import Note, Row
 from cockpit_lite.plots.panel import panel
+from cockpit_lite.report.gauges import blank
 from cockpit_lite.run import Run
 from tests.plots.synthetic import ALERTS, readings_run
 
@@ -160,3 +164,16 @@ def test_a_gauge_that_was_thrown_away_is_not_kept(tmp_path: Path) -> None:
     del ax
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("nan_from", [10, 60, 95])
+@pytest.mark.parametrize("alert", [None, 20, 97])
+def test_names_cover_neither_each_other_nor_the_title(nan_from: int, alert: int | None, tmp_path: Path) -> None:
+    values = [1.0 + 0.1 * (step % 5) for step in range(nan_from)] + [math.nan] * (100 - nan_from)
+    alerts = [] if alert is None else [{**ALERTS["ill-conditioning"], "step": alert}]
+    _, ax = blank()
+    plots.grad_norm(readings_run(tmp_path, {"grad_norm": values}, alerts=alerts), ax)
+    notes = {note.text: note.get_window_extent() for note in ax.findobj(Note) if isinstance(note, Note)}
+    assert {"NaN or Inf", "10 × median", *(["CL404"] if alerts else [])} == notes.keys()
+    boxes = [*notes.values(), *(row.get_window_extent() for row in ax.findobj(Row))]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
