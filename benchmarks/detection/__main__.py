@@ -18,12 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.detection.advice import REACHED, REPAIRS, STEPS, applied
 from benchmarks.detection.baselines import BASELINES
 from benchmarks.detection.replay import diagnose
-from benchmarks.detection.runs import Case, attempt, cases, described
-from benchmarks.detection.score import baseline_summary, confusion, false_alarms, misses, summary
+from benchmarks.detection.runs import Case, attempt, begun, cases, described
+from benchmarks.detection.score import (
+    WORSE,
+    baseline_summary,
+    confusion,
+    false_alarms,
+    harmful,
+    misplaced,
+    misses,
+    share,
+    summary,
+)
 from benchmarks.page import arguments, publish, table
 
 TARGETS = {
@@ -38,6 +50,13 @@ TARGETS = {
     "steps to detection, all: median, 90 %": "25",
 }
 
+#: What is not made here, and why; tests hold the rules for these.
+NOT_INJECTED = """Not injected, but tested by themselves: `ranks-disagree` needs several processes; `representation-collapse` a reading
+of the preset `full`, which is not measured here; `logit-drift` leaves the loss as it is, and is not reported while the loss falls.
+Tried and left out: `stale-second-moment`, since Adam gets over a gradient that is 300 times as large within some steps on tasks as
+small as these, and `batch-too-small`, since two samples do harm here, but their noise scale is below ten batches and the loss still
+falls."""
+
 
 def main() -> None:
     """Run what is missing and write the section."""
@@ -46,6 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="of each fault and control (default 1)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--minutes", type=float, default=60.0, help="no further run is begun after (default 60)")
+    parser.add_argument("--advice-minutes", type=float, default=20.0, help="for trainings with the advice applied (default 20)")
     parser.add_argument("--again", action="store_true", help="ask the rules again about the runs that are there")
     options = parser.parse_args()
     lines = options.results / "runs.jsonl"
@@ -75,9 +95,29 @@ def main() -> None:
             folder = options.results / "runs" / record["key"].replace("/", ".")
             if folder.exists():
                 record["findings"] = described(diagnose(folder))
-    publish(
-        "detection", "How well faults are found", _page([r for r in done if "error" not in r], len(wanted)), options.print_only
-    )
+                record["places"] = begun(Case(**record["case"])).places
+    done = [record for record in done if "error" not in record]
+    advised = _advise(done, options.results, time.monotonic() + 60 * options.advice_minutes)
+    publish("detection", "How well faults are found", _page(done, len(wanted), advised), options.print_only)
+
+
+def _advise(records: list[dict[str, Any]], results: Path, until: float) -> list[dict[str, Any]]:
+    """Apply the advice of the first finding of each fault that did harm, and train again; return what came of it."""
+    path = results / "advice.jsonl"
+    known = {record["key"]: record for record in _read(path)}
+    torch.set_num_threads(1)
+    for record in harmful(records):
+        first = record["findings"][0][0] if record["findings"] else ""
+        if record["key"] in known or first not in REPAIRS or time.monotonic() > until:
+            continue
+        alerts = diagnose(results / "runs" / record["key"].replace("/", "."))
+        if not alerts or alerts[0].name not in REPAIRS:
+            continue
+        known[record["key"]] = applied(Case(**record["case"]), alerts[0])
+        with path.open("a") as file:
+            file.write(json.dumps(known[record["key"]]) + "\n")
+    wanted = {record["key"] for record in records}
+    return [record for record in known.values() if record["key"] in wanted]
 
 
 def _by_turns(found: list[Case]) -> list[Case]:
@@ -96,18 +136,21 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _page(records: list[dict[str, Any]], wanted: int) -> str:
+def _page(records: list[dict[str, Any]], wanted: int, advised: list[dict[str, Any]]) -> str:
     test = [record for record in records if record["case"]["seed"] >= 100]
     development = [record for record in records if record["case"]["seed"] < 100]
-    one, two = summary(test), summary(development)
-    figures = [[name, one[name], two[name], TARGETS[name]] for name in one]
+    one, two, both = summary(test), summary(development), summary(records)
+    figures = [[name, one[name], two[name], both[name], TARGETS[name]] for name in one]
+    figures.append(["advice applied, run again: reaches 90 % of the control", *_reached(test, development, advised), "85 %"])
     others = [[name, *baseline_summary(test, name)] for name in BASELINES]
     return f"""
 {len(records)} of {wanted} runs: {len(test)} of the test part (other architectures and seeds than thresholds were chosen on),
-{len(development)} of the development part. A fault counts where it is exact or the run ended clearly worse than a healthy one.
-Wilson intervals, 95 %.
+{len(development)} of the development part. A fault counts where it is exact, or where the loss ended {WORSE} times as high as the
+median of healthy runs of its task at the same step, and above all of them. Found means that the right name is among the findings,
+notes included, and not before the fault began. A jump of the learning rate in mid-run is right as `learning-rate-too-high` and as
+`learning-rate-schedule`. Wilson intervals, 95 %.
 
-{table(["figure", "test part", "development part", "target"], figures)}
+{table(["figure", "test part", "development part", "both", "target"], figures)}
 
 Other detectors, from their published thresholds, on the test part:
 
@@ -115,7 +158,7 @@ Other detectors, from their published thresholds, on the test part:
 
 ### What was named first
 
-Faults against first findings, by their codes; the diagonal is right.
+Faults against first findings, by their codes; bold is right by name, and found also counts a second name of the same fault.
 
 Test part:
 
@@ -127,16 +170,50 @@ Development part:
 
 Not found, or not first, on the test part:
 
-{table(["run", "loss", "findings (step)"], misses(test)) if misses(test) else "None."}
+{_rows(["run", "loss", "findings (step)"], misses(test))}
 
 The same on the development part:
 
-{table(["run", "loss", "findings (step)"], misses(development)) if misses(development) else "None."}
+{_rows(["run", "loss", "findings (step)"], misses(development))}
+
+Another place than the broken one was named first:
+
+{_rows(["run", "broken", "named"], misplaced(records))}
 
 Healthy runs with a warning or error:
 
-{table(["run", "findings"], false_alarms(records)) if false_alarms(records) else "None."}
+{_rows(["run", "findings"], false_alarms(records))}
+
+{NOT_INJECTED}
+
+### The advice applied
+
+The advice of the first finding, read from the alert, changes the broken training; it is then run again for {STEPS} steps, and its
+loss on clean data compared with that of a healthy training of the same seed. Where the fault came with a learning rate for inputs
+of another scale, the healthy one has it too. Advice to look at something, and faults that are about the data themselves, are not
+in it. Below {REACHED:.0%} of the healthy improvement:
+
+{_rows(["run", "advice", "share of the healthy improvement"], _fell_short(advised))}
 """
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
+    return table(header, rows) if rows else "None."
+
+
+def _reached(*parts: list[dict[str, Any]]) -> list[str]:
+    """Return the share of advice that helped, for two parts of the records and for both."""
+    *of_records, advised = parts
+    found = []
+    for records in (*of_records, [record for part in of_records for record in part]):
+        keys = {record["key"] for record in records}
+        own = [advice for advice in advised if advice["key"] in keys]
+        found.append(share(sum(advice["share"] >= REACHED for advice in own), len(own)))
+    return found
+
+
+def _fell_short(advised: list[dict[str, Any]]) -> list[list[str]]:
+    return [[advice["key"], advice["advice"], f"{advice['share']:.0%}"] for advice in advised if not advice["share"] >= REACHED]
 
 
 if __name__ == "__main__":

@@ -82,9 +82,11 @@ def _join(setup: Setup, alert: Alert) -> None:
 
 
 def _tie(setup: Setup, alert: Alert) -> None:
-    first, second = alert.where[:2]
-    owner, _, name = second.rpartition(".")
-    setattr(setup.model.get_submodule(owner), name, setup.model.get_parameter(first))
+    """Let the weight be the other one of its shape again."""
+    owner, _, name = alert.where[0].rpartition(".")
+    own = setup.model.get_parameter(alert.where[0])
+    others = (parameter for parameter in setup.model.parameters() if parameter is not own and parameter.shape == own.shape)
+    setattr(setup.model.get_submodule(owner), name, next(others))
 
 
 def _train_mode(setup: Setup, alert: Alert) -> None:
@@ -158,26 +160,51 @@ def _orthogonal_and_clip(setup: Setup, alert: Alert) -> None:
     setup.clip = 1.0
 
 
+class _Block(nn.Module):
+    """A layer as the advice has it: x + layer(norm(x))."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(layer.in_features), layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.layer(self.norm(hidden)).relu()
+
+
 def _rectify(setup: Setup, alert: Alert) -> None:
-    """ReLU instead of sigmoid and tanh, with weights to match, and normalisation layers between."""
+    """ReLU instead of sigmoid and tanh, weights to match, normalisation layers and residual connections."""
     assert isinstance(setup.model, nn.Sequential)
+    _initialise(setup, alert)
     changed: list[nn.Module] = []
     for module in setup.model:
-        if isinstance(module, nn.Linear) and changed and not isinstance(changed[-1], nn.Flatten):
-            changed.append(nn.LayerNorm(module.in_features))
-        changed.append(nn.ReLU() if isinstance(module, (nn.Sigmoid, nn.Tanh)) else module)
+        if isinstance(module, (nn.ReLU, nn.Sigmoid, nn.Tanh)):
+            if not isinstance(changed[-1], _Block):
+                changed.append(nn.ReLU())
+        else:
+            square = isinstance(module, nn.Linear) and module.in_features == module.out_features
+            changed.append(_Block(module) if square else module)
     setup.model = nn.Sequential(*changed)
-    _initialise(setup, alert)
 
 
 def _at_random(setup: Setup, alert: Alert) -> None:
-    for name in alert.where:
-        nn.init.kaiming_normal_(setup.model.get_parameter(name))
+    for name, parameter in setup.model.named_parameters():
+        if parameter.dim() > 1 and (name in alert.where or bool((parameter == parameter.flatten()[0]).all())):
+            nn.init.kaiming_normal_(parameter)
 
 
-def _leaky(setup: Setup, alert: Alert) -> None:
+def _revive(setup: Setup, alert: Alert) -> None:
+    """Initialise the layers in front of the dead units anew, or let units pass on a little where they died in training."""
+    modules = dict(setup.model.named_modules())
+    names = list(modules)
     for name in alert.where:
-        setup.model.set_submodule(name, nn.LeakyReLU())
+        if alert.evidence["share at first"] <= alert.evidence["threshold"]:
+            setup.model.set_submodule(name, nn.LeakyReLU())
+            continue
+        before = [modules[other] for other in names[: names.index(name)] if isinstance(modules[other], (nn.Linear, nn.Conv2d))]
+        if before and isinstance(before[-1], (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_normal_(before[-1].weight)
+            if before[-1].bias is not None:
+                nn.init.zeros_(before[-1].bias)
 
 
 def _glorot(setup: Setup, alert: Alert) -> None:
@@ -228,7 +255,7 @@ REPAIRS: dict[str, Repair] = {
     "exploding-recurrence": _orthogonal_and_clip,
     "init-scale": _initialise,
     "symmetric-init": _at_random,
-    "dead-units": _leaky,
+    "dead-units": _revive,
     "saturated-units": _glorot,
     "residual-growth": _quiet_branches,
     "learning-rate-too-high": _rate,

@@ -187,3 +187,13 @@ def misses(records: Sequence[Record]) -> list[list[str]]:
 def false_alarms(records: Sequence[Record]) -> list[list[str]]:
     """Return a row for each healthy run with a finding above a note."""
     return [[record["key"], ", ".join(loud(record))] for record in records if record["case"]["fault"] < 0 and loud(record)]
+
+
+def misplaced(records: Sequence[Record]) -> list[list[str]]:
+    """Return a row for each fault that was found in another place than where it is."""
+    rows = []
+    for record in harmful(records):
+        if place_is_right(record) is False:
+            named = next(finding[3] for finding in record["findings"] if finding[0] in causes(record))
+            rows.append([record["key"], ", ".join(record["places"][:4]), ", ".join(named[:2]) or "nothing"])
+    return rows

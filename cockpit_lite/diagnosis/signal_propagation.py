@@ -78,7 +78,7 @@ class VanishingGradients(Rule):
             ),
             advice=(
                 "Use ReLU or GELU instead of sigmoid or tanh with nn.init.kaiming_normal_ for the weights, put normalisation "
-                "layers between, or add residual connections."
+                "layers between, and with more than about ten layers residual connections: x + layer(norm(x))."
             ),
             evidence={
                 "factor a layer": 10**slope,

@@ -20,10 +20,7 @@ from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.diagnosis.series import finite, median
 from cockpit_lite.diagnosis.wording import in_words, share_in_words
 
-#: What the advice aims at.
-_USUAL_UPDATE_RATIO = 3e-3
-
-#: What healthy trainings begin with: half a per cent to two of the weights' norm a step.
+#: What the advice aims at: healthy trainings begin with steps of half a per cent to two of the weights' norm.
 _FIRST_UPDATE_RATIO = 1e-2
 
 
@@ -147,7 +144,7 @@ class LearningRateTooHigh(Rule):
             if history.momentum:
                 reason += f", and a momentum of {history.momentum:g} makes steps {1 / (1 - history.momentum):.3g} times longer"
         elif LONG_UPDATE_RATIO < ratio < math.inf:
-            suggestion = min(suggestion, rate * _USUAL_UPDATE_RATIO / ratio)
+            suggestion = min(suggestion, rate * _FIRST_UPDATE_RATIO / ratio)
         evidence["suggested learning rate"] = suggestion
         return f"Start again with a learning rate of about {suggestion:.1g} instead of {rate:.3g}: {reason}."
 

@@ -105,7 +105,10 @@ class SymmetricInit(Rule):
                 f"All units of {listed_names(names)} have the same weights and the same gradient, also after {history.step} "
                 "steps."
             ),
-            advice="Initialise at random: torch.nn.init.kaiming_normal_(layer.weight).",
+            advice=(
+                "Initialise at random, these and every other layer that begins with a constant: "
+                "torch.nn.init.kaiming_normal_(layer.weight)."
+            ),
             evidence={"weights with identical units": counts[-1]},
         )
 
@@ -139,6 +142,10 @@ class DeadUnits(Rule):
     share = 0.5
     samples = 512
     measured = 4
+    _from_the_start = (
+        "They were dead before the first step, so it is how they begin: initialise the layer in front of them with "
+        "nn.init.kaiming_normal_(layer.weight) and nn.init.zeros_(layer.bias)."
+    )
 
     def check(self, history: History) -> Alert | None:
         sizes = history.values("batch_size")
@@ -147,7 +154,7 @@ class DeadUnits(Rule):
         shares = history.values("dead_units")[-min(count, 40) :]
         if len(shares) < min(count, 40) or not min(shares) > self.share:
             return None
-        names = _layers_above(history, "dead_units", self.share)
+        names, at_first = _layers_above(history, "dead_units", self.share), history.values("dead_units")[0]
         return self.alert(
             history,
             where=names,
@@ -155,8 +162,15 @@ class DeadUnits(Rule):
                 f"{shares[-1]:.0%} of the units of {names[0] if names else 'a layer'} put out zero for every sample of the last "
                 f"{len(shares)} measured batches."
             ),
-            advice=f"Start again with a learning rate 3 to 10 times lower{_rate(history)}, or use nn.LeakyReLU or nn.GELU there.",
-            evidence={"share of dead units": shares[-1], "threshold": self.share, "measured batches": float(len(shares))},
+            advice=self._from_the_start
+            if at_first > self.share
+            else f"Start again with a learning rate 3 to 10 times lower{_rate(history)}, or use nn.LeakyReLU or nn.GELU there.",
+            evidence={
+                "share of dead units": shares[-1],
+                "share at first": at_first,
+                "threshold": self.share,
+                "measured batches": float(len(shares)),
+            },
             confidence=0.9,
         )
 
