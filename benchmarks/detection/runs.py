@@ -30,15 +30,7 @@ LONG, SHORT = 260, 100
 #: Healthy trainings that the harm of a fault is measured by.
 MEASURES = ("plain", "validation", "clipping")
 #: Of each control; where a step takes long, fewer.
-HEALTHY_SEEDS = {
-    "mlp": 5,
-    "autoencoder": 5,
-    "lstm": 3,
-    "conv_batch_norm": 2,
-    "residual": 2,
-    "transformer": 1,
-    "language_model": 1,
-}
+HEALTHY_SEEDS = {"mlp": 5, "autoencoder": 5, "lstm": 3, "conv_batch_norm": 2, "residual": 2}
 #: Of the preset "standard", those that no rule reads: left out, and a run takes half as long. The curvature along the gradient
 #: is looked at where the optimizer steps along the gradient.
 READ_BY_NO_RULE = frozenset(
@@ -102,7 +94,7 @@ def cases(seeds: int) -> list[Case]:
                 turn = seed - first + number
                 found.append(Case(task.name, kinds[turn % len(kinds)], seed, number, turn % len(fault.severities)))
         for place, control in enumerate(CONTROLS):
-            for seed in range(first, first + HEALTHY_SEEDS[task.name]):
+            for seed in range(first, first + HEALTHY_SEEDS.get(task.name, 1)):
                 found.append(Case(task.name, OPTIMIZERS[(seed + place) % 4], seed, control=control))
     return found
 
