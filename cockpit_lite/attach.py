@@ -63,7 +63,8 @@ class Attachment:
 
         @functools.wraps(call)
         def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
+            # A model that is compiled now keeps this function for good, and must find nothing in it.
+            if not torch.compiler.is_compiling() and self._call is not None and torch.is_grad_enabled():
                 try:
                     self._called(module)
                 except Exception as error:  # the script goes on as if nobody had looked

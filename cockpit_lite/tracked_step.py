@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, GaussNewtonSample, is_compiled
+from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, GaussNewtonSample
 from cockpit_lite.curvature.forward_probe import has_compiled_parts, may_reach
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import (
@@ -95,6 +95,11 @@ _CHANGED_FOR_THE_FIRST_TIME = (
 def account(instrument: Instrument) -> str:
     """Return the name of the budget account: instruments that share a probe share its cost and are measured together."""
     return instrument.name if CURVATURE in instrument.needs else _shared_account(tuple(instrument.needs))
+
+
+def is_dear(instrument: Instrument) -> bool:
+    """Return whether an instrument takes passes of its own, which may cost many training steps."""
+    return CURVATURE in instrument.needs or PROBE_BATCH in instrument.needs
 
 
 @lru_cache
@@ -257,7 +262,7 @@ class TrackedStep:
         self._step = Step(index, probes.parameters)
         self._step.optimizers = probes.optimizers
         self._step.overhead = overhead
-        if self._needs & PER_SAMPLE and any(map(is_compiled, probes.model.modules())):
+        if self._needs & PER_SAMPLE and self._has_compiled_parts:
             self._per_sample_obstacle = _COMPILED
         elif self._needs & PER_SAMPLE:
             self._watch_samples()
@@ -796,7 +801,9 @@ class TrackedStep:
     def _timed(self) -> Iterator[None]:
         """Work of ours: it is timed, and a pass forward or backward inside is none of the user's."""
         start = self._probes.clock()
-        with _ONE_AT_A_TIME:
+        # The user's anomaly mode would warn of a pass of ours that is not possible, as if it were theirs.
+        quiet = torch.autograd.set_detect_anomaly(False) if torch.is_anomaly_enabled() else nullcontext()
+        with _ONE_AT_A_TIME, quiet:
             self._pause(True)
             try:
                 yield

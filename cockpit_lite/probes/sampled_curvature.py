@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.curvature.forward_probe import is_compiled
+from cockpit_lite.curvature.forward_probe import has_compiled_parts
 from cockpit_lite.curvature.obstacles import check_loss, explain
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.sample import GaussNewtonSample
@@ -36,7 +36,7 @@ class SampledCurvature:
     def start(self) -> None:
         """Watch the forward pass of a step."""
         self.stop()
-        if not any(map(is_compiled, self._model.modules())):
+        if not has_compiled_parts(self._model):
             self._probe.start(products=False, squares=True)
             self._watching = True
 

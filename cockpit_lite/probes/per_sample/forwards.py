@@ -172,8 +172,9 @@ class Forward:
     def _layouts_from(self, anchors: Sequence[Anchor], like: Tensor) -> list[Layout | None] | None:
         """Ask the graph behind these outputs; None if it cannot be asked."""
         edges = [_gradient_edge(edge) for outputs in self.edges for edge in outputs if edge is not None]
+        kinds = {like.dtype, *(output.dtype for call in self.calls for output in call.outputs if output.is_floating_point())}
         try:
-            passes = Passes(anchors, edges, like)
+            passes = Passes(anchors, edges, like, max(kinds, key=lambda kind: torch.finfo(kind).eps))
         except RuntimeError:  # the graph does not allow it, e.g. with re-entrant activation checkpointing
             return None
         layouts: list[Layout | None] = []

@@ -70,14 +70,15 @@ class Passes:
         outputs: Outputs of the forward with their shape and the axis that is taken to hold the samples.
         edges: Where the gradient is wanted.
         like: A tensor with the device and the precision of the outputs.
+        precision: The lowest of all that is on the way: under autocast outputs may be converted back to a higher one.
     """
 
     def __init__(
-        self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor
+        self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor, precision: torch.dtype
     ) -> None:
         self.batch_size = outputs[0][1][outputs[0][2]]
-        most = CODES.get(like.dtype, HALF_PRECISION_CODES)
-        self.left_over = LEFT_OVER.get(like.dtype, HALF_PRECISION_LEFT_OVER)
+        most = CODES.get(precision, HALF_PRECISION_CODES)
+        self.left_over = LEFT_OVER.get(precision, HALF_PRECISION_LEFT_OVER)
         generator = torch.Generator().manual_seed(0)
         # in random order, so that the weights agree with no other order of the rows by chance
         codes = torch.randperm(self.batch_size, generator=generator)
