@@ -74,7 +74,11 @@ class Passes:
     """
 
     def __init__(
-        self, outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]], edges: Sequence[GradientEdge], like: Tensor, precision: torch.dtype
+        self,
+        outputs: Sequence[tuple[Tensor | GradientEdge, torch.Size, int]],
+        edges: Sequence[GradientEdge],
+        like: Tensor,
+        precision: torch.dtype,
     ) -> None:
         self.batch_size = outputs[0][1][outputs[0][2]]
         most = CODES.get(precision, HALF_PRECISION_CODES)
