@@ -53,9 +53,9 @@ TARGETS = {
 #: What is not made here, and why; tests hold the rules for these.
 NOT_INJECTED = """Not injected, but tested by themselves: `ranks-disagree` needs several processes; `representation-collapse` a
 reading of the preset `full`, which is not measured here; `logit-drift` leaves the loss as it is, and is not reported while the
-loss falls. Tried and left out: `stale-second-moment`, since Adam gets over a gradient that is 300 times as large within some steps
-on tasks as small as these, and `batch-too-small`, since two samples do harm here, but their noise scale is below ten batches and
-the loss still falls."""
+loss falls. Tried and left out: `stale-second-moment`, since Adam gets over a gradient that is 300 times as large within some
+steps on tasks as small as these; `batch-too-small`, since two samples do harm here, but their noise scale is below ten batches
+and the loss still falls."""
 
 
 def main() -> None:

@@ -7,22 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from cockpit_lite.alert import Alert
-from cockpit_lite.diagnosis.history import History
-from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.diagnosis.samples import LabelsNoisy, ValidationLeak
-from tests.diagnosis.histories import Level, at, falling, readable
-
-
-def first(rule: Rule, steps: int, **levels: Level) -> Alert | None:
-    """Ask after every step; a level that gives NaN was not measured at that step."""
-    history = History()
-    for step in range(steps):
-        row = {name: at(level, step) for name, level in levels.items()}
-        history.add(step, {name: value for name, value in row.items() if value == value})
-        alert = rule.check(history)
-        if alert is not None:
-            return alert
-    return None
+from tests.diagnosis.histories import Level, falling, first, readable
 
 
 def noisy(**changes: Level) -> dict[str, Level]:
