@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import importlib.util
 import io
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,7 @@ from benchmarks.nets import Net
 from benchmarks.page import arguments, publish, table
 from benchmarks.per_sample import peak, timed_nets
 from cockpit_lite import Every, load_run
+from cockpit_lite.observer import Observer
 from tests.identity import cockpit
 
 Step = Callable[[], Any]
@@ -282,6 +285,20 @@ class Stopwatch:
 # --------------------------------------------------------------------------------------------------------------- a budget
 
 
+class PausedClock:
+    """Processor time that stands still while the plain training has its turn, which is no time of the watched one."""
+
+    def __init__(self) -> None:
+        self._left_out = 0.0
+
+    def __call__(self) -> float:
+        return time.process_time() - self._left_out
+
+    def leave_out(self, seconds: float) -> None:
+        """Take back seconds that have gone by."""
+        self._left_out += seconds
+
+
 @dataclass(frozen=True)
 class Spent:
     """What a training under a budget cost in all."""
@@ -292,27 +309,37 @@ class Spent:
     measured: int
 
 
-def budget(case: Case, share: float, folder: Path, steps: int, block: int) -> Spent:
+def budget(case: Case, share: float, folder: Path, steps: int, block: int, preset: str = "full") -> Spent:
     """Train plain and under a budget in turn, blocks of so many steps, and return by how much the watched one took longer."""
     torch.manual_seed(0)
     model = case.net.factory()
     model(case.net.inputs)
     other = copy.deepcopy(model)
     plain = case.step(other, case.optimizer(other))
-    times = [0.0, 0.0]
-    with watched(case, model, folder, instruments="full", budget=share) as step:
-        for _ in range(3):
-            plain()
+    optimizer = case.optimizer(model)
+    step = case.step(model, optimizer)
+    clock = PausedClock()
+    times = {plain: 0.0, step: 0.0}
+    for _ in range(3):
+        plain()
+    silence = contextlib.redirect_stderr(io.StringIO())
+    with (
+        silence,
+        mock.patch("cockpit_lite.cockpit.Observer", functools.partial(Observer, clock=clock)),
+        cockpit(model, optimizer, run=folder, instruments=preset, budget=share),
+    ):
         for number in range(0, steps, block):
-            for which, what in enumerate((plain, step) if number // block % 2 else (step, plain)):
-                which = which if number // block % 2 else 1 - which
+            for what in (plain, step) if number // block % 2 else (step, plain):
                 start = time.process_time()
-                for _ in range(block):
+                for _ in range(min(block, steps - number)):
                     what()
-                times[which] += time.process_time() - start
+                seconds = time.process_time() - start
+                times[what] += seconds
+                if what is plain:
+                    clock.leave_out(seconds)
     run = load_run(folder)
     account = float(run.info["cost"]["share"])
-    return Spent(steps, times[1] / times[0] - 1, account, len(run.series("grad_norm")[0]))
+    return Spent(steps, times[step] / times[plain] - 1, account, len(run.series("grad_norm")[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the page

@@ -25,7 +25,7 @@ from cockpit_lite.probes.processes import Processes
 from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
-from cockpit_lite.tracked_step import Probes, TrackedStep, account
+from cockpit_lite.tracked_step import Probes, TrackedStep, account, is_dear
 from cockpit_lite.transfer import Row
 
 #: Backward passes without a step after which it is worth saying so.
@@ -252,7 +252,8 @@ class Observer:
             return tuple(self._instruments)
         if self._budget.idle(self.index):
             return ()
-        return [instrument for instrument in self._instruments if self._budget.allows(account(instrument), self.index)]
+        allows, index = self._budget.allows, self.index
+        return [instrument for instrument in self._instruments if allows(account(instrument), index, is_dear(instrument))]
 
     def _end_step(self) -> None:
         now = self._clock()

@@ -60,8 +60,9 @@ class Budget:
     Every step pays its share of time into the accounts; a measurement is due when its account covers what it is
     expected to cost. Cheap measurements are served first and in full (max-min fairness), so the dear ones are stretched
     first. The first steps, thinning out like 0, 1, 2, 4, 8, ... 64, are measured on credit, since most faults show there: step 0
-    in any case, the others as far as the next thousand steps can repay, the cheap measurements first. The debt is paid back
-    before the next measurement.
+    in any case, the others as far as the next few hundred steps can repay, the cheap measurements first. Debts are paid back
+    before anything else: until then most of the share goes to them. What is dear by its nature begins at step 1, when it is
+    known how long a step takes.
 
     Args:
         share: Greatest share of training time, such as 0.05.
@@ -73,7 +74,19 @@ class Budget:
     first_steps = frozenset({0, 1, 2, 4, 8, 16, 32, 64})
 
     #: So many steps must be able to repay what is lent: a dear measurement of short steps would otherwise be over any budget.
-    repaid_within = 1000
+    repaid_within = 500
+
+    #: Of the share, what goes to debts as long as there are any.
+    repayment = 0.9
+
+    #: Of what is left of the share, what the cheapest may take, however many others there are.
+    favour = 0.1
+
+    #: What a dear measurement is taken to cost until it has been made: training steps, and seconds.
+    guess = (4.0, 0.02)
+
+    #: Of the share, what measuring is left in any case, however dear it is to be there at every step.
+    least = 0.2
 
     #: An account cannot hoard: so many measurements' worth at most. Two would leave none to spare for one that costs a little
     #: more than expected, and what could be measured at every step would be measured at every other.
@@ -95,28 +108,47 @@ class Budget:
         """Return whether no account can be due at ``step``; costs nothing, for the many steps where that is so."""
         return self._unpaid < self._wait and step not in self.first_steps
 
-    def allows(self, account: str, step: int) -> bool:
-        """Return whether a measurement may be made at ``step``."""
-        if account not in self._cost or (step in self.first_steps and self._lends(account)):
+    def allows(self, account: str, step: int, dear: bool = False) -> bool:
+        """Return whether a measurement may be made at ``step``; ``dear``: not before it is known that it can be paid for."""
+        if account not in self._cost:
+            if not dear:
+                return True
+            if not self._step_seconds:
+                return False
+            steps, seconds = self.guess
+            self._cost[account], self._credit[account] = steps * self._step_seconds + seconds, 0.0
+            self._plan()
+        if step in self.first_steps and self._lends(account):
             return True
         self._pay()
         return self._credit[account] >= self._cost[account]
 
     def _lends(self, account: str) -> bool:
-        served_first = [other for other, cost in self._cost.items() if cost <= self._cost[account]]
-        owed = sum(self._cost[other] - min(self._credit[other], 0.0) for other in served_first)
-        return owed <= self.share * self._step_seconds * self.repaid_within
+        limit = self.share * self._step_seconds * self.repaid_within
+        needed = sum(cost for cost in self._cost.values() if cost <= self._cost[account])  # cheaper ones are served first
+        if needed * len(self.first_steps) <= limit / 2:
+            return True  # next to nothing, whatever else is owed
+        return needed - sum(min(credit, 0.0) for credit in self._credit.values()) <= limit
 
-    def end_step(self, training_seconds: float, spent: Mapping[str, float]) -> None:
-        """Book one step: what training took, and what each account spent on measuring."""
-        self._unpaid += training_seconds
+    def end_step(self, training_seconds: float, spent: Mapping[str, float], standing: float = 0.0) -> None:
+        """Book one step.
+
+        Args:
+            training_seconds: What training took.
+            spent: What each account spent on measuring.
+            standing: What it took to be there at all, which is part of ``training_seconds``; the accounts get what is left.
+        """
+        self._unpaid += max(training_seconds - standing / self.share, self.least * training_seconds)
         self._step_seconds += (training_seconds - self._step_seconds) * (0.05 if self._step_seconds else 1.0)
         if not spent:
             return
         self._pay()
         for account, seconds in spent.items():
             known = self._cost.get(account)
-            self._cost[account] = seconds if known is None else 0.7 * known + 0.3 * seconds
+            if known is None:
+                self._cost[account] = seconds
+            else:  # the first ones are dear, while everything is cold: what is cheaper now is believed sooner
+                self._cost[account] += (0.5 if seconds < known else 0.3) * (seconds - known)
             self._credit[account] = self._credit.get(account, 0.0) - seconds
         self._plan()
 
@@ -136,15 +168,17 @@ class Budget:
 
     def _shares(self) -> dict[str, float]:
         """Divide the share among the accounts: nobody gets more than it could use, the rest goes to the dearer ones."""
-        left = self.share
+        debts = {account: -credit for account, credit in self._credit.items() if credit < 0}
+        left = self.share * (1 - self.repayment) if debts else self.share
         shares = {}
-        by_cost = sorted(self._cost, key=self._cost.__getitem__)
+        by_cost = sorted((account for account in self._cost if account not in debts), key=self._cost.__getitem__)
         for position, account in enumerate(by_cost):
-            # Measured at every step it would need this; an account in debt can use more.
-            in_debt = self._credit[account] < 0 or not self._step_seconds
-            demand = math.inf if in_debt else self._cost[account] / self._step_seconds
-            shares[account] = min(demand, left / (len(by_cost) - position))
+            demand = self._cost[account] / self._step_seconds if self._step_seconds else math.inf  # measured at every step
+            shares[account] = min(demand, left * max(1 / (len(by_cost) - position), self.favour))
             left -= shares[account]
+        owed = sum(debts.values())
+        for_debts = self.share - sum(shares.values())
+        shares.update({account: for_debts * debt / owed for account, debt in debts.items()})
         return shares
 
     def __repr__(self) -> str:
