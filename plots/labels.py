@@ -61,7 +61,7 @@ class Label(Artist):
 
     def get_window_extent(self, renderer: Any = None) -> Bbox:
         """Return the box around the texts, in pixels."""
-        figure: Any = self._ax.get_figure(root=True)
+        figure: Any = self._ax.figure
         return self.places(renderer or figure._get_renderer())[1]  # as matplotlib's own texts do it: not every canvas has one
 
     def get_tightbbox(self, renderer: Any = None) -> Bbox:
@@ -71,7 +71,7 @@ class Label(Artist):
     def _text(self, word: Word) -> Text:
         look: dict[str, Any] = {"weight": word.weight, "size": word.size, "family": style.font_family()}
         text = Text(text=word.text, color=word.colour, parse_math=False, **look)
-        text.set_figure(self._ax.get_figure(root=False))  # type: ignore[arg-type]
+        text.set_figure(self._ax.figure)
         return text
 
 
@@ -220,7 +220,10 @@ class Spot(NamedTuple):
     def box(self, word: Word, scale: float) -> Bbox:
         """Return about what a word would cover here, in pixels; ``scale``: pixels a point."""
         # Half the size is what a letter of any of our fonts is wide on average, a tenth more where it is bold.
-        width, height = (0.6 if word.weight == "bold" else 0.54) * word.size * len(word.text) * scale, 1.25 * word.size * scale
+        width, height = (
+            (0.6 if word.weight == "bold" else 0.54) * style.breadth() * word.size * len(word.text) * scale,
+            1.25 * word.size * scale,
+        )
         x, y = self.transform.transform(self.at)
         left = x + self.offset[0] * scale - _ACROSS[self.ha] * width
         return Bbox.from_bounds(left, y + self.offset[1] * scale - _UPWARDS[self.va] * height, width, height)

@@ -136,10 +136,11 @@ class Panel:
             ]
             self._artists.words("legend", "lower right", groups, up=5, frame=True)
         # In inches: letters of a title are about 0.068 wide, of a legend 0.055, a swatch with the space around it 0.22.
-        taken = 0.068 * len(self._title) + sum(0.055 * len(label) + 0.22 for _, label, _ in legend)
+        title, letter = 0.068 * style.breadth(), 0.055 * style.breadth()
+        taken = title * len(self._title) + sum(letter * len(label) + 0.22 for _, label, _ in legend)
         room = self.ax.get_window_extent().width / self.ax.figure.dpi - taken
         words = [Word(self._title, self._theme.text, style.TITLE_SIZE, "bold")]
-        if self._unit and (not legend or 0.055 * len(self._unit) + 0.1 < room):
+        if self._unit and (not legend or letter * len(self._unit) + 0.1 < room):
             words.append(Word(self._unit, self._theme.muted, style.LEGEND_SIZE))
         self._artists.words("title", "lower left", [words], up=5, frame=True)
 
@@ -290,7 +291,7 @@ class Panel:
         labels = short_names(names)
         letters = max(map(len, labels))
         # A letter is about 0.055 inches wide; half an inch is there anyway, where other gauges have their numbers.
-        self._gutter = min(max(0.015, (0.055 * letters - 0.42) / max(box.width / dots, 0.5)), 0.3)
+        self._gutter = min(max(0.015, (0.055 * style.breadth() * letters - 0.42) / max(box.width / dots, 0.5)), 0.3)
         for row in range(0, len(labels), math.ceil(len(labels) / room)):
             self._artists.note(
                 ("row", row),
@@ -359,7 +360,7 @@ class Panel:
                 below, at_left = height > 0.5, at[0] < 0.3 * self._last_step
                 first = (float(steps[visible[0]]), float(values[visible[0]]))
                 ends = [(at, "left" if at_left else "right"), (first, "left")]
-                sides = [((0.0, -3.0), "top"), ((0.0, 3.0), "bottom")][:: 1 if below else -1] + [((0.0, -12.0), "top")]
+                sides = [*[((0.0, -3.0), "top"), ((0.0, 3.0), "bottom")][:: 1 if below else -1], ((0.0, -12.0), "top")]
                 spots = [Spot(end, self.ax.transData, offset, ha, va) for end, ha in ends for offset, va in sides]
                 self._put_name(("limit label", key), Word(label, colour, style.MARK_SIZE), spots)
 
