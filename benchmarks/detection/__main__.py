@@ -11,6 +11,7 @@ Thresholds were chosen on the development part (mlp, conv_batch_norm, lstm, lang
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import time
@@ -31,6 +32,7 @@ from benchmarks.detection.score import (
     confusion,
     false_alarms,
     harmful,
+    is_healthy,
     misplaced,
     misses,
     share,
@@ -73,14 +75,32 @@ def main() -> None:
     wanted = _by_turns(cases(options.seeds))
     missing = [case for case in wanted if case.key not in known]
     (options.results / "runs").mkdir(parents=True, exist_ok=True)
+    _run(missing, len(wanted), options, known)
+    # Also those of other seeds that an earlier call has made, if they are still what their name says.
+    done = [record for record in known.values() if "error" in record or Case(**record["case"]).key == record["key"]]
+    if options.again:
+        for record in filter(lambda record: "error" not in record, done):
+            folder = options.results / "runs" / record["key"].replace("/", ".")
+            if folder.exists():
+                record["findings"] = described(diagnose(folder))
+                record["places"] = begun(Case(**record["case"])).places
+    done = [record for record in done if "error" not in record]
+    advised = _advise(done, options.results, time.monotonic() + 60 * options.advice_minutes)
+    publish("detection", "How well faults are found", _page(done, advised), options.print_only)
+
+
+def _run(missing: list[Case], wanted: int, options: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Make the runs that are missing, as long as there is time, and add them to the known ones."""
     until = time.monotonic() + 60 * options.minutes
+    if not missing or not options.minutes:
+        return
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        lines.open("a") as file,
+        (options.results / "runs.jsonl").open("a") as file,
         Progress(*columns) as bar,
         multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=400) as pool,
     ):
-        task = bar.add_task("runs", total=len(wanted), completed=len(wanted) - len(missing))
+        task = bar.add_task("runs", total=wanted, completed=wanted - len(missing))
         for record in pool.imap_unordered(partial(attempt, options.results / "runs"), missing):
             known[record["key"]] = record
             file.write(json.dumps(record) + "\n")
@@ -89,16 +109,6 @@ def main() -> None:
             if time.monotonic() > until:
                 pool.terminate()
                 break
-    done = [known[case.key] for case in wanted if case.key in known]
-    if options.again:
-        for record in done:
-            folder = options.results / "runs" / record["key"].replace("/", ".")
-            if folder.exists():
-                record["findings"] = described(diagnose(folder))
-                record["places"] = begun(Case(**record["case"])).places
-    done = [record for record in done if "error" not in record]
-    advised = _advise(done, options.results, time.monotonic() + 60 * options.advice_minutes)
-    publish("detection", "How well faults are found", _page(done, len(wanted), advised), options.print_only)
 
 
 def _advise(records: list[dict[str, Any]], results: Path, until: float) -> list[dict[str, Any]]:
@@ -136,7 +146,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _page(records: list[dict[str, Any]], wanted: int, advised: list[dict[str, Any]]) -> str:
+def _page(records: list[dict[str, Any]], advised: list[dict[str, Any]]) -> str:
     test = [record for record in records if record["case"]["seed"] >= 100]
     development = [record for record in records if record["case"]["seed"] < 100]
     one, two, both = summary(test), summary(development), summary(records)
@@ -144,8 +154,8 @@ def _page(records: list[dict[str, Any]], wanted: int, advised: list[dict[str, An
     figures.append(["advice applied, run again: reaches 90 % of the control", *_reached(test, development, advised), "85 %"])
     others = [[name, *baseline_summary(test, name)] for name in BASELINES]
     return f"""
-{len(records)} of {wanted} runs: {len(test)} of the test part (other architectures and seeds than thresholds were chosen on),
-{len(development)} of the development part. A fault counts where it is exact, or where the loss ended {WORSE} times as high as the
+{len(records)} runs, {sum(map(is_healthy, records))} of them healthy: {len(test)} of the test part (other architectures and seeds
+than thresholds were chosen on), {len(development)} of the development part. A fault counts where it is exact, or where the loss ended {WORSE} times as high as the
 median of healthy runs of its task at the same step, and above all of them. Found means that the right name is among the findings,
 notes included, and not before the fault began. A jump of the learning rate in mid-run is right as `learning-rate-too-high` and as
 `learning-rate-schedule`. Wilson intervals, 95 %.

@@ -7,6 +7,7 @@ and where. Nothing here knows which fault was injected. Advice that asks a perso
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -271,23 +272,25 @@ REPAIRS: dict[str, Repair] = {
 
 
 def applied(case: Case, alert: Alert) -> dict[str, Any]:
-    """Train a broken case again with the advice of an alert, and the healthy one beside it; return what both came to."""
-    repaired = begun(case)
-    begin = _clean_loss(repaired, _healthy(case).model)
-    REPAIRS[alert.name](repaired, alert)
-    train(repaired, None, STEPS, _optimizer(repaired))
-    healthy = _healthy(case)
-    train(healthy, None, STEPS, _optimizer(healthy))
-    end, wanted = _clean_loss(healthy, repaired.model, repaired.inputs), _clean_loss(healthy, healthy.model)
+    """Train a broken case again with the advice of an alert; return what it comes to beside the healthy training."""
+    begin, wanted = _healthy(case.task, case.optimizer, case.seed, FAULTS[case.fault].tuned)
+    setup = begun(case)
+    REPAIRS[alert.name](setup, alert)
+    train(setup, None, STEPS, _optimizer(setup))
+    end = _clean_loss(setup)
     share = (begin - end) / (begin - wanted)
     return {"key": case.key, "advice": alert.name, "begin": begin, "healthy": wanted, "repaired": end, "share": share}
 
 
-def _healthy(case: Case) -> Setup:
-    torch.manual_seed(case.seed)
-    setup = Setup.of(task_named(case.task), case.optimizer)
-    setup.rate *= FAULTS[case.fault].tuned
-    return setup
+@cache
+def _healthy(task: str, optimizer: str, seed: int, tuned: float) -> tuple[float, float]:
+    """Return the loss on clean data before and after a healthy training."""
+    torch.manual_seed(seed)
+    setup = Setup.of(task_named(task), optimizer)
+    setup.rate *= tuned
+    begin = _clean_loss(setup)
+    train(setup, None, STEPS, _optimizer(setup))
+    return begin, _clean_loss(setup)
 
 
 def _optimizer(setup: Setup) -> Optimizer:
@@ -295,17 +298,11 @@ def _optimizer(setup: Setup) -> Optimizer:
     return setup.optimizer()
 
 
-def _clean_loss(setup: Setup, model: nn.Module, inputs: Tensor | None = None) -> float:
-    """Return the loss on some of the healthy data, in eval mode.
-
-    Args:
-        setup: Whose data and loss.
-        model: The model.
-        inputs: The inputs as the model knows them, if they are of another scale.
-    """
-    model.eval()
-    chosen = slice(0, 512)
-    scaled = inputs is not None and inputs.is_floating_point() and inputs.shape == setup.inputs.shape
+def _clean_loss(setup: Setup) -> float:
+    """Return the loss on some of the healthy data, in eval mode; inputs are scaled as the setup has them."""
+    setup.model.eval()
+    inputs, targets = setup.task.data()
+    if setup.inputs.is_floating_point():
+        inputs = setup.inputs
     with torch.no_grad():
-        given = inputs[chosen] if scaled and inputs is not None else setup.inputs[chosen]
-        return setup.task.loss(model(given), setup.task.data()[1][chosen]).item()
+        return setup.task.loss(setup.model(inputs[:512]), targets[:512]).item()

@@ -29,6 +29,11 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max((middle - width) / scale, 0.0), min((middle + width) / scale, 1.0)
 
 
+def is_healthy(record: Record) -> bool:
+    """Return whether nothing was broken in the run."""
+    return record["case"]["fault"] < 0
+
+
 def result(record: Record, steps: int | None = None) -> float:
     """Return the mean loss of the last ten steps of a run, or of the ten before a step."""
     losses = record["losses"][: max(steps or len(record["losses"]), 10)][-10:]
@@ -108,7 +113,7 @@ def loud(record: Record) -> list[str]:
 
 def summary(records: Sequence[Record]) -> dict[str, str]:
     """Return the figures of one part of the benchmark by name."""
-    broken, healthy = harmful(records), [record for record in records if record["case"]["fault"] < 0]
+    broken, healthy = harmful(records), list(filter(is_healthy, records))
     detected = [record for record in broken if found_at(record) is not None]
     by_fault: dict[str, list[bool]] = defaultdict(list)
     for record in broken:
@@ -142,7 +147,7 @@ def _quantiles(delays: Sequence[int]) -> str:
 
 def baseline_summary(records: Sequence[Record], name: str) -> tuple[str, str, str]:
     """Return detected, right cause and flagged healthy runs of another detector."""
-    broken, healthy = harmful(records), [record for record in records if record["case"]["fault"] < 0]
+    broken, healthy = harmful(records), list(filter(is_healthy, records))
     alarms = [(record, record["baselines"][name]) for record in broken]
     detected = sum(alarm is not None and alarm[1] >= record["begin"] for record, alarm in alarms)
     right = sum(alarm is not None and alarm[0] in causes(record) for record, alarm in alarms)
@@ -186,7 +191,7 @@ def misses(records: Sequence[Record]) -> list[list[str]]:
 
 def false_alarms(records: Sequence[Record]) -> list[list[str]]:
     """Return a row for each healthy run with a finding above a note."""
-    return [[record["key"], ", ".join(loud(record))] for record in records if record["case"]["fault"] < 0 and loud(record)]
+    return [[record["key"], ", ".join(loud(record))] for record in records if is_healthy(record) and loud(record)]
 
 
 def misplaced(records: Sequence[Record]) -> list[list[str]]:
