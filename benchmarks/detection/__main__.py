@@ -155,10 +155,10 @@ def _page(records: list[dict[str, Any]], advised: list[dict[str, Any]]) -> str:
     others = [[name, *baseline_summary(test, name)] for name in BASELINES]
     return f"""
 {len(records)} runs, {sum(map(is_healthy, records))} of them healthy: {len(test)} of the test part (other architectures and seeds
-than thresholds were chosen on), {len(development)} of the development part. A fault counts where it is exact, or where the loss ended {WORSE} times as high as the
-median of healthy runs of its task at the same step, and above all of them. Found means that the right name is among the findings,
-notes included, and not before the fault began. A jump of the learning rate in mid-run is right as `learning-rate-too-high` and as
-`learning-rate-schedule`. Wilson intervals, 95 %.
+than thresholds were chosen on), {len(development)} of the development part. A fault counts where it is exact, or where the loss
+ended {WORSE} times as high as the median of healthy runs of its task at the same step, and above all of them. Found: the
+right name is among the findings, notes included, and not before the fault began. A jump of the learning rate in mid-run is right
+as `learning-rate-too-high` and as `learning-rate-schedule`. Wilson intervals, 95 %.
 
 {table(["figure", "test part", "development part", "both", "target"], figures)}
 
