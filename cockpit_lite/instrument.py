@@ -42,6 +42,7 @@ ACTIVATIONS = "activations"
 ACTIVATION_SAMPLES = "activation_samples"
 CURVATURE = "curvature"
 SAMPLED_CURVATURE = "sampled_curvature"
+SAMPLED_DIAGONAL = "sampled_diagonal"
 REPLAY = "replay"
 WIRING = "wiring"
 DATA = "data"
@@ -70,7 +71,8 @@ NEEDS: dict[str, str] = {
     BLOCKS: "step.blocks: the variance of the signal before and behind each of the model's repeated blocks, on the first steps",
     WIRING: "step.wiring: which parameters the optimizers hold and the gradient reaches, and the modes of the modules",
     CURVATURE: "step.curvature: products with the Hessian of the mini-batch loss, and its gradient",
-    SAMPLED_CURVATURE: "with CURVATURE: step.curvature.gauss_newton_trace() and .gauss_newton_diagonal(), from sampled labels",
+    SAMPLED_CURVATURE: "with CURVATURE: step.curvature.gauss_newton_trace(), from sampled labels",
+    SAMPLED_DIAGONAL: "beside SAMPLED_CURVATURE: step.curvature.gauss_newton_diagonal(), of the same labels",
     REPLAY: "step.replay: the loss of the same batch at other weights, and its slope and curvature along a direction",
 }
 
@@ -177,7 +179,7 @@ class Instrument:
 
 def needs_preparation(instrument: Instrument) -> bool:
     """Return whether the instrument measures when the curvature it needs is no longer there."""
-    return CURVATURE in instrument.needs and not set(instrument.needs) <= {CURVATURE, SAMPLED_CURVATURE, LOSS}
+    return CURVATURE in instrument.needs and not set(instrument.needs) <= {CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, LOSS}
 
 
 def layerwise(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

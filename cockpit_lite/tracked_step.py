@@ -42,6 +42,7 @@ from cockpit_lite.instrument import (
     REPLAY,
     SAMPLE_LOSSES,
     SAMPLED_CURVATURE,
+    SAMPLED_DIAGONAL,
     UPDATE,
     WIRING,
     Instrument,
@@ -271,7 +272,7 @@ class TrackedStep:
         if {CURVATURE, REPLAY} & self._needs:
             probes.forward.start()
         if SAMPLED_CURVATURE in self._needs:
-            probes.sampled_curvature.start()
+            probes.sampled_curvature.start(squares=SAMPLED_DIAGONAL in self._needs)
         if WIRING in self._needs:
             probes.wiring.start(hooks=not self._has_compiled_parts)
         if BLOCKS in self._needs:

@@ -18,7 +18,7 @@ Back-Propagation Learning with Second Order Methods, 1988.
 
 from __future__ import annotations
 
-from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Reading, Readings, layerwise
+from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, Instrument, Reading, Readings, layerwise
 from cockpit_lite.probes.quantiles import quantiles
 from cockpit_lite.step import Step
 
@@ -27,7 +27,7 @@ class GaussNewtonDiagonal(Instrument):
     """Writes ``ggn_diagonal``, seven quantiles, and ``ggn_diagonal/<parameter>``, means."""
 
     name = "ggn_diagonal"
-    needs = (CURVATURE, SAMPLED_CURVATURE)
+    needs = (CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL)
     preset = "full"
 
     def measure(self, step: Step) -> Readings:

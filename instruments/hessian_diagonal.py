@@ -30,7 +30,16 @@ from torch import Tensor
 
 from cockpit_lite.curvature.sub_batch import SHARE, check, choose
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, REPLAY, SAMPLED_CURVATURE, Instrument, Reading, Readings, layerwise
+from cockpit_lite.instrument import (
+    CURVATURE,
+    REPLAY,
+    SAMPLED_CURVATURE,
+    SAMPLED_DIAGONAL,
+    Instrument,
+    Reading,
+    Readings,
+    layerwise,
+)
 from cockpit_lite.probes.hessian_diagonal import hessian_diagonal
 from cockpit_lite.probes.quantiles import quantiles
 from cockpit_lite.step import Step
@@ -51,7 +60,7 @@ class HessianDiagonal(Instrument):
     """
 
     name = "hessian_diagonal"
-    needs = (CURVATURE, SAMPLED_CURVATURE, REPLAY)
+    needs = (CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, REPLAY)
     readings = ("hessian_diagonal", "negative_curvature")
     preset = "full"
 

@@ -43,7 +43,7 @@ class MinEigenvalue(Instrument):
     readings = ("min_eigenvalue", "max_magnitude_eigenvalue")
     preset = "full"
 
-    def __init__(self, tolerance: float = 5e-2, max_products: int = 8):
+    def __init__(self, tolerance: float = 1e-1, max_products: int = 6):
         if not tolerance > 0:
             raise SetupError(f"MinEigenvalue(tolerance={tolerance}): must be above 0.")
         if max_products < 2:

@@ -75,7 +75,7 @@ class SharpnessLimit(Instrument):
     )
     preset = "full"
 
-    def __init__(self, tolerance: float = 3e-2, max_products: int = 6):
+    def __init__(self, tolerance: float = 5e-2, max_products: int = 6):
         if not tolerance > 0:
             raise SetupError(f"SharpnessLimit(tolerance={tolerance}): must be above 0.")
         if max_products < 2:

@@ -28,6 +28,7 @@ from cockpit_lite.instrument import (
     PER_SAMPLE_NORMS,
     PER_SAMPLE_SQUARES,
     SAMPLED_CURVATURE,
+    SAMPLED_DIAGONAL,
     Instrument,
     Reading,
     Readings,
@@ -54,7 +55,7 @@ class TakeuchiDiagonal(Instrument):
     """Writes ``tic_diag``."""
 
     name = "tic_diag"
-    needs = (CURVATURE, SAMPLED_CURVATURE, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES)
+    needs = (CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, PER_SAMPLE_NORMS, PER_SAMPLE_SQUARES)
     preset = "full"
 
     def __init__(self) -> None:

@@ -29,12 +29,12 @@ class GaussNewtonSample:
         gradient: ``J'u`` by parameter name; zero for unused parameters.
         squared_norms: ``‖J_n'u_n‖²`` by parameter name, shape (N,). Parameters are missing where the samples cannot be told
             apart; there the square of the sum stands in.
-        sum_of_squares: ``sum_n (J_n'u_n)²`` element by element; the same parameters are missing.
+        sum_of_squares: ``sum_n (J_n'u_n)²`` element by element; the same parameters are missing. None: nobody asked for them.
     """
 
     gradient: Mapping[str, Tensor]
     squared_norms: Mapping[str, Tensor]
-    sum_of_squares: Mapping[str, Tensor]
+    sum_of_squares: Mapping[str, Tensor] | None
 
     def trace(self, names: Iterable[str]) -> TraceEstimate:
         """Return the trace of the block of these parameters.
@@ -66,7 +66,13 @@ class GaussNewtonSample:
             raise NotMeasured("parameters began to be trained after the cockpit had been entered")
 
     def diagonal(self, name: str) -> Tensor:
-        """Return an unbiased estimate of the diagonal that belongs to a parameter, in its shape."""
+        """Return an unbiased estimate of the diagonal that belongs to a parameter, in its shape.
+
+        Raises:
+            NotMeasured: if the squares were not asked for in time.
+        """
         self._check([name])
+        if self.sum_of_squares is None:
+            raise NotMeasured("no instrument asked for the diagonal of sampled labels before the forward pass")
         squares = self.sum_of_squares.get(name)
         return self.gradient[name].square() if squares is None else squares

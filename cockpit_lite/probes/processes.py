@@ -40,12 +40,15 @@ from cockpit_lite.instrument import (
     REPLAY,
     SAMPLE_LOSSES,
     SAMPLED_CURVATURE,
+    SAMPLED_DIAGONAL,
 )
 from cockpit_lite.isolation import warn
 from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 #: What of a step is not offered there: it would need passes in which all processes take part.
-OF_ONE_PROCESS = frozenset({CURVATURE, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE})
+OF_ONE_PROCESS = frozenset(
+    {CURVATURE, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE, SAMPLED_DIAGONAL}
+)
 
 #: And what not where parameters are sharded, since it needs their elements.
 OF_WHOLE_PARAMETERS = frozenset(

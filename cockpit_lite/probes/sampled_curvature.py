@@ -31,13 +31,18 @@ class SampledCurvature:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model, self._parameters = model, parameters
         self._probe = PerSampleProbe(model, parameters)
-        self._watching = False
+        self._watching, self._squares = False, True
 
-    def start(self) -> None:
-        """Watch the forward pass of a step."""
+    def start(self, squares: bool = True) -> None:
+        """Watch the forward pass of a step.
+
+        Args:
+            squares: Whether the diagonal will be asked for, too: it costs about as much again as the trace.
+        """
         self.stop()
         if not has_compiled_parts(self._model):
-            self._probe.start(products=False, squares=True)
+            self._probe.start(products=False, squares=squares)
+            self._squares = squares
             self._watching = True
 
     def stop(self) -> None:
@@ -90,13 +95,14 @@ class SampledCurvature:
             if slope is not None
         }
         squared_norms: dict[str, Tensor] = {}
-        sum_of_squares: dict[str, Tensor] = {}
+        sum_of_squares: dict[str, Tensor] | None = {} if self._squares else None
         if self._watching:
-            found = self._probe.statistics(False, None, gradient, squares=True)
+            found = self._probe.statistics(False, None, gradient, squares=self._squares)
             # Where batch normalisation couples the samples, u_n sends something through all of them.
             covered = [name for name in found.squared_norms if name not in found.conditional]
             squared_norms = {name: found.squared_norms[name] / scale for name in covered}
-            sum_of_squares = {name: found.sum_of_squares[name] / scale for name in covered}
+            if self._squares:
+                sum_of_squares = {name: found.sum_of_squares[name] / scale for name in covered}
         root = scale**0.5
         whole = {
             name: torch.zeros_like(parameter, requires_grad=False) if name not in gradient else gradient[name] / root

@@ -11,7 +11,7 @@ from torch import Tensor
 from cockpit_lite import load_run
 from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Readings
+from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, Instrument, Readings
 from cockpit_lite.step import Step
 from tests import reference
 from tests.curvature.cases import dense, forward
@@ -164,7 +164,7 @@ class GaussNewton(Instrument):
     """Writes the trace by sampled labels and by the dense matrix."""
 
     name = "gauss_newton"
-    needs = (CURVATURE, SAMPLED_CURVATURE)
+    needs = (CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL)
 
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature

@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from cockpit_lite import load_run
 from cockpit_lite.errors import SetupError
-from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Readings
+from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, Instrument, Readings
 from cockpit_lite.instruments.ggn_diagonal import GaussNewtonDiagonal
 from cockpit_lite.instruments.ggn_trace import GaussNewtonTrace
 from cockpit_lite.instruments.hessian_trace import HessianTrace
@@ -33,7 +33,7 @@ class Witness(Instrument):
     """Keeps the diagonal that the others of the same step saw."""
 
     name = "witness"
-    needs = (CURVATURE, SAMPLED_CURVATURE)
+    needs = (CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL)
 
     def measure(self, step: Step) -> Readings:
         self.diagonal = {name: values.clone() for name, values in step.curvature.gauss_newton_diagonal().items()}

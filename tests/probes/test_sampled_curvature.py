@@ -20,7 +20,7 @@ SMALL = ["linear_regression", "rnn", "tied_autoencoder", "bare_parameters", "lor
 
 
 def watch(
-    architecture: Architecture, count: int = 1, dtype: torch.dtype = torch.float64
+    architecture: Architecture, count: int = 1, dtype: torch.dtype = torch.float64, squares: bool = True
 ) -> tuple[list[GaussNewtonSample], Curvature]:
     """Draw ``count`` times on one forward pass each, all alike."""
     model = architecture.build(dtype=dtype).eval()
@@ -30,7 +30,7 @@ def watch(
     samples = []
     for _ in range(count):
         probe.start()
-        sampler.start()
+        sampler.start(squares)
         loss = architecture.loss(model, architecture.batch(4, torch.Generator().manual_seed(0), dtype))
         call = probe.call
         probe.stop()
@@ -66,6 +66,14 @@ def test_telling_samples_apart_lowers_the_spread() -> None:
     together = torch.stack([sum((value.square().sum() for value in s.gradient.values()), torch.zeros(())) for s in samples])
     assert together.mean() == pytest.approx(apart.mean().item(), rel=0.15)
     assert apart.std() < together.std() / 1.5
+
+
+def test_the_trace_alone_is_the_same_and_there_is_no_diagonal() -> None:
+    (alone,), curvature = watch(ZOO["mlp"], squares=False)
+    (both,), _ = watch(ZOO["mlp"])
+    assert alone.trace(curvature.parameters).value.item() == pytest.approx(both.trace(curvature.parameters).value.item())
+    with pytest.raises(NotMeasured, match="asked for the diagonal"):
+        alone.diagonal(next(iter(curvature.parameters)))
 
 
 @pytest.mark.parametrize("name", ["encoder_batch_first", "recommender"])
