@@ -1,6 +1,6 @@
 """Which feature of training is tested inside of what: each cell is a test, or the reason why there is none.
 
-The page of the documentation is made of it (docs/pages.py).
+The page of the documentation is made of it: ``python -m tests.framework_table``.
 """
 
 from __future__ import annotations
@@ -148,3 +148,7 @@ def page() -> str:
         lines += [f"- {column}: `{row[column]}`" for column in columns if not isinstance(row[column], Because)]
         lines.append("")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "frameworks.md").write_text(page(), encoding="utf-8")

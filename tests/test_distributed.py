@@ -167,3 +167,36 @@ def test_a_group_that_is_none_is_refused(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     with pytest.raises(SetupError, match=r"process_group= takes a group of torch\.distributed"):
         Cockpit(model, torch.optim.SGD(model.parameters(), lr=0.1), run=tmp_path / "run", process_group="world")
+
+
+def test_what_is_sent_is_what_the_documentation_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = torch.distributed
+    sent: list[int] = []
+
+    def counted(function: Any, place: int) -> Any:
+        def call(*tensors: Any, **settings: Any) -> Any:
+            sent.append(tensors[place].numel())
+            return function(*tensors, **settings)
+
+        return call
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = worker.network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        monkeypatch.setattr(Cockpit, "_write_results", lambda self: None)
+        schedule = {0: True, 1: True}.get
+        with Cockpit(model, optimizer, run=tmp_path / "run", schedule=schedule, process_group=distributed.group.WORLD):
+            monkeypatch.setattr(distributed, "all_reduce", counted(distributed.all_reduce, 0))
+            monkeypatch.setattr(distributed, "all_gather", counted(distributed.all_gather, 1))
+            for step in range(2):
+                optimizer.zero_grad()
+                worker.usual(model, lambda values: values, step)
+                optimizer.step()
+                if step == 0:
+                    sent.clear()  # of the second step, when the slopes along the first are known
+    finally:
+        distributed.destroy_process_group()
+    tensors, elements, samples = 4, sum(parameter.numel() for parameter in model.parameters()), 16
+    agreement, loss = 1 + 3 * tensors + 10, 1
+    assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements

@@ -13,7 +13,7 @@ from cockpit_lite import Cockpit, load_run
 from cockpit_lite.run import Run
 from cockpit_lite.script import Watch, run_script
 from tests import features
-from tests.framework_table import TABLE, Because, missing_tests
+from tests.framework_table import ROOT, TABLE, Because, missing_tests, page
 from tests.integrations.same import Outcome
 
 
@@ -64,6 +64,11 @@ def test_a_script(feature: str, tmp_path: Path) -> None:
         assert [len(run.series("loss")[0]) for run in runs] == [4, 4]
     else:
         assert_is_sound(runs[0], feature)
+
+
+def test_the_page_of_the_documentation_is_the_table() -> None:
+    """To write it anew: python -m tests.framework_table."""
+    assert (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8") == page()
 
 
 def test_every_cell_of_the_table_names_a_test_or_a_reason() -> None:

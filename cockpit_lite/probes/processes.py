@@ -9,9 +9,9 @@ On a tracked step the processes first agree on what all of them have, so that no
 measure. All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
 others find out at once and go on by themselves.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 10 numbers to agree, 2 N K
-numbers are gathered for norms and inner products, D are added up if sums of squares are wanted; of sharded parameters 4 K + 1
-numbers are added up. Nothing on other steps.
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 10 numbers to agree, (2 K + 2) N
+numbers are gathered for norms, inner products, slopes and losses, D are added up if sums of squares are wanted; of sharded
+parameters 5 K numbers are added up. Nothing on other steps.
 """
 
 from __future__ import annotations
