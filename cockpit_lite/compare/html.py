@@ -24,6 +24,7 @@ class Overlays:
     Attributes:
         shown: Losses, accuracies and the readings of the cockpit's first page.
         folded: The others.
+        by_layer: Layerwise readings with their heat maps, one a run.
         constant: Names of readings that have the same value at all steps of all runs.
         problem: Why nothing was drawn; empty if something was.
     """
@@ -32,6 +33,7 @@ class Overlays:
     folded: tuple[Markup, ...] = ()
     constant: tuple[str, ...] = ()
     problem: str = ""
+    by_layer: tuple[tuple[str, tuple[Markup, ...]], ...] = ()
 
 
 def render_html(comparison: Comparison) -> str:
@@ -46,13 +48,19 @@ def draw_overlays(comparison: Comparison) -> Overlays:
     if not changing:
         return Overlays(constant=constant, problem="the runs share no reading that changes")
     try:
-        from cockpit_lite.compare.overlay import overlay  # loads matplotlib
+        from cockpit_lite.compare.by_layer import by_layer, layerwise_names  # these load matplotlib
+        from cockpit_lite.compare.overlay import overlay
 
         drawn = {
             reading.name: overlay(comparison.runs, comparison.labels, reading, f"overlay-{index}")
             for index, reading in enumerate(changing)
         }
+        layers = [
+            (name, tuple(by_layer(comparison.runs, comparison.labels, name, f"layers-{index}")))
+            for index, name in enumerate(layerwise_names(comparison.runs))
+        ]
     except Exception as error:  # a comparison without its pictures is still a comparison
         return Overlays(problem=shorten(f"drawing failed ({type(error).__name__}: {error})", 200, placeholder=" ..."))
     shown = tuple(drawn[reading.name] for reading in changing if reading.on_overview)
-    return Overlays(shown, tuple(drawn[reading.name] for reading in changing if not reading.on_overview), constant)
+    folded = tuple(drawn[reading.name] for reading in changing if not reading.on_overview)
+    return Overlays(shown, folded, constant, by_layer=tuple((name, pictures) for name, pictures in layers if pictures))

@@ -14,12 +14,16 @@ from cockpit_lite.alert import Alert
 from cockpit_lite.compare import compare_runs
 from cockpit_lite.compare import html as compare_html
 from cockpit_lite.compare import model as compare_model
+from cockpit_lite.compare.by_layer import common_scale, largest_change, layerwise_names
 from cockpit_lite.compare.overlay import overlay, stretches
 from cockpit_lite.errors import NotARunError
+from cockpit_lite.plots.layers import layer_table
 from cockpit_lite.report.model import build_report
+from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter
 from tests.report.cases import RULES, alert
 from tests.report.test_html import HOSTILE, Page
+from tests.report.test_schema import faults
 
 SETTINGS = {"model": "Net", "optimizer": [{"class": "SGD", "lr": 0.1}], "seed": 0, "versions": {"torch": "2.15.0"}}
 
@@ -222,3 +226,46 @@ def test_values_that_are_not_finite_are_marked_in_a_long_run(make, tmp_path):
     writer.close(status="completed")
     comparison = compare_runs([make("fine"), writer.folder])
     assert "NaN or Inf" in overlay(comparison.runs, comparison.labels, comparison.readings[0], "key")
+
+
+def test_the_published_schema_tells_of_all_that_is_written(make):
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "comparison.schema.json").read_text(encoding="utf-8"))
+    noise = alert("CL902", "noise-dominates", "warning", 3)
+    runs = [make("one", alert(), noise), make("two", noise, level=math.nan), make("six", steps=0, info={"seed": "<b>"})]
+    (make("torn") / "run.json").write_text("{")
+    written = json.loads(compare_runs([*runs, runs[0].parent / "torn"]).to_json())
+    assert faults(written, schema) == []
+    assert written["left_out"] and written["findings"] and written["settings"]
+    assert written["readings"]["loss"][1:] == ["NaN", None]
+    assert faults({**written, "score": 7}, schema) == ["$: score is not in the schema"]
+    assert faults({**written, "readings": {"loss": ["nan", 1.0]}}, schema) != []
+
+
+def layered(folder: Path, scale: float, names: tuple[str, ...], steps: int = 12, worst: float = 1.0) -> Path:
+    writer = RunWriter(folder, {"model": "Net"})
+    for step in range(steps):
+        values = {f"update_ratio/{name}": scale * (1 + index) for index, name in enumerate(names)}
+        values[f"update_ratio/{names[-1]}"] *= worst
+        writer.step(step, {"loss": 1.0 / (1 + step), **values, "alone/0": 1.0})
+    writer.close(status="completed")
+    return writer.folder
+
+
+def test_layers_are_shown_side_by_side_in_the_same_colours(tmp_path):
+    names = ("body.0", "body.1", "<b>head</b>")
+    folders = [layered(tmp_path / "A", 1e-3, names), layered(tmp_path / "B", 1e-3, names, worst=8.0)]
+    page = compare_runs([*folders, layered(tmp_path / "C", math.nan, names)]).to_html()
+    assert page.count("Update ratio") >= 3 and "alone</code> " not in page
+    assert "&lt;b&gt;head&lt;/b&gt;: 8 times that of A at the end" in page and "<b>head" not in page
+    assert "no layer can be compared with A" in page
+    first, other = (load_run(folder) for folder in folders)
+    scale = common_scale([layer_table(run, "update_ratio") for run in (first, other)])
+    assert scale.low <= 1e-3 and scale.high >= 8 * 3e-3
+    assert (
+        largest_change(layer_table(first, "update_ratio"), layer_table(first, "update_ratio"), "A") == "every layer ends as in A"
+    )
+
+
+def test_layers_of_one_run_only_are_not_compared(tmp_path):
+    folders = [layered(tmp_path / "A", 1e-3, ("0", "1")), layered(tmp_path / "B", 1e-3, ("0",))]
+    assert layerwise_names([load_run(folder) for folder in folders]) == []

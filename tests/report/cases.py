@@ -56,4 +56,4 @@ def alert(code: str = "CL901", name: str = "loss-rises", severity: str = "error"
 
 def record(run: Run, name: str, values: Sequence[Any], steps: Sequence[int] | None = None) -> None:
     """Add a reading to a run as if its log held it, beside or instead of what it holds."""
-    run._add({"steps": list(range(len(values)) if steps is None else steps), "values": {name: list(values)}})
+    run._columns.add({"steps": list(range(len(values)) if steps is None else steps), "values": {name: list(values)}})

@@ -34,7 +34,7 @@ def test_layerwise_readings_satisfy_a_need(make_run):
         needs = ("grad_norm",)
 
     run = make_run()
-    del run._series["grad_norm"]
+    del run._columns.series["grad_norm"]
     assert build_report(run, [Layers()]).passed
 
 

@@ -24,12 +24,13 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def faults(value: Any, schema: dict[str, Any], at: str = "$") -> list[str]:
-    """Check as much of JSON Schema as the file uses, strictly: a field that the schema does not name is a fault."""
+def faults(value: Any, schema: dict[str, Any], at: str = "$", root: dict[str, Any] | None = None) -> list[str]:
+    """Check as much of JSON Schema as our files use, strictly: a field that the schema does not name is a fault."""
+    root = schema if root is None else root
     if "$ref" in schema:
-        return faults(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")], at)
+        return faults(value, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], at, root)
     if "oneOf" in schema:
-        return [] if sum(not faults(value, one, at) for one in schema["oneOf"]) == 1 else [f"{at}: not one of the kinds"]
+        return [] if sum(not faults(value, one, at, root) for one in schema["oneOf"]) == 1 else [f"{at}: not one of the kinds"]
     if "const" in schema and value != schema["const"]:
         return [f"{at}: {value!r} is not {schema['const']!r}"]
     if "enum" in schema and value not in schema["enum"]:
@@ -42,14 +43,16 @@ def faults(value: Any, schema: dict[str, Any], at: str = "$") -> list[str]:
         return [f"{at}: {value!r} is out of range"]
     found = []
     if isinstance(value, list):
-        found += [fault for index, item in enumerate(value) for fault in faults(item, schema["items"], f"{at}[{index}]")]
+        found += [fault for index, item in enumerate(value) for fault in faults(item, schema["items"], f"{at}[{index}]", root)]
     elif isinstance(value, dict) and "properties" in schema:
         found += [f"{at}: no {name}" for name in schema["required"] if name not in value]
         found += [f"{at}: {name} is not in the schema" for name in value if name not in schema["properties"]]
         for name, part in schema["properties"].items():
-            found += faults(value[name], part, f"{at}.{name}") if name in value else []
+            found += faults(value[name], part, f"{at}.{name}", root) if name in value else []
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
-        found += [fault for name, item in value.items() for fault in faults(item, schema["additionalProperties"], f"{at}.{name}")]
+        found += [
+            fault for name, item in value.items() for fault in faults(item, schema["additionalProperties"], f"{at}.{name}", root)
+        ]
     return found
 
 
