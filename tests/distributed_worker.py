@@ -114,6 +114,11 @@ def as_views(model: nn.Module, processes: int) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+def not_at_all(model: nn.Module, processes: int) -> nn.Module:
+    """A mistake: each trains for itself."""
+    return model
+
+
 def in_shards(model: nn.Module, processes: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (processes,))
     for layer in model.children():
@@ -136,6 +141,7 @@ SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], Callabl
     "views": (network, usual, as_views, False),
     "sharded": (network, clipped, in_shards, False),
     "tensor-parallel": (network, usual, in_columns, None),
+    "apart": (network, usual, not_at_all, False),
 }
 
 

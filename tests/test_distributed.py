@@ -89,7 +89,8 @@ def assert_same_readings(together: Run, single: Run, names: tuple[str, ...]) -> 
             np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-7, err_msg=layer)
 
 
-EVERYTHING = [(processes, name) for processes, names in STARTED.items() for name in names if name in worker.SCENARIOS]
+SOUND = [name for name in worker.SCENARIOS if name != "apart"]
+EVERYTHING = [(processes, name) for processes, names in STARTED.items() for name in names if name in SOUND]
 
 
 @pytest.mark.parametrize(("processes", "name"), EVERYTHING)
@@ -122,6 +123,13 @@ def test_one_run_with_the_readings_of_every_process(runs: dict[int, Path]) -> No
     assert "several processes" in run.not_measured["curvature_along_gradient"]
     np.testing.assert_allclose(load_run(run.folder, 1).series("norm_test")[1], run.series("norm_test")[1], rtol=1e-6)
     assert not run.alerts, [str(alert) for alert in run.alerts]
+
+
+def test_processes_that_train_for_themselves_are_a_finding(runs: dict[int, Path]) -> None:
+    assert told(runs[2], "apart", 0)["same"]
+    (alert,) = [alert for alert in load_run(runs[2] / "apart").alerts if alert.name == "ranks-disagree"]
+    assert alert.evidence["ranks that differ"] == 1.0
+    assert "gradient is not the mean" in load_run(runs[2] / "apart").not_measured["norm_test"]
 
 
 def measured(folder: Path, rank: int, reading: str) -> list[int]:
