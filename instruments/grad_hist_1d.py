@@ -30,6 +30,8 @@ from cockpit_lite.step import Step
 
 BINS = SymmetricBins(low=-10, high=4, per_decade=2)
 BINNING = Binning((BINS.count,), lambda sample: BINS.index(sample.gradients, sample.logarithms))
+#: The numbers that the edges follow from, as a reading.
+DESCRIPTION = BINS.describe()
 
 
 class GradHist1d(Instrument):
@@ -59,6 +61,6 @@ class GradHist1d(Instrument):
         found = element_histograms(step, BINNING, self.exact)
         return {
             "grad_hist_1d": found.model,
-            "grad_hist_1d_bins": BINS.describe(),
+            "grad_hist_1d_bins": DESCRIPTION,
             **layerwise("grad_hist_1d", found.by_parameter if self.layers else {}),
         }

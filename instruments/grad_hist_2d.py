@@ -40,6 +40,8 @@ def joint_index(sample: SampledElements) -> Tensor:
 
 
 BINNING = Binning((PARAMETER_BINS.count, GRADIENT_BINS.count), joint_index)
+#: The numbers that the edges follow from, as a reading.
+DESCRIPTION = torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()])
 
 
 class GradHist2d(Instrument):
@@ -69,6 +71,6 @@ class GradHist2d(Instrument):
         found = element_histograms(step, BINNING, self.exact)
         return {
             "grad_hist_2d": found.model,
-            "grad_hist_2d_bins": torch.stack([PARAMETER_BINS.describe(), GRADIENT_BINS.describe()]),
+            "grad_hist_2d_bins": DESCRIPTION,
             **layerwise("grad_hist_2d", found.by_parameter if self.layers else {}),
         }

@@ -15,9 +15,6 @@ from cockpit_lite.probes.per_sample.drawing import in_turn
 from cockpit_lite.probes.per_sample.sampled import SampledElements, all_elements, drawn_elements
 from cockpit_lite.step import Step
 
-#: A histogram says how many of so many elements are in each bin: integers are short in the log.
-OF = 1_000_000
-
 
 @dataclass(frozen=True)
 class Binning:
@@ -77,11 +74,12 @@ def _finished(step: Step, sample: SampledElements, tables: Tensor, alone: Sequen
     def reading(values: Tensor, complete: bool, notes: Sequence[str] = ()) -> Reading:
         exact = complete and samples == statistics.batch_size
         kind = "conditional" if statistics.conditional else "exact" if exact else "estimated"
-        return Reading(values.round(), kind=kind, note=", ".join(notes) or None)
+        return Reading(values, kind=kind, note=", ".join(notes) or None)
 
-    scale = torch.tensor([OF / (draws * samples) for draws in sample.draws], device=tables.device)
-    found = tables * scale.reshape(-1, *[1] * (tables.dim() - 1))
-    whole = torch.tensordot(torch.tensor(sample.shares, device=tables.device), found, 1)
+    own_weights, model_weights = sample.weights
+    flat = tables.flatten(1).to(sample.weights.dtype)
+    whole = (model_weights @ flat).round_().reshape(tables.shape[1:])
+    found = (flat * own_weights[:, None]).round_().reshape(tables.shape)
     drawn, notes = sum(sample.draws), []
     if drawn < sample.of or samples < statistics.batch_size:
         notes.append(f"from {drawn} of {sample.of} elements of {samples} samples")
@@ -104,9 +102,11 @@ def _everything(step: Step, binning: Binning) -> tuple[SampledElements, Tensor]:
     for name, part in all_elements(step):
         (found,) = binning.tables(part)
         tables[name] = tables[name] + found if name in tables else found
+    if not tables:
+        raise NotMeasured("no per-sample gradient was seen on this step")
     sizes = [step.parameters[name].numel() for name in tables]
     shares = [size / sum(sizes) for size in sizes]
-    nothing = torch.empty(count, 0)  # the elements themselves are gone
+    nothing = torch.empty(count, 0, device=next(iter(tables.values())).device)  # the elements themselves are gone
     return SampledElements(list(tables), sizes, shares, sizes, sum(sizes), nothing, nothing[0]), torch.stack(
         list(tables.values())
     )

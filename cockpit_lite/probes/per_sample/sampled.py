@@ -13,6 +13,9 @@ from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.bins import logarithms_of
 from cockpit_lite.step import Step
 
+#: A histogram says how many of so many elements are in each bin: integers are short in the log.
+OF = 1_000_000
+
 
 @dataclass(frozen=True)
 class SampledElements:
@@ -41,6 +44,14 @@ class SampledElements:
         """To which parameter an element belongs, integers, shape (K,)."""
         counts = torch.tensor(self.draws)
         return torch.repeat_interleave(counts, output_size=self.gradients.shape[1]).to(self.gradients.device)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """What an element of each parameter counts in a histogram of its own, and in that of the model, shape (2, P)."""
+        samples = max(1, len(self.gradients))
+        own = [OF / (draws * samples) for draws in self.draws]
+        of_model = [share * weight for share, weight in zip(self.shares, own, strict=True)]
+        return torch.tensor([own, of_model], device=self.gradients.device)
 
     @cached_property
     def logarithms(self) -> Tensor:
@@ -90,4 +101,5 @@ def _at(parameter: Tensor, positions: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the parts side by side in float32, a tensor of its own."""
-    return torch.cat([part.to(like.device, torch.float32) for part in parts], -1)
+    fit = like.device, torch.float32
+    return torch.cat([part if (part.device, part.dtype) == fit else part.to(*fit) for part in parts], -1)
