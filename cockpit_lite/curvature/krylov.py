@@ -38,8 +38,8 @@ Product = Callable[[Tensor], Tensor]
 #: The basis holds no more vectors than this, and no fewer than that whatever the memory.
 MOST_VECTORS, FEWEST_VECTORS = 12, 4
 
-# So many are allocated at first.
-_FIRST_VECTORS = 6
+# So many are allocated at first, and so many more when they are full: most searches end soon.
+_FIRST_VECTORS, _MORE_VECTORS = 5, 3
 
 #: Bytes that the basis and its products may take.
 MEMORY = 2**31
@@ -239,7 +239,7 @@ class Krylov:
         usable = left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length
         if self._look_every == 1 and not bool(usable):
             return False
-        if position == len(self._basis):  # most searches end before: the rest of the memory is not taken beforehand
+        if position == len(self._basis):
             self._basis, self._products = self._longer(self._basis), self._longer(self._products)
         if self._look_every == 1:
             torch.div(fresh, left, out=self._basis[position])
@@ -259,7 +259,7 @@ class Krylov:
         return True
 
     def _longer(self, rows: Tensor) -> Tensor:
-        longer = rows.new_empty(self.capacity, self.dimension)
+        longer = rows.new_empty(min(self.capacity, len(rows) + _MORE_VECTORS), self.dimension)
         longer[: len(rows)] = rows
         return longer
 
