@@ -73,7 +73,7 @@ def _unfreeze(setup: Setup, alert: Alert) -> None:
 def _join(setup: Setup, alert: Alert) -> None:
     """Take out what stands between the modules that were named and is none of torch's."""
     assert isinstance(setup.model, nn.Sequential)
-    first, last = (int(name) for name in alert.where[:2])
+    first, last = (int(name.partition(".")[0]) for name in alert.where[:2])
     kept = [
         module
         for place, module in enumerate(setup.model)
