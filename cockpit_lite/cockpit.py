@@ -416,6 +416,11 @@ def _check_model(model: nn.Module) -> nn.Module:
         raise SetupError(f"Cockpit(model, optimizer): the model must be a torch.nn.Module, not {type(model).__name__}.")
     if next(model.parameters(), None) is None:
         raise SetupError(f"{type(model).__name__} has no parameters, so there is nothing to watch.")
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):  # its import takes seconds
+        raise SetupError(
+            "FullyShardedDataParallel keeps parts of several parameters in one flat tensor, of which nothing can be said. "
+            "torch.distributed.fsdp.fully_shard, which follows it, can be watched."
+        )
     if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
         raise SetupError(
             f"{type(model).__name__} has lazy parameters without a shape: run one batch through it before the with block."

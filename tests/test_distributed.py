@@ -208,3 +208,17 @@ def test_what_is_sent_is_what_the_documentation_says(tmp_path: Path, monkeypatch
     tensors, elements, samples = 4, sum(parameter.numel() for parameter in model.parameters()), 16
     agreement, loss = 1 + 3 * tensors + 10, 1
     assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements
+
+
+def test_flat_parameters_are_refused(tmp_path: Path) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.warns(UserWarning, match="NO_SHARD"):
+            model = FullyShardedDataParallel(torch.nn.Linear(2, 2), device_id=torch.device("cpu"))
+        with pytest.raises(SetupError, match="fully_shard, which follows it, can be watched"):
+            Cockpit(model, torch.optim.SGD(model.parameters(), lr=0.1), run=tmp_path / "run")
+    finally:
+        distributed.destroy_process_group()
