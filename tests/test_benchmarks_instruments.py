@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.instruments import TOGETHER, Timer, first_order, judged, kept, selections, shares, target
+from benchmarks.instruments import TOGETHER, Timer, first_order, judged, kept, kept_for_good, selections, shares, target
 from benchmarks.nets import nets
 from cockpit_lite.instruments import INSTRUMENTS
 
@@ -41,10 +41,12 @@ def test_memory_counts_what_the_cockpit_keeps(tmp_path: Path) -> None:
     timer = Timer(nets()[0], tmp_path, block_seconds=0.001)
     size = sum(parameter.nbytes for parameter in timer.model.parameters())
     assert kept(["distance", "alpha"], timer.model) == 2 * size
+    assert kept_for_good(["distance", "alpha"], timer.model) == size
     assert kept(["grad_norm"], timer.model) == 0
     plain = timer.memory(None)
     assert plain > 2 * size  # weights and gradients
     assert timer.memory(["distance"]) >= plain + size
+    assert timer.memory(["alpha"]) >= plain + size, "the last update"
 
 
 def test_an_instrument_that_was_switched_off_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
