@@ -13,10 +13,11 @@ A bad value: at the start of training and near saddle points some negative curva
 largest eigenvalue or less; gradient descent leaves along it by itself. A minimum that is as negative as the largest is positive,
 for many steps: the loss is dominated by what is not convex in the output, or by few examples that are badly wrong.
 
-Estimates with their residuals; the smallest Ritz value is never below the true smallest eigenvalue, and by default it may be above
-it by a tenth of the largest magnitude: late in training, where the largest has grown, read it as a sign that something bends down.
-They share the search of ``max_eigenvalue``. Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights
-are in. Its Gauss-Newton part has no negative eigenvalue, so the negative ones are what bends in the model itself.
+Estimates with their residuals; the smallest Ritz value is never below the true smallest eigenvalue, and by default it may be
+above it by a tenth of the largest magnitude: late in training, where the largest has grown, read it as a sign that something
+bends down. They share the search of ``max_eigenvalue``. Under ReLU the curvature in the kinks is invisible: this is the Hessian
+of the smooth piece that the weights are in. Its Gauss-Newton part has no negative eigenvalue, so the negative ones are what
+bends in the model itself.
 
 References: C. Lanczos, 1950; L. Sagun, U. Evci, V. Guney, Y. Dauphin, L. Bottou, Empirical Analysis of the Hessian of
 Over-Parametrized Neural Networks, 2017.
