@@ -37,6 +37,7 @@ CAPTIONS = {
     "report-terminal.png": "The same report in a terminal: `cockpit-lite report RUN`",
     "comparison.png": "`cockpit-lite compare BROKEN HEALTHY`: what went, what differs",
     "comparison-gauges.png": "The readings that both runs have, on one gauge each",
+    "comparison-layers.png": "Readings by layer, each run beside the other in the same colours",
     "comparison-terminal.png": "The same comparison in a terminal",
     "cockpit-dark.png": "The cockpit page, as the window shows it, dark",
     "animation.gif": 'The run as it went: `plots.animate(run, "animation.gif")`',
@@ -95,6 +96,9 @@ def photograph(browser: Browser, report: Report, comparison: Comparison, worksho
     take(tab, "comparison.png")
     scroll_to(tab, "#readings")
     take(tab, "comparison-gauges.png")
+    tab.evaluate("document.querySelectorAll('#by-layer ~ details').forEach((one, index) => { one.open = index < 3; })")
+    scroll_to(tab, "#by-layer")
+    take(tab, "comparison-layers.png")
 
     for name, show in (("report", report.print), ("comparison", comparison.print)):
         drawn = workshop / f"{name}.svg"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from markupsafe import Markup
@@ -34,13 +35,18 @@ def by_layer(runs: Sequence[Run], labels: Sequence[str], name: str, key: str) ->
     there = [(run, label, table) for run, label, table in zip(runs, labels, tables, strict=True) if table is not None]
     if len(there) < 2:
         return []
+    signed = any((table.values < 0).any() for _, _, table in there)
+    if signed:
+        there = [(run, label, replace(table, values=np.abs(table.values))) for run, label, table in there]
     scale = common_scale([table for _, _, table in there])
     first = there[0]
     pictures = []
     for run, label, table in there:
         figure, ax = blank()
         title = f"{label}  {name[:1].upper()}{name[1:].replace('_', ' ')}"
-        with panel(run, ax, title, needs=[f"{name}/{layer}" for layer in table.names]) as board:
+        with panel(
+            run, ax, title, unit="magnitude" if signed else "", needs=[f"{name}/{layer}" for layer in table.names]
+        ) as board:
             draw_layers(board, run, name, scale, table)
             said = "what the others are compared with" if table is first[2] else largest_change(first[2], table, first[1])
             board.read(Verdict(said))
@@ -49,13 +55,12 @@ def by_layer(runs: Sequence[Run], labels: Sequence[str], name: str, key: str) ->
 
 
 def common_scale(tables: Sequence[LayerTable]) -> HeatScale:
-    """Return a scale that holds the values of all tables: logarithmic if they are positive."""
+    """Return a scale that holds the values of all tables: linear for shares, else logarithmic over those that are not zero."""
     values = np.concatenate([table.values.ravel() for table in tables])[None]
     finite = values[np.isfinite(values)]
-    if not len(finite) or finite.min() > 0:
-        return log_scale(LayerTable(("",), np.arange(values.shape[1]), values, np.full(values.shape, True)))
-    low, high = float(np.clip(finite.min(), -1e300, 1e300)), float(np.clip(finite.max(), -1e300, 1e300))
-    return HeatScale(low, high if high > low else low + 1.0)
+    if len(finite) and finite.min() == 0 and finite.max() <= 1:
+        return HeatScale(0.0, float(finite.max()) or 1.0)
+    return log_scale(LayerTable(("",), np.arange(values.shape[1]), values, np.full(values.shape, True)))
 
 
 def largest_change(first: LayerTable, other: LayerTable, label: str) -> str:
