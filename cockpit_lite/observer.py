@@ -74,6 +74,7 @@ class Observer:
         # The step under way
         self._losses: list[Tensor | float] = []
         self._backwards = 0
+        self._value: float | None = None  # of the loss that goes backwards now, where it is known
         self._versions: tuple[int, ...] = ()  # of the parameters, when the first such pass was thrown away
         self._without_step = 0  # backward passes whose gradient no optimizer used
         self._updated: set[int] = set()  # optimizers that have stepped
@@ -100,6 +101,7 @@ class Observer:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if self._closure == "again" or not self.active:
             return
+        self._value = None  # of a pass that has failed, say
         if self._updated:  # one of several optimizers has stepped, and training goes on: its step was one of its own
             self._taking_turns = True
             self._end_step()
@@ -109,6 +111,9 @@ class Observer:
         self._scale = loss_scale.last_scale() if loss_scale.uses() != self._scale_uses else None
         if self._tracked is not None:
             self._tracked.before_backward(tensors, gradients, self._backwards, self._scale)
+        elif len(tensors) == 1 and tensors[0].is_cpu and not tensors[0].dim() and gradients[0] is None and self._scale is None:
+            # Nearly always. Cheaper than a tensor that is kept, and than after the pass, when nothing is in the caches any more.
+            self._value = tensors[0].item()
 
     def _throw_away(self) -> None:
         """Begin the step again: the gradient was set to zero before any optimizer used it."""
@@ -138,8 +143,9 @@ class Observer:
         self._backwards += 1
         if self._tracked is not None:
             self._tracked.keep_gradient()
-        elif len(tensors) == 1 and tensors[0].is_cpu and gradients[0] is None and self._scale is None:
-            self._losses.append(tensors[0].item())  # nearly always, and cheaper than a tensor that is kept
+        elif self._value is not None:
+            self._losses.append(self._value)
+            self._value = None
             return
         loss = objective(tensors, gradients)
         self._losses.append(loss if self._scale is None else loss / self._scale)

@@ -74,10 +74,13 @@ class Budget:
     first_steps = frozenset({0, 1, 2, 4, 8, 16, 32, 64})
 
     #: So many steps must be able to repay what is lent: a dear measurement of short steps would otherwise be over any budget.
-    repaid_within = 500
+    repaid_within = 250
+
+    #: So many steps pay for what is lent at one of the first steps in any case: the cheapest measurements.
+    always_lent = 40
 
     #: Of the share, what goes to debts as long as there are any.
-    repayment = 0.9
+    repayment = 0.8
 
     #: Of what is left of the share, what the cheapest may take, however many others there are.
     favour = 0.1
@@ -100,6 +103,7 @@ class Budget:
         self.share = share
         self._cost: dict[str, float] = {}
         self._credit: dict[str, float] = {}
+        self._guessed: set[str] = set()  # accounts of what is dear and has not been measured
         self._step_seconds = 0.0
         self._unpaid = 0.0
         self._wait = 0.0
@@ -117,6 +121,7 @@ class Budget:
                 return False
             steps, seconds = self.guess
             self._cost[account], self._credit[account] = steps * self._step_seconds + seconds, 0.0
+            self._guessed.add(account)
             self._plan()
         if step in self.first_steps and self._lends(account):
             return True
@@ -124,11 +129,11 @@ class Budget:
         return self._credit[account] >= self._cost[account]
 
     def _lends(self, account: str) -> bool:
-        limit = self.share * self._step_seconds * self.repaid_within
+        income = self.share * self._step_seconds
         needed = sum(cost for cost in self._cost.values() if cost <= self._cost[account])  # cheaper ones are served first
-        if needed * len(self.first_steps) <= limit / 2:
+        if needed <= income * self.always_lent:
             return True  # next to nothing, whatever else is owed
-        return needed - sum(min(credit, 0.0) for credit in self._credit.values()) <= limit
+        return needed - sum(min(credit, 0.0) for credit in self._credit.values()) <= income * self.repaid_within
 
     def end_step(self, training_seconds: float, spent: Mapping[str, float], standing: float = 0.0) -> None:
         """Book one step.
@@ -143,13 +148,20 @@ class Budget:
         if not spent:
             return
         self._pay()
+        known_now = []
         for account, seconds in spent.items():
             known = self._cost.get(account)
             if known is None:
                 self._cost[account] = seconds
+            elif account in self._guessed:
+                self._guessed.discard(account)
+                self._cost[account] = seconds
+                known_now.append(seconds)
             else:  # the first ones are dear, while everything is cold: what is cheaper now is believed sooner
                 self._cost[account] += (0.5 if seconds < known else 0.3) * (seconds - known)
             self._credit[account] = self._credit.get(account, 0.0) - seconds
+        for account in self._guessed if known_now else ():  # of the dear ones the others are no dearer, as far as anybody knows
+            self._cost[account] = min(self._cost[account], max(known_now))
         self._plan()
 
     def _pay(self) -> None:

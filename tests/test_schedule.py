@@ -119,7 +119,7 @@ def test_the_share_is_used(costs: dict[str, float]) -> None:
     assert simulation.overhead > 0.8 * 0.05
 
 
-@pytest.mark.parametrize("costs", [{"cheap": 0.001}, {"cheap": 0.01, "dear": 2.0}], ids="+".join)
+@pytest.mark.parametrize("costs", [{"cheap": 0.001}, {"cheap": 0.01, "dear": 1.0}], ids="+".join)
 def test_the_first_steps_are_measured_on_credit(costs: dict[str, float]) -> None:
     simulation = Simulation(0.05, costs).run(100)
     assert FIRST == [0, 1, 2, 4, 8, 16, 32, 64]
@@ -142,7 +142,7 @@ def test_what_is_dear_does_not_break_the_budget_of_short_steps(share: float) -> 
     dear = frozenset(name for name in costs if name.startswith("curvature"))
     simulation = Simulation(share, costs, step_seconds=0.003, unit=0.003, dear=dear).run(2_000)
     assert simulation.overhead <= {0.01: 0.012, 0.05: 0.055}[share]
-    assert simulation.overhead >= 0.5 * share  # the rest is saved up for what is dear
+    assert simulation.overhead >= 0.4 * share  # the rest is saved up for what is dear
     assert not any(0 in simulation.measured[name] for name in dear)
     assert all(0 in simulation.measured[name] for name in costs if name not in dear)
     assert set(FIRST) <= set(simulation.measured["gradient"])
@@ -151,7 +151,7 @@ def test_what_is_dear_does_not_break_the_budget_of_short_steps(share: float) -> 
 def test_what_is_dear_is_measured_at_the_first_steps_where_it_can_be_repaid() -> None:
     costs = {f"curvature {number}": 1.0 for number in range(5)}
     simulation = Simulation(0.05, costs, dear=frozenset(costs)).run(20)
-    assert all(steps[0] == 1 for steps in simulation.measured.values())
+    assert {steps[0] for steps in simulation.measured.values()} == {1, 2}  # until the first ones are known, no more is risked
 
 
 def test_what_it_costs_to_be_there_is_part_of_the_budget() -> None:

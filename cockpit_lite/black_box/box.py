@@ -125,6 +125,8 @@ class BlackBox:
         self._sound = self._seems_sound(tensors, gradients)
         if self._sound:
             self._watch.resting = True
+            if self._watch.forget():
+                self._was_bad = False
             return
         start = time.perf_counter()
         self._watch.listen(True)
@@ -150,10 +152,6 @@ class BlackBox:
             return
         if self._sound:
             self._watch.resting = False
-            if self._watch.forget():
-                self._was_bad = False
-            if self._asked:  # meanwhile: for the next step
-                self._watch.closely = True
             return
         start = time.perf_counter()
         self._watch.listen(False)

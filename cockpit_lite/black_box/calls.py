@@ -35,6 +35,9 @@ MOST_BUFFER_BYTES = 4 * 2**20
 _SHARE = 0.002
 
 
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+
+
 @dataclass(slots=True)
 class Ear:
     """Whether gradients that come back are noted: all that a hook in the user's graph holds of the watch."""
@@ -164,7 +167,7 @@ class CallWatch:
 
     def note_in_short(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the inputs of a call that has been made, on the many steps that are not looked at closely; never raises."""
-        if self.resting or not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if self.resting or not torch.is_grad_enabled() or _functorch_level() is not None:
             return
         if not self._measuring():
             self._in_short.append((args, kwargs))
@@ -173,7 +176,7 @@ class CallWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note a call that is about to be made; never raises."""
-        if self.resting or not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if self.resting or not torch.is_grad_enabled() or _functorch_level() is not None:
             return None
         try:
             if self._measuring():

@@ -1,7 +1,12 @@
-"""Seeing every optimizer step, through PyTorch's global step hooks: nothing is placed on the optimizer itself."""
+"""Seeing every optimizer step, through PyTorch's global step hooks: nothing is placed on the optimizer itself.
+
+However many cockpits are open, there is one hook before and one after the step. An optimizer that is stepping goes through the
+hooks that there are, and fails when one is added or removed meanwhile: in another thread, where another cockpit opens.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -28,23 +33,36 @@ class OptimizerListener(Protocol):
         """Called with what one of the others raised; must not raise."""
 
 
+#: The open ones. Replaced and never changed, since a step of another thread may be going through them.
+_probes: tuple[OptimizerProbe, ...] = ()
+_handles: list[Any] = []
+_changing = threading.Lock()
+
+
 class OptimizerProbe:
     """Reports the steps of ``optimizers`` to ``listener`` between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, optimizers: Sequence[Optimizer], listener: OptimizerListener):
         self._ids = {id(optimizer) for optimizer in optimizers}
         self._listener = listener
-        self._handles: list[Any] = []
 
     def start(self) -> None:
         """Begin to listen."""
-        self._handles = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
+        global _probes
+        with _changing:
+            if not _probes:
+                _handles[:] = [register_optimizer_step_pre_hook(_before_any), register_optimizer_step_post_hook(_after_any)]
+            _probes = (*_probes, self)
 
     def stop(self) -> None:
         """Stop listening; idempotent."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        global _probes
+        with _changing:
+            _probes = tuple(probe for probe in _probes if probe is not self)
+            if not _probes:
+                for handle in _handles:
+                    handle.remove()
+                _handles.clear()
 
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]
@@ -85,3 +103,17 @@ class OptimizerProbe:
             event(*args)
         except Exception as error:
             self._listener.give_up(error)
+
+
+def _before_any(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    changed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    for probe in _probes:
+        changed = probe._before(optimizer, *(changed or (args, kwargs))) or changed
+    return changed
+
+
+def _after_any(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
+    for probe in _probes:
+        probe._after(optimizer, args, kwargs)
