@@ -5,6 +5,7 @@
       readings.jsonl   the numbers, one JSON object a line (see below); of other ranks in readings-rank<number>.jsonl
       alerts.jsonl     one alert a line
       report.html, report.json, cockpit.png          written at the end
+      .cache/          what a long log says, as arrays (log_mirror.py, run_cache.py); may be deleted at any time
 
 Lines of ``readings.jsonl``::
 
