@@ -31,7 +31,7 @@ _ALL = (
     "DDP",
 )
 _FUNC = Because("it calls backward itself")
-_ONE_PROCESS = Because("only the first process is watched, with its own part of each batch")
+_TOGETHER = "tests/integrations/test_several_processes.py::test_processes_measure_together"
 
 _LIGHTNING = "tests/integrations/test_lightning.py"
 _LIGHTNING_CASE = f"{_LIGHTNING}::test_training_is_the_same"
@@ -61,7 +61,7 @@ TABLE: dict[str, dict[str, str]] = {
         "averaged weights": f"{_LIGHTNING_CASE}[averaged weights]",
         "validation": f"{_LIGHTNING}::test_validation_is_recorded",
         "torch.func": _FUNC,
-        "DDP": _ONE_PROCESS,
+        "DDP": f"{_TOGETHER}[lightning]",
     },
     "Lightning, manual": {
         "accumulation": f"{_LIGHTNING_CASE}[manual accumulation]",
@@ -76,7 +76,7 @@ TABLE: dict[str, dict[str, str]] = {
         "averaged weights": f"{_LIGHTNING_CASE}[manual averaged weights]",
         "validation": f"{_LIGHTNING_CASE}[manual]",
         "torch.func": Because("gradients that no backward() makes have no loss that could be seen"),
-        "DDP": _ONE_PROCESS,
+        "DDP": Because("it is tested with automatic optimization"),
     },
     "Hugging Face Trainer": {
         "accumulation": f"{_HUGGINGFACE_CASE}[accumulation]",
@@ -91,7 +91,7 @@ TABLE: dict[str, dict[str, str]] = {
         "averaged weights": Because("the Trainer has none"),
         "validation": f"{_HUGGINGFACE_CASE}[classifier]",
         "torch.func": _FUNC,
-        "DDP": _ONE_PROCESS,
+        "DDP": f"{_TOGETHER}[huggingface]",
     },
     "Accelerate": {
         **{feature: f"{_HUGGINGFACE}::test_accelerate[{feature}]" for feature in _ALL},

@@ -16,6 +16,7 @@ from typing import Any
 from cockpit_lite.cockpit import Cockpit
 from cockpit_lite.integrations.metrics import validation_metrics
 from cockpit_lite.integrations.need import need
+from cockpit_lite.integrations.several import processes
 from cockpit_lite.isolation import warn
 
 need("transformers", "huggingface")
@@ -27,17 +28,20 @@ class CockpitCallback(TrainerCallback):
 
     The loss is found where the trainer calls ``backward``: label smoothing, ``compute_loss`` of your own and
     ``num_items_in_batch`` included; accumulated batches are one step. Evaluation is recorded, ``eval_loss`` as
-    ``validation_loss``. Of several processes the first one is watched. The Trainer tells its callbacks nothing of an exception:
-    with :class:`CockpitTrainer` the report is written then, too; otherwise when the callback is no longer used.
+    ``validation_loss``. Of several processes the first one is watched, or, with ``together``, all. The Trainer tells its
+    callbacks nothing of an exception: with :class:`CockpitTrainer` the report is written then, too; otherwise when the callback
+    is no longer used.
 
     Args:
+        together: Whether several processes measure together, see ``process_group`` of :class:`~cockpit_lite.cockpit.Cockpit`.
         settings: Handed to :class:`~cockpit_lite.cockpit.Cockpit`: ``run``, ``instruments``, ``budget``, ``sinks``, ...
 
     Attributes:
         cockpit: The cockpit of the last training; None before the first.
     """
 
-    def __init__(self, **settings: Any):
+    def __init__(self, together: bool = False, **settings: Any):
+        self._together = together
         self.cockpit: Cockpit | None = None
         self._settings = settings
         self._finish: weakref.finalize[..., Any] | None = None
@@ -45,10 +49,10 @@ class CockpitCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open it: model and optimizer are there."""
         self.close()
-        if not state.is_world_process_zero:
+        if not (state.is_world_process_zero or self._together):
             return
         try:
-            cockpit = Cockpit(kwargs["model"], kwargs["optimizer"], **self._settings)
+            cockpit = Cockpit(kwargs["model"], kwargs["optimizer"], **self._settings, **processes(self._together))
             cockpit.__enter__()
         except Exception as error:
             warn("This training cannot be watched; it goes on.", error)

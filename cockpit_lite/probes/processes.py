@@ -58,6 +58,9 @@ OF_WHOLE_PARAMETERS = frozenset(
 #: Deviation of the mean gradient of all processes from the one that the optimizer sees, relative.
 TOLERANCE = 1e-2
 
+#: Squared norms of a parameter's contributions, as a share of those of all, that rounding makes where they are zero.
+NEGLIGIBLE = 1e-10
+
 #: For so long a process waits for another one that neither comes nor says that it has gone. Training has just brought them
 #: together, when it averaged the gradient, so they are not far apart.
 TIMEOUT = datetime.timedelta(seconds=120)
@@ -324,10 +327,14 @@ class Processes:
 
     def _check(self, found: PerSampleStatistics, gradient: Mapping[str, Tensor]) -> None:
         """The contributions of all samples must sum to the gradient: seen by their inner products with it."""
+        sizes = {name: row.sum() for name, row in found.squared_norms.items()}
+        negligible = NEGLIGIBLE * sum(sizes.values(), torch.zeros(()))
         for name, products in tuple(found.products.items()):
             wanted = gradient[name].square().sum()
-            # Rounding is in proportion to what is added up.
-            if not bool((products.sum() - wanted).abs() <= TOLERANCE * torch.maximum(wanted, products.abs().sum())):
+            # Rounding is in proportion to what is added up; of gradients that are zero but for rounding nothing else is left.
+            allowed = TOLERANCE * torch.maximum(wanted, products.abs().sum())
+            is_nothing = torch.maximum(wanted, sizes[name].to(wanted)) <= negligible.to(wanted)
+            if not bool(((products.sum() - wanted).abs() <= allowed) | is_nothing):
                 found.drop(name)
                 found.not_covered[name] = "the gradient is not the mean of those of the processes"
 
