@@ -105,7 +105,7 @@ def combinations_table(chosen: Sequence[Combination], folder: Path) -> tuple[str
         count[1] += 1
         count[2] += readings
         if found:
-            failures.append(f"- {combination.name}: {found[0]}")
+            failures.append(f"- {combination.name}: {found[0].splitlines()[0][:160]}")
     rows = [[feature, f"{same} of {tried}", readings] for feature, (same, tried, readings) in counts.items() if tried]
     header = ["way of training", "everything identical", "readings taken meanwhile"]
     return table(header, rows), sum(count[0] for count in counts.values()), failures
