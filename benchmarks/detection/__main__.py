@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ and the loss still falls."""
 #: Why what is missed is missed, as measured.
 REASONS = """Reasons. `ill-conditioning` is missed where the curvature term stays at 0.16 to 0.19 of the gradient term: the
 learning rate is below what the steep direction allows, and the threshold is 0.2. `exploding-recurrence` of the mildest severity
-(recurrent weights with singular values of 1.5, ReLU) does not explode: the gradient stays at a quarter of the norm of the weights,
-and what counts as harm is that a plain recurrent net over 64 pixels learns slowly. Inputs whose columns are of different scales
-are found, but an image has columns that are nearly always black: standardised, their few pixels become very large."""
+(recurrent weights with singular values of 1.5, ReLU) does not explode: the gradient stays at a quarter of the norm of the
+weights, and what counts as harm is that a plain recurrent net over 64 pixels learns slowly. Inputs whose columns are of different
+scales are found, but an image has columns that are nearly always black: standardised, their few pixels become very large."""
 
 
 def main() -> None:
@@ -156,12 +157,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _page(records: list[dict[str, Any]], advised: list[dict[str, Any]]) -> str:
     test = [record for record in records if record["case"]["seed"] >= 100]
     development = [record for record in records if record["case"]["seed"] < 100]
+    healthy = list(filter(is_healthy, records))
     one, two, both = summary(test), summary(development), summary(records)
     figures = [[name, one[name], two[name], both[name], TARGETS[name]] for name in one]
     figures.append(["advice applied, run again: reaches 90 % of the control", *_reached(test, development, advised), "85 %"])
     others = [[name, *baseline_summary(test, name)] for name in BASELINES]
+    notes = Counter(name for record in healthy for name, _, severity, _ in record["findings"] if severity == "note")
     return f"""
-{len(records)} runs, {sum(map(is_healthy, records))} of them healthy: {len(test)} of the test part (other architectures and seeds
+{len(records)} runs, {len(healthy)} of them healthy: {len(test)} of the test part (other architectures and seeds
 than thresholds were chosen on), {len(development)} of the development part. A fault counts where it is exact, or where the loss
 ended {WORSE} times as high as the median of healthy runs of its task at the same step, and above all of them. Found: the
 right name is among the findings, notes included, and not before the fault began. A jump of the learning rate in mid-run is right
@@ -203,6 +206,9 @@ Healthy runs with a warning or error:
 
 {_rows(["run", "findings"], false_alarms(records))}
 
+Healthy runs by task, most where a step is short: {_counted(Counter(record["case"]["task"] for record in healthy))}. Notes in
+them, which do not count: {_counted(notes)}.
+
 {NOT_INJECTED}
 
 ### The advice applied
@@ -214,6 +220,10 @@ in it. Below {REACHED:.0%} of the healthy improvement:
 
 {_rows(["run", "advice", "share of the healthy improvement"], _fell_short(advised))}
 """
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
 
 
 def _rows(header: list[str], rows: list[list[str]]) -> str:
