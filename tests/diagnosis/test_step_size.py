@@ -75,7 +75,7 @@ def test_adam_by_its_update_ratio() -> None:
         TOO_HIGH, 60, lambda step: 2.3 if step == 0 else 100.0, update_ratio=4.0, optimizers=("Adam",), learning_rate=0.3
     )
     assert alert is not None and "limit of a plain step" not in alert.evidence
-    assert suggested(alert.advice) == pytest.approx(0.3 * 3e-3 / 4.0, rel=0.5)
+    assert suggested(alert.advice) == pytest.approx(0.3 * 1e-2 / 4.0, rel=0.5)
     readable(alert)
 
 
