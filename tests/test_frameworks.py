@@ -37,7 +37,7 @@ def assert_is_sound(run: Run, feature: str) -> None:
         assert run.series("loss_scale")[1][-1] < 2.0**21
 
 
-@pytest.mark.filterwarnings("ignore:.*Online softmax is disabled", "ignore:.*lr_scheduler.step")
+@pytest.mark.filterwarnings("ignore:.*Online softmax is disabled", "ignore:.*lr_scheduler.step", "ignore:Guards may run slower")
 @pytest.mark.parametrize("feature", features.FEATURES)
 def test_a_plain_loop(feature: str, tmp_path: Path) -> None:
     def watch(model: nn.Module, optimizer: Any, **settings: Any) -> Cockpit:
@@ -51,7 +51,7 @@ def test_a_plain_loop(feature: str, tmp_path: Path) -> None:
         assert run.series("validation_loss")[0].tolist() == [2, 5]
 
 
-@pytest.mark.filterwarnings("ignore:.*Online softmax is disabled", "ignore:.*lr_scheduler.step")
+@pytest.mark.filterwarnings("ignore:.*Online softmax is disabled", "ignore:.*lr_scheduler.step", "ignore:Guards may run slower")
 @pytest.mark.parametrize("feature", features.FEATURES)
 def test_a_script(feature: str, tmp_path: Path) -> None:
     plain = features.train(feature)
