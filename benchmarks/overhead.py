@@ -375,6 +375,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each net (default 60)")
     parser.add_argument("--rounds", type=int, default=5, help="at least so many (default 5)")
     parser.add_argument("--budget-steps", type=int, default=2000, help="of each training under a budget (default 2,000; 0: none)")
+    parser.add_argument("--budget-seconds", type=float, default=600, help="of each such training, about, at most (default 600)")
     parser.add_argument("--only", nargs="*", help="nets whose names begin so")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -386,8 +387,10 @@ def main() -> None:
             stopwatch = Stopwatch(case, Path(folder))
             plain = statistics.median(stopwatch.seconds(_plain) for _ in range(5))
             rows += step_rows(case, stopwatch.times(ways(case), options.seconds, options.rounds), plain)
-            for share in SHARES if options.budget_steps else ():
-                spent = budget(case, share, Path(folder, f"budget {share}"), options.budget_steps, max(round(0.1 / plain), 1))
+            # A plain training goes beside it, which takes as long.
+            steps = min(options.budget_steps, round(options.budget_seconds / plain / 2))
+            for share in SHARES if steps else ():
+                spent = budget(case, share, Path(folder, f"budget {share}"), steps, max(round(0.1 / plain), 1))
                 limit = SHARE_TARGETS.get(share, 1.1 * share)
                 cells = [judged(100 * spent.account, 100 * limit), f"{100 * spent.added:.1f}"]
                 budgets.append([case.name, f"{share:.0%}", *cells, f"{spent.measured} of {spent.steps}"])

@@ -123,7 +123,8 @@ def page() -> str:
     lines = [
         "# Frameworks and features",
         "",
-        "Each check mark is a test: the same training with and without the cockpit, compared to the bit, and its readings.",
+        "Each check mark is a test of the readings; nearly all also compare the training, watched and not, to the bit (not:",
+        "resume and validation in Lightning, DDP inside frameworks).",
         "",
         "| | " + " | ".join(TABLE) + " |",
         "|---|" + "---|" * len(TABLE),

@@ -31,7 +31,7 @@ class Net(lightning.LightningModule):
         self.automatic_optimization = not manual
         self.fail_at = fail_at
         if "compile" in feature:
-            self.net.compile(backend="eager", fullgraph=feature.endswith("fullgraph"))
+            self.net.compile(backend="aot_eager", fullgraph=feature.endswith("fullgraph"))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.feature == "checkpointing":
