@@ -25,7 +25,7 @@ from cockpit_lite.probes.processes import Processes
 from cockpit_lite.pulse import Pulse
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.schedule import Budget, Schedule
-from cockpit_lite.tracked_step import Probes, TrackedStep, account, is_dear
+from cockpit_lite.tracked_step import Probes, TrackedStep, account
 from cockpit_lite.transfer import Row
 
 #: What the hooks of an untracked step take in all, over what its end takes, which alone is timed (benchmarks/untracked.py).
@@ -262,7 +262,7 @@ class Observer:
         if self._budget.idle(self.index):
             return ()
         allows, index = self._budget.allows, self.index
-        return [instrument for instrument in self._instruments if allows(account(instrument), index, is_dear(instrument))]
+        return [instrument for instrument in self._instruments if allows(account(instrument), index)]
 
     def _end_step(self) -> None:
         now = self._clock()

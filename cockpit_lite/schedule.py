@@ -60,9 +60,8 @@ class Budget:
     Every step pays its share of time into the accounts; a measurement is due when its account covers what it is
     expected to cost. Cheap measurements are served first and in full (max-min fairness), so the dear ones are stretched
     first. The first steps, thinning out like 0, 1, 2, 4, 8, ... 64, are measured on credit, since most faults show there: step 0
-    in any case, the others as far as the next few hundred steps can repay, the cheap measurements first. Debts are paid back
-    before anything else: until then most of the share goes to them. What is dear by its nature begins at step 1, when it is
-    known how long a step takes.
+    in any case, the others as far as the next few hundred steps can repay, the cheap measurements first. Debts are paid
+    back before anything else: until then most of the share goes to them.
 
     Args:
         share: Greatest share of training time, such as 0.05.
@@ -85,9 +84,6 @@ class Budget:
     #: Of what is left of the share, what the cheapest may take, however many others there are.
     favour = 0.1
 
-    #: What a dear measurement is taken to cost until it has been made: training steps, and seconds.
-    guess = (4.0, 0.02)
-
     #: Of the share, what measuring is left in any case, however dear it is to be there at every step.
     least = 0.2
 
@@ -103,7 +99,6 @@ class Budget:
         self.share = share
         self._cost: dict[str, float] = {}
         self._credit: dict[str, float] = {}
-        self._guessed: set[str] = set()  # accounts of what is dear and has not been measured
         self._step_seconds = 0.0
         self._unpaid = 0.0
         self._wait = 0.0
@@ -112,17 +107,10 @@ class Budget:
         """Return whether no account can be due at ``step``; costs nothing, for the many steps where that is so."""
         return self._unpaid < self._wait and step not in self.first_steps
 
-    def allows(self, account: str, step: int, dear: bool = False) -> bool:
-        """Return whether a measurement may be made at ``step``; ``dear``: not before it is known that it can be paid for."""
+    def allows(self, account: str, step: int) -> bool:
+        """Return whether a measurement may be made at ``step``; the first time in any case, to know what it costs."""
         if account not in self._cost:
-            if not dear:
-                return True
-            if not self._step_seconds:
-                return False
-            steps, seconds = self.guess
-            self._cost[account], self._credit[account] = steps * self._step_seconds + seconds, 0.0
-            self._guessed.add(account)
-            self._plan()
+            return True
         if step in self.first_steps and self._lends(account):
             return True
         self._pay()
@@ -148,20 +136,13 @@ class Budget:
         if not spent:
             return
         self._pay()
-        known_now = []
         for account, seconds in spent.items():
             known = self._cost.get(account)
             if known is None:
                 self._cost[account] = seconds
-            elif account in self._guessed:
-                self._guessed.discard(account)
-                self._cost[account] = seconds
-                known_now.append(seconds)
             else:  # the first ones are dear, while everything is cold: what is cheaper now is believed sooner
                 self._cost[account] += (0.5 if seconds < known else 0.3) * (seconds - known)
             self._credit[account] = self._credit.get(account, 0.0) - seconds
-        for account in self._guessed if known_now else ():  # of the dear ones the others are no dearer, as far as anybody knows
-            self._cost[account] = min(self._cost[account], max(known_now))
         self._plan()
 
     def _pay(self) -> None:

@@ -71,8 +71,8 @@ class Step:
         per_sample_gradients: The samples' contributions themselves, a layer at a time, until the weights change; see
             :class:`~cockpit_lite.probes.per_sample.PerSampleGradients`.
         probe_batch: Some samples that are kept for the run, see :class:`~cockpit_lite.probes.probe_batch.ProbeBatch`.
-        per_sample_slopes: ``d'c_n``, what a sample contributes to the slope of the loss along the step before; of a batch of 64 and
-            more of every so manieth sample, 32 at least.
+        per_sample_slopes: ``d'c_n``, what a sample contributes to the slope of the loss along the step before; of a batch of 64
+            and more only of some samples, evenly spread, 32 at least.
         sample_losses: What every sample contributes to ``loss``, shape (N,), in the order of the per-sample statistics.
         last_step: The step before, see :class:`~cockpit_lite.probes.last_step.LastStep`.
         activations: Statistics of the layers' outputs, see :class:`~cockpit_lite.probes.activations.Activations`.

@@ -98,11 +98,6 @@ def account(instrument: Instrument) -> str:
     return instrument.name if CURVATURE in instrument.needs else _shared_account(tuple(instrument.needs))
 
 
-def is_dear(instrument: Instrument) -> bool:
-    """Return whether an instrument takes passes of its own, which may cost many training steps."""
-    return CURVATURE in instrument.needs or PROBE_BATCH in instrument.needs
-
-
 @lru_cache
 def _shared_account(needs: tuple[str, ...]) -> str:
     return "per_sample" if PER_SAMPLE & set(needs) else "+".join(sorted(needs))
