@@ -28,8 +28,6 @@ from cockpit_lite.schedule import Budget, Schedule
 from cockpit_lite.tracked_step import Probes, TrackedStep, account
 from cockpit_lite.transfer import Row
 
-#: What the hooks of an untracked step take in all, over what its end takes, which alone is timed (benchmarks/untracked.py).
-_ENDS = 5
 #: Backward passes without a step after which it is worth saying so.
 _OFTEN = 5
 
@@ -71,7 +69,6 @@ class Observer:
         self._recorder = recorder
         self._clock = clock
         self._expected_backwards = 1
-        self._standing = 0.0  # seconds that an untracked step is longer than a plain one, about
         self._taking_turns = False
         self._last_end = clock()
         # The step under way
@@ -269,13 +266,11 @@ class Observer:
         loss = self._losses[0] if len(self._losses) == 1 else self._loss()
         if self._tracked is None:
             seconds = now - self._last_end
-            full = self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds, now)
-            self.costs.book(seconds, standing_seconds=self._standing)
-            self._last_end = now
-            if full:
+            if self._pulse.add(self.index, loss, self._optimizers[0].param_groups[0].get("lr"), seconds, now):
                 self._flush_pulse()
+            self.costs.book(seconds)
+            self._last_end = now
         else:
-            full = True
             seconds = max(now - self._last_end - self._tracked.spent, 0.0)
             row = self._tracked.finish(loss, self._backwards, seconds)
             self._flush_pulse()
@@ -288,8 +283,6 @@ class Observer:
         self.index += 1
         self._without_step = 0
         self._begin_step()
-        if self._tracked is None and not full:
-            self._standing += 0.02 * (_ENDS * (self._clock() - now) - self._standing)
 
     def _loss(self) -> Tensor | float | None:
         """Return the objective of the step so far; a tensor on tracked steps."""

@@ -84,9 +84,6 @@ class Budget:
     #: Of what is left of the share, what the cheapest may take, however many others there are.
     favour = 0.1
 
-    #: Of the share, what measuring is left in any case, however dear it is to be there at every step.
-    least = 0.2
-
     #: An account cannot hoard: so many measurements' worth at most. Two would leave none to spare for one that costs a little
     #: more than expected, and what could be measured at every step would be measured at every other.
     most_saved = 3
@@ -123,15 +120,14 @@ class Budget:
             return True  # next to nothing, whatever else is owed
         return needed - sum(min(credit, 0.0) for credit in self._credit.values()) <= income * self.repaid_within
 
-    def end_step(self, training_seconds: float, spent: Mapping[str, float], standing: float = 0.0) -> None:
+    def end_step(self, training_seconds: float, spent: Mapping[str, float]) -> None:
         """Book one step.
 
         Args:
             training_seconds: What training took.
             spent: What each account spent on measuring.
-            standing: What it took to be there at all, which is part of ``training_seconds``; the accounts get what is left.
         """
-        self._unpaid += max(training_seconds - standing / self.share, self.least * training_seconds)
+        self._unpaid += training_seconds
         self._step_seconds += (training_seconds - self._step_seconds) * (0.05 if self._step_seconds else 1.0)
         if not spent:
             return

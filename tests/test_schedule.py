@@ -68,7 +68,6 @@ class Simulation:
     step_seconds: float = 1.0
     jitter: float = 0.0
     unit: float = 1.0
-    standing: float = 0.0
     training: float = 0.0
     measured: dict[str, list[int]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
@@ -86,7 +85,7 @@ class Simulation:
                 self.measured[account].append(step)
                 self.spent[account] += spent[account]
             self.training += seconds
-            budget.end_step(seconds, spent, self.standing * seconds)
+            budget.end_step(seconds, spent)
         return self
 
     @property
@@ -147,12 +146,6 @@ def test_the_budget_of_short_steps_is_kept(share: float, costs: dict[str, float]
     assert simulation.overhead >= 0.4 * share  # the rest is saved up for what is dear
     assert all(simulation.measured[name][0] == 0 for name in costs)
     assert set(FIRST) <= set(simulation.measured["gradient"])
-
-
-def test_what_it_costs_to_be_there_is_part_of_the_budget() -> None:
-    for standing, measuring in ((0.0, 0.05), (0.02, 0.03), (0.5, 0.01)):  # a fifth is left in any case
-        simulation = Simulation(0.05, {"x": 0.1}, standing=standing).run(4_000)
-        assert simulation.overhead == pytest.approx(measuring, rel=0.1)
 
 
 def test_the_debt_is_paid_back_before_the_next_measurement() -> None:
