@@ -30,7 +30,7 @@ def verdict(run: Run) -> Verdict | None:
     broken = broken_since(run, "label_noise")
     if broken:
         return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
-    now, accuracy = recent(run, "label_noise", 20), recent(run, "batch_accuracy", 20)
+    now, accuracy = recent(run, "label_noise", 5), recent(run, "batch_accuracy", 5)
     if now is None:
         return None
     if accuracy is not None and not accuracy > LEARNT:

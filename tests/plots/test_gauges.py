@@ -319,6 +319,14 @@ def layers(name: str, *values: float) -> dict[str, list[float]]:
         ("label_noise", {"label_noise": level(0.2), "batch_accuracy": level(0.2)}, SGD, "neutral", "too little is learnt"),
         ("label_noise", {"label_noise": level(0.2), "batch_accuracy": level(0.7)}, SGD, "watch", "20 % of the labels"),
         ("label_noise", {"label_noise": level(0.0), "batch_accuracy": level(0.9)}, SGD, "healthy", "0 %"),
+        # Of a short run the first steps, where nothing is learnt yet, say nothing.
+        (
+            "label_noise",
+            {"label_noise": [0.9] * 30 + [0.0] * 10, "batch_accuracy": [0.1] * 30 + [0.9] * 10},
+            SGD,
+            "healthy",
+            "0 %",
+        ),
         ("validation_overlap", {"validation_overlap": [0.0, 0.0]}, SGD, "healthy", "no validation sample"),
         ("validation_overlap", {"validation_overlap": [0.0, 0.2]}, SGD, "trouble", "20 % of a validation"),
         ("validation_overlap", {"validation_overlap": [1.0]}, SGD, "watch", "training set"),
