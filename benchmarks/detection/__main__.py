@@ -81,7 +81,8 @@ def main() -> None:
     lines = options.results / "runs.jsonl"
     known = {record["key"]: record for record in _read(lines) if "error" not in record}
     wanted = _by_turns(cases(options.seeds))
-    missing = [case for case in wanted if case.key not in known]
+    # What is published comes first: the test part.
+    missing = sorted((case for case in wanted if case.key not in known), key=lambda case: not case.held_out)
     (options.results / "runs").mkdir(parents=True, exist_ok=True)
     _run(missing, len(wanted), options, known)
     # Also those of other seeds that an earlier call has made, if they are still what their name says.
@@ -93,7 +94,7 @@ def main() -> None:
                 record["findings"] = described(diagnose(folder))
                 record["places"] = begun(Case(**record["case"])).places
     done = [record for record in done if "error" not in record]
-    advised = _advise(done, options.results, time.monotonic() + 60 * options.advice_minutes)
+    advised = _advise(done, options)
     publish("detection", "How well faults are found", _page(done, advised), options.print_only)
 
 
@@ -119,23 +120,35 @@ def _run(missing: list[Case], wanted: int, options: argparse.Namespace, known: d
                 break
 
 
-def _advise(records: list[dict[str, Any]], results: Path, until: float) -> list[dict[str, Any]]:
+def _advise(records: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Apply the advice of the first finding of each fault that did harm, and train again; return what came of it."""
-    path = results / "advice.jsonl"
+    path, until = options.results / "advice.jsonl", time.monotonic() + 60 * options.advice_minutes
     known = {record["key"]: record for record in _read(path)}
-    torch.set_num_threads(1)
-    for record in harmful(records):
-        first = record["findings"][0][0] if record["findings"] else ""
-        if record["key"] in known or first not in REPAIRS or time.monotonic() > until:
-            continue
-        alerts = diagnose(results / "runs" / record["key"].replace("/", "."))
-        if not alerts or alerts[0].name not in REPAIRS:
-            continue
-        known[record["key"]] = applied(Case(**record["case"]), alerts[0])
-        with path.open("a") as file:
-            file.write(json.dumps(known[record["key"]]) + "\n")
+    missing = [
+        record
+        for record in harmful(records)
+        if record["key"] not in known and record["findings"] and record["findings"][0][0] in REPAIRS
+    ]
+    missing.sort(key=lambda record: record["case"]["seed"] < 100)
+    if missing and options.advice_minutes:
+        with path.open("a") as file, multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            for advised in pool.imap_unordered(partial(_advised, options.results / "runs"), missing):
+                if advised is not None:
+                    known[advised["key"]] = advised
+                    file.write(json.dumps(advised) + "\n")
+                    file.flush()
+                if time.monotonic() > until:
+                    pool.terminate()
+                    break
     wanted = {record["key"] for record in records}
     return [record for record in known.values() if record["key"] in wanted]
+
+
+def _advised(runs: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the first finding from the log of a run again, with its evidence, and train as it says."""
+    torch.set_num_threads(1)
+    alerts = diagnose(runs / record["key"].replace("/", "."))
+    return applied(Case(**record["case"]), alerts[0]) if alerts and alerts[0].name in REPAIRS else None
 
 
 def _by_turns(found: list[Case]) -> list[Case]:
