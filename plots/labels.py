@@ -7,6 +7,7 @@ the time of an annotation; in a vector graphic they are text like any other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from matplotlib.artist import Artist
@@ -231,15 +232,25 @@ class Spot(NamedTuple):
 
 def free_spot(word: Word, spots: Sequence[Spot], taken: list[Bbox], scale: float) -> Spot:
     """Return the first place where a word covers nothing that was put before it, else the least bad; what it covers is taken."""
+    least = None
+    for spot in spots:
+        box = spot.box(word, scale)
+        covered = sum(map(partial(_shared, box), taken))
+        if least is None or covered < least[0]:
+            least = covered, spot, box
+        if not covered:
+            break
+    assert least is not None, "a name needs a place"
+    taken.append(least[2])
+    return least[1]
 
-    def covered(box: Bbox) -> float:
-        shared = (Bbox.intersection(box, other) for other in taken)
-        return sum(part.width * part.height for part in shared if part is not None)
 
-    boxes = [spot.box(word, scale) for spot in spots]
-    best = min(range(len(spots)), key=lambda index: (covered(boxes[index]), index))
-    taken.append(boxes[best])
-    return spots[best]
+def _shared(one: Bbox, other: Bbox) -> float:
+    """Return the area that two boxes share; plain numbers, as it is asked some hundred times a refresh."""
+    (left, bottom), (right, top) = one.min, one.max
+    (other_left, other_bottom), (other_right, other_top) = other.min, other.max
+    width, height = min(right, other_right) - max(left, other_left), min(top, other_top) - max(bottom, other_bottom)
+    return float(width * height) if width > 0 and height > 0 else 0.0
 
 
 def _size(renderer: Any, text: Text, written: str) -> tuple[float, float, float]:

@@ -45,6 +45,25 @@ def smooth(values: np.ndarray, log: bool = False) -> np.ndarray:
     return np.where(usable, np.exp(means) if log else means, np.nan)
 
 
+def averaged(steps: np.ndarray, values: np.ndarray, most: int, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``most`` points: means (geometric ones where ``log``) of neighbours, at the last step of each.
+
+    Groups are of as many points each; a group without a value that can be drawn becomes a gap.
+
+    >>> averaged(np.arange(5), np.array([1.0, 3.0, np.nan, 5.0, 7.0]), 3)
+    (array([1, 3, 4]), array([2., 5., 7.]))
+    """
+    if len(values) <= most:
+        return steps, values
+    starts = np.arange(0, len(values), math.ceil(len(values) / most))
+    ends = np.append(starts[1:], len(values)) - 1
+    usable = np.isfinite(values) & (values > 0) if log else np.isfinite(values)
+    numbers = np.where(usable, np.log(np.where(usable, values, 1.0)) if log else values, 0.0)
+    counts = np.add.reduceat(usable, starts, dtype=np.int64)
+    means = np.where(counts > 0, np.add.reduceat(numbers, starts) / np.maximum(counts, 1), np.nan)
+    return steps[ends], np.exp(means) if log else means
+
+
 def short(value: float, digits: int = 3) -> str:
     """Return a number as short as a person would write it: ``0.012``, ``1.2e-5``, ``350``, ``12k``.
 

@@ -58,6 +58,10 @@ class Painter:
             budget: Seconds; the gauges that are left then are the first of the next refresh. None: all gauges, at any cost. The
                 first time, and after the window got another size, everything is painted.
         """
+        with missing_glyphs_are_fine():
+            return self._refresh(run, state, budget)
+
+    def _refresh(self, run: Run, state: str | None, budget: float | None) -> bool:
         started = self._clock()
         page = self._page
         page.place()
@@ -141,6 +145,5 @@ class Painter:
         return True
 
     def _draw(self, artists: list[Artist] | list[Any]) -> None:
-        with missing_glyphs_are_fine():
-            for artist in artists:
-                artist.draw(self._renderer)
+        for artist in artists:
+            artist.draw(self._renderer)

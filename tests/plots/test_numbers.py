@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cockpit_lite.plots.limits import value_limits
-from cockpit_lite.plots.numbers import MOST_POINTS, LogTicks, StepTicks, ValueTicks, decimate, percent, short, smooth
+from cockpit_lite.plots.numbers import MOST_POINTS, LogTicks, StepTicks, ValueTicks, averaged, decimate, percent, short, smooth
 
 
 def test_a_short_series_is_not_decimated() -> None:
@@ -54,6 +54,17 @@ def test_smoothing_removes_noise_and_not_the_course() -> None:
     error = np.abs(np.log(smooth(noisy, log=True) / course))
     assert error.max() < 0.2
     assert error.mean() < 0.06
+
+
+def test_averages_are_of_neighbours_and_a_group_of_nothing_is_a_gap() -> None:
+    values = np.exp(np.random.default_rng(0).standard_normal(1_003))
+    values[100:105] = np.nan
+    values[7] = np.inf
+    steps, means = averaged(np.arange(1_003), values, 250, log=True)
+    groups = [[value for value in values[first : first + 5] if np.isfinite(value)] for first in range(0, 1_003, 5)]
+    assert means == pytest.approx([np.exp(np.mean(np.log(group))) if group else np.nan for group in groups], nan_ok=True)
+    assert np.isnan(means[20])
+    assert steps.tolist() == [*range(4, 1_000, 5), 1_002]
 
 
 def test_smoothing_passes_over_what_is_not_finite() -> None:
