@@ -22,7 +22,7 @@ from cockpit_lite.black_box.box import DEFAULT_LIMIT, BlackBox
 from cockpit_lite.diagnosis import known_rules
 from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.errors import RunExistsError, SetupError
-from cockpit_lite.instrument import Instrument
+from cockpit_lite.instrument import CURVATURE, Instrument
 from cockpit_lite.isolation import warn
 from cockpit_lite.observer import Observer
 from cockpit_lite.presets import resolve
@@ -299,20 +299,27 @@ class Cockpit:
     def _rank(self) -> int:
         return 0 if self._processes is None else self._processes.rank
 
+    def _left_out(self) -> tuple[list[Instrument], str]:
+        """Return the instruments that cannot measure here, and why."""
+        sharded = any_is_sharded(self._parameters.values())
+        unknown = OF_ONE_PROCESS if sharded or self._processes is not None else frozenset()
+        unknown = unknown | OF_WHOLE_PARAMETERS if sharded else unknown
+        left_out = [instrument for instrument in self._instruments if unknown & set(instrument.needs)]
+        return left_out, f"it is not measured {'of sharded parameters' if sharded else 'over several processes'}"
+
     def _instruments_of_the_run(self, writer: RunWriter) -> list[Instrument]:
         """Return the instruments that can measure, and write down why the others cannot."""
-        sharded = any_is_sharded(self._parameters.values())
-        if self._processes is None and not sharded:
+        left_out, reason = self._left_out()
+        if not left_out:
             return self._instruments
-        unknown = OF_ONE_PROCESS | (OF_WHOLE_PARAMETERS if sharded else frozenset())
-        left_out = [instrument for instrument in self._instruments if unknown & set(instrument.needs)]
-        reason = f"it is not measured {'of sharded parameters' if sharded else 'over several processes'}"
         writer.not_measured(0, {name: reason for instrument in left_out for name in (instrument.readings or (instrument.name,))})
         return [instrument for instrument in self._instruments if instrument not in left_out]
 
     def _open_run_together(self, processes: Processes) -> RunWriter:
         """Open the run on the first process, then beside it on the others."""
-        processes.open(self._parameters)
+        left_out, _ = self._left_out()
+        curvature = [i.name for i in self._instruments if CURVATURE in i.needs and i not in left_out]
+        processes.open(self._parameters, curvature)
         if processes.rank == 0:
             try:
                 writer = self._open_run()

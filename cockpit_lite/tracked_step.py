@@ -66,6 +66,8 @@ from cockpit_lite.probes.processes import SQUARES, LocalGradient, Own, Processes
 from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
+from cockpit_lite.probes.shared_curvature import SharedCurvature
+from cockpit_lite.probes.static_graph import first_pass_left
 from cockpit_lite.probes.wiring import WiringProbe
 from cockpit_lite.sharded import Sharded, any_is_sharded, copies, part
 from cockpit_lite.step import Step
@@ -142,6 +144,7 @@ class Probes:
     """What observes the training, made once and used by one tracked step after the other.
 
     Attributes:
+        first: Whether no step has been tracked yet.
         last_step: What is remembered of the last tracked step, for instruments that look at two steps in a row.
         sharded: Whether this process holds parts of the parameters only.
         start: Of these, what they were when training began.
@@ -161,9 +164,11 @@ class Probes:
     probe_batch: ProbeBatch = field(init=False)
     sampled_curvature: SampledCurvature = field(init=False)
     generator: torch.Generator = field(init=False)
+    own_generator: torch.Generator = field(init=False)
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     plans: dict[tuple[Instrument, ...], Plan] = field(init=False, default_factory=dict)
     processes: Processes | None = None
+    first: bool = field(init=False, default=True)
     sharded: bool = field(init=False)
     start: Mapping[str, Tensor] = field(init=False, default_factory=dict)
     local_gradient: LocalGradient = field(init=False)
@@ -186,7 +191,11 @@ class Probes:
         self.blocks = BlockProbe(self.model)
         self.wiring = WiringProbe(self.model, self.parameters, self.optimizers)
         # Probe vectors must not come from the user's random numbers.
-        self.generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(0)
+        device = next(iter(self.parameters.values())).device
+        self.generator = torch.Generator(device=device).manual_seed(0)
+        self.own_generator = self.generator
+        if self.processes is not None:  # what is drawn for a process's own samples is nobody else's
+            self.own_generator = torch.Generator(device=device).manual_seed(1 + self.processes.rank)
 
     def plan(self, due: Sequence[Instrument]) -> Plan:
         """Return what it comes to that these instruments are due."""
@@ -253,6 +262,7 @@ class TrackedStep:
         self._needs = self._plan.needs
         self._unprepared = set(self._plan.unprepared)  # cannot measure on this step
         self._per_sample_obstacle: str | None = None
+        self._loss_is_of_all = False  # of several processes
         self._sample_losses = SampleLosses()
         self._hook_registrations = tensor_hooks.registrations()
         self._step = Step(index, probes.parameters)
@@ -288,7 +298,9 @@ class TrackedStep:
             earlier_backwards: How many backward passes the step has had already.
             scale: What a gradient scaler multiplied the loss with.
         """
-        with self._timed():
+        # Later its own passes have told the wrapper what it wants to know.
+        left = first_pass_left(tensors) if self._probes.first else nullcontext()
+        with self._timed(), left:
             if not earlier_backwards and may_reach(tensors, self._probes.parameters.values()):
                 if tensors:
                     self._probes.forward.settle(tensors[0])
@@ -400,6 +412,7 @@ class TrackedStep:
         """The weights have changed: measure what is left and return the readings."""
         with self._timed():
             step = self._step
+            self._probes.first = False
             self._probes.stop()
             step.training_seconds = training_seconds
             step.learning_rates = learning_rates(self._probes.optimizers)
@@ -456,6 +469,7 @@ class TrackedStep:
         found = processes.share(step.index, own, gradient or {})
         if found.loss is not None:  # where they have parted, each goes on with its own
             has["loss"] = found.loss
+            self._loss_is_of_all = True
         for name, value in (("per_sample", found.statistics), ("sample_losses", found.sample_losses)):
             if value is not None:
                 has[name] = value
@@ -549,11 +563,13 @@ class TrackedStep:
     ) -> None:
         due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
         obstacle = self._find_curvature_obstacle()
+        together = None
+        if self._probes.processes is not None:
+            due, together = self._agree_on_curvature(self._probes.processes, due, obstacle)
+        elif obstacle is not None:
+            self._no_curvature(due, obstacle)
+            due = []
         if not due:
-            return
-        if obstacle is not None:
-            self._not_measured(due, obstacle)
-            self._unprepared.update(due)
             return
         self._read_learning_rates()
         probes = self._probes
@@ -572,21 +588,41 @@ class TrackedStep:
                 scale=scale,
                 memory=probes.curvature_memory,
                 sampler=self._sampler(loss, scale),
+                together=together,
             )
             with curvature.undisturbed():
                 self._measure([instrument for instrument in due if not needs_preparation(instrument)], gradients=True)
                 for instrument in filter(needs_preparation, due):
                     self._attempt(instrument, self._prepare)
+        if together is not None:
+            together.end()
+            if together.parted:  # at the next step all begin anew
+                probes.generator.manual_seed(self._step.index)
+                probes.curvature_memory = CurvatureMemory()
         del curvature, self._step.observed["curvature"]  # it must not keep the graph alive
         probes.sampled_curvature.stop()
         probes.forward.stop()
+
+    def _agree_on_curvature(
+        self, processes: Processes, due: list[Instrument], obstacle: str | None
+    ) -> tuple[list[Instrument], SharedCurvature | None]:
+        """Return which of the instruments all processes want to measure now, and what they make it with."""
+        agreed = processes.begin_curvature(self._step.index, () if obstacle else [instrument.name for instrument in due])
+        everywhere = [instrument for instrument in due if agreed and instrument.name in agreed]
+        left = [instrument for instrument in due if instrument not in everywhere]
+        self._no_curvature(left, obstacle or processes.gone or "one of the processes does not measure it on this step")
+        return everywhere, SharedCurvature(processes, self._step.index) if agreed else None
+
+    def _no_curvature(self, due: Sequence[Instrument], reason: str) -> None:
+        self._not_measured(due, reason)
+        self._unprepared.update(due)
 
     def _sampler(self, loss: Tensor, scale: float | Tensor | None) -> Callable[[], GaussNewtonSample] | None:
         probes = self._probes
         call = probes.forward.call
         if SAMPLED_CURVATURE not in self._needs or call is None:
             return None
-        return lambda: probes.sampled_curvature.draw(loss, call, probes.generator, scale)
+        return lambda: probes.sampled_curvature.draw(loss, call, probes.own_generator, scale)
 
     def _remember_call(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         """Remember how the loss came about, for what is measured once the step is known."""
@@ -783,7 +819,7 @@ class TrackedStep:
             self._step.reasons["loss"] = "no backward() was seen on this step"
         elif self._probes.processes is None:
             self._step.observed["loss"] = loss
-        elif "loss" not in self._step.observed:  # later it is that of all processes
+        elif not self._loss_is_of_all:
             self._step.observed["loss"] = torch.as_tensor(loss)
 
     def _read_learning_rates(self) -> None:

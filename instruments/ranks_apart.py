@@ -15,36 +15,22 @@ Source: Li and others, PyTorch distributed: experiences on accelerating data par
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, Instrument, Reading, Readings
+from cockpit_lite.probes.hashes import tensors_hash
 from cockpit_lite.step import Step
 
-#: Elements of a parameter that are looked at.
-MOST_ELEMENTS = 4096
 #: Steps of which the others may not have been heard yet.
 MOST_WAITING = 4
-#: Whole numbers that a float64 can hold.
-_RANGE = 2**48
 
 _cockpits = itertools.count()
-
-
-def weights_hash(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Return a whole number that is equal for equal weights and hardly ever for others."""
-    total = torch.zeros((), dtype=torch.int64, device=next(iter(parameters.values())).device)
-    for number, parameter in enumerate(parameters.values()):
-        values = parameter.detach().reshape(-1)
-        bits = values[:: -(-len(values) // MOST_ELEMENTS) or 1].float().view(torch.int32).long()
-        places = torch.arange(1, 2 * len(bits), 2, device=bits.device) * (2 * number + 1) * 0x9E3779B97F4A7C1
-        total = total + (bits * places.to(total.device)).sum().to(total.device)  # around the end of 64 bits, on purpose
-    return total.remainder(_RANGE)
 
 
 class Exchange:
@@ -113,12 +99,10 @@ class RanksApart(Instrument):
             raise NotMeasured(self._obstacle or "the training is not distributed")
         if step.index & (step.index - 1):
             return {}
-        return {"ranks_apart": Reading(weights_hash(step.parameters), on_host=partial(self._exchange.compare, step.index))}
+        here = tensors_hash(step.parameters.values())
+        return {"ranks_apart": Reading(here, on_host=partial(self._exchange.compare, step.index))}
 
 
 def weights_name(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> str:
     """Return a short name for parameters: models of several parts differ between ranks, and are not compared."""
-    number = 0
-    for character in repr(shapes):
-        number = (number * 1_000_003 + ord(character)) % _RANGE
-    return f"{number:x}"
+    return f"{zlib.crc32(repr(shapes).encode()):x}"

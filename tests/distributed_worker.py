@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from cockpit_lite import Cockpit, Every, Instrument
+from cockpit_lite.instruments import HessianTrace, LayerwiseCurvature, MaxEigenvalue, SpectralDensity
 from cockpit_lite.observer import Observer
 
 STEPS = 4
@@ -53,6 +54,11 @@ def heads() -> nn.Module:
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def smooth() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 def data(step: int, size: int = 16) -> tuple[Tensor, Tensor]:
@@ -114,6 +120,10 @@ def as_views(model: nn.Module, processes: int) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+def with_static_graph(model: nn.Module, processes: int) -> nn.Module:
+    return DistributedDataParallel(model, static_graph=True)
+
+
 def not_at_all(model: nn.Module, processes: int) -> nn.Module:
     """A mistake: each trains for itself."""
     return model
@@ -142,7 +152,23 @@ SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], Callabl
     "sharded": (network, clipped, in_shards, False),
     "tensor-parallel": (network, usual, in_columns, None),
     "apart": (network, usual, not_at_all, False),
+    "static": (network, usual, with_static_graph, False),
+    "curved": (smooth, usual, in_copies, True),
 }
+
+
+#: Whose products are with random vectors that are the same everywhere, ...
+OF_PRODUCTS = ("max_eigenvalue", "min_eigenvalue", "eigenvector_overlap", "sharpness_limit")
+#: ... and which draw other numbers for the samples of each process.
+SAMPLED = ("ggn_trace", "tic_diag")
+
+
+def instruments(name: str, sampled: Sequence[str] = SAMPLED) -> list[str | Instrument]:
+    """Return what measures in a scenario."""
+    if name != "curved":
+        return ["full" if name == "sharded" else "standard"]
+    layers = LayerwiseCurvature(eigenvalues=3, sub_batch=None)
+    return ["standard", *OF_PRODUCTS, HessianTrace(2, sub_batch=None), SpectralDensity(sub_batch=None), layers, *sampled]
 
 
 class Fails(Instrument):
@@ -155,6 +181,19 @@ class Fails(Instrument):
         if step.index >= 2 and distributed.get_rank() == 1:
             raise RuntimeError("mine")
         return {"fails": float(step.per_sample.batch_size)}
+
+
+class FailsHalfway(Instrument):
+    """Fails on the second process at step 1, when the others want a product."""
+
+    name = "fails_halfway"
+    needs = ("curvature",)
+
+    def measure(self, step: Any) -> dict[str, Tensor]:
+        vector = step.curvature.flat_gradient()
+        if step.index == 1 and distributed.get_rank() == 1:
+            raise RuntimeError("mine")
+        return {"fails_halfway": step.curvature.product(vector).norm()}
 
 
 class OwnError(Exception):
@@ -188,6 +227,7 @@ def is_killed(step: int) -> None:
 #: name -> what happens at the beginning of a step
 FAILURES: dict[str, Callable[[int], None]] = {
     "instrument fails": instrument_fails,
+    "curvature fails": instrument_fails,
     "cockpit fails": cockpit_fails,
     "training fails": training_fails,
     "is killed": is_killed,
@@ -227,9 +267,10 @@ def watch(name: str, folder: Path, rank: int, processes: int) -> dict[str, objec
     scenario, happens = (name, instrument_fails) if name in SCENARIOS else ("usual", FAILURES[name])
 
     def watched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Cockpit:
-        instruments: Any = ["full" if scenario == "sharded" else "standard", *([] if name in SCENARIOS else [Fails()])]
+        failing = [] if name in SCENARIOS else [FailsHalfway(), MaxEigenvalue()] if name == "curvature fails" else [Fails()]
+        measuring = [*instruments(scenario), *failing]
         group, own = distributed.group.WORLD, folder / name
-        return Cockpit(model, optimizer, run=own, schedule=Every(1), process_group=group, instruments=instruments)
+        return Cockpit(model, optimizer, run=own, schedule=Every(1), process_group=group, instruments=measuring)
 
     plain = train(scenario, lambda model, optimizer: contextlib.nullcontext(), processes, rank)
     error, alike = "", False

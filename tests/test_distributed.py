@@ -25,11 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 READINGS = (
     "loss", "grad_norm", "norm_test", "inner_product_test", "orthogonality_test", "gradient_noise_scale", "gsnr",
     "early_stopping", "gradient_alignment", "conflicting_samples", "cabs", "batch_size", "update_size", "alpha",
+    "curvature_along_gradient",
+)  # fmt: skip
+#: What follows from products with the Hessian.
+OF_PRODUCTS = (
+    "curvature_along_gradient", "max_eigenvalue", "min_eigenvalue", "top_eigenvalues", "hessian_trace", "spectral_density",
+    "eigenvector_overlap", "sharpness_ratio", "taylor_curvature_term",
 )  # fmt: skip
 #: What follows from parts of the parameters.
 OF_PARTS = ("loss", "grad_norm", "grad_norm_clipped", "clip_ratio", "update_size", "update_ratio", "distance", "learning_rate")
 #: How many processes -> what they do
-STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded"]}
+STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded", "curved"]}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def told(folder: Path, name: str, rank: int) -> dict[str, Any]:
 
 
 @cache
-def alone(name: str, processes: int, folder: Path) -> Run:
+def alone(name: str, processes: int, folder: Path, sampled: tuple[str, ...] = ()) -> Run:
     """The same training in one process: the loss is the mean of those of the parts."""
     make, loop, _, uneven = worker.SCENARIOS[name]
     model = make()
@@ -64,11 +70,12 @@ def alone(name: str, processes: int, folder: Path) -> Run:
         pairs = zip(worker.parts(outputs, processes, bool(uneven)), worker.parts(labels, processes, bool(uneven)), strict=True)
         return sum(torch.nn.functional.cross_entropy(*pair) for pair in pairs) / processes  # type: ignore[return-value]
 
-    run = folder / f"{name} alone"
+    run = folder / " ".join([name, "alone", *sampled])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "cross_entropy", mean_over_parts)
         patch.setattr(Cockpit, "_write_results", lambda self: None)
-        with Cockpit(model, optimizer, run=run, schedule=Every(1), budget=None):
+        measuring = worker.instruments(name, sampled)
+        with Cockpit(model, optimizer, run=run, schedule=Every(1), budget=None, instruments=measuring):
             for step in range(worker.STEPS):
                 optimizer.zero_grad()
                 loop(model, lambda values: values, step)
@@ -83,7 +90,9 @@ def assert_same_readings(together: Run, single: Run, names: tuple[str, ...]) -> 
             steps, values = together.series(reading)
             np.testing.assert_array_equal(steps, single.series(reading)[0], err_msg=reading)
             np.testing.assert_allclose(values, single.series(reading)[1], rtol=2e-3, atol=1e-6, err_msg=reading)
-    for reading in ("grad_norm", "update_ratio"):
+    layered = ("layerwise_curvature", "layerwise_max_eigenvalue") if "max_eigenvalue" in names else ()
+    for reading in ("grad_norm", "update_ratio", *layered):
+        assert single.layers(reading)
         for layer in single.layers(reading):
             found, wanted = (run.series(f"{reading}/{layer}") for run in (together, single))
             np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-7, err_msg=layer)
@@ -100,9 +109,10 @@ def test_readings_are_those_of_one_process(processes: int, name: str, runs: dict
     whole = worker.SCENARIOS[name][2] not in (worker.in_shards, worker.in_columns)
     single = alone(name, processes, runs[processes])
     clips = worker.SCENARIOS[name][1] is worker.clipped  # else there is none, or that of sharded parameters, which always is
+    readings = (*READINGS, *OF_PRODUCTS) if name == "curved" else READINGS
     of_parts = tuple(reading for reading in OF_PARTS if clips or reading != "grad_norm_clipped")
     for rank in {0, processes - 1}:
-        assert_same_readings(load_run(runs[processes] / name, rank), single, READINGS if whole else of_parts)
+        assert_same_readings(load_run(runs[processes] / name, rank), single, readings if whole else of_parts)
 
 
 @pytest.mark.parametrize("name", ["sharded", "tensor-parallel"])
@@ -120,7 +130,7 @@ def test_one_run_with_the_readings_of_every_process(runs: dict[int, Path]) -> No
     assert run.info["processes"] == 2
     assert run.info["status"] == "completed"
     assert (run.folder / "report.html").is_file()
-    assert "several processes" in run.not_measured["curvature_along_gradient"]
+    assert "several processes" in run.not_measured["grad_hist_1d"]
     np.testing.assert_allclose(load_run(run.folder, 1).series("norm_test")[1], run.series("norm_test")[1], rtol=1e-6)
     assert not run.alerts, [str(alert) for alert in run.alerts]
 
@@ -145,6 +155,31 @@ def test_an_instrument_that_fails_in_one_process_is_missing_there(runs: dict[int
     assert told(runs[2], name, 1)["same"]
     assert [measured(runs[2] / name, rank, "fails") for rank in range(2)] == [[0, 1, 2, 3], [0, 1]]
     assert measured(runs[2] / name, 0, "norm_test") == [0, 1, 2, 3]
+
+
+def test_curvature_that_fails_in_one_process_is_missing_at_that_step(runs: dict[int, Path]) -> None:
+    name = "curvature fails"
+    (warning,) = told(runs[2], name, 1)["warnings"]
+    assert "'fails_halfway' failed at step 1" in warning
+    assert told(runs[2], name, 0) == {"same": True, "error": "", "warnings": []}
+    for rank in range(2):
+        assert measured(runs[2] / name, rank, "fails_halfway") == [0]
+        assert measured(runs[2] / name, rank, "max_eigenvalue") == [0, 2, 3]
+        assert measured(runs[2] / name, rank, "norm_test") == [0, 1, 2, 3]
+    values = [load_run(runs[2] / name, rank).series("max_eigenvalue")[1] for rank in range(2)]
+    np.testing.assert_array_equal(*values)
+    assert "one of the processes does not measure it" in load_run(runs[2] / name).not_measured["fails_halfway"]
+
+
+def test_the_sampled_gauss_newton_matrix_is_that_of_all_samples(runs: dict[int, Path]) -> None:
+    together, single = load_run(runs[2] / "curved"), alone("curved", 2, runs[2], worker.SAMPLED)
+    for step in range(worker.STEPS):
+        how = [run.how("ggn_trace")[step]["standard_error"] for run in (together, single)]
+        values = [run.series("ggn_trace")[1][step] for run in (together, single)]
+        assert abs(values[0] - values[1]) < 4 * float(np.hypot(*how))
+        assert values[0] == load_run(together.folder, 1).series("ggn_trace")[1][step]
+        assert 0.5 < how[0] / how[1] < 2  # as much is known from as many samples
+    assert "tic_diag" in together.names
 
 
 def test_a_cockpit_that_fails_in_one_process_leaves_the_others(runs: dict[int, Path]) -> None:
@@ -206,8 +241,9 @@ def test_what_is_sent_is_what_the_documentation_says(tmp_path: Path, monkeypatch
     finally:
         distributed.destroy_process_group()
     tensors, elements, samples = 4, sum(parameter.numel() for parameter in model.parameters()), 16
-    agreement, loss = 1 + 3 * tensors + 10, 1
-    assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements
+    agreement, loss = 1 + 3 * tensors + 15, 1
+    gradient_and_product, curvature = 2 * (elements + 8), 1 + 16
+    assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements + curvature + gradient_and_product
 
 
 def test_flat_parameters_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cockpit_lite.curvature.recurrent import has_slow_nodes
 from cockpit_lite.curvature.second_forward import ForwardCall, SecondForward
 from cockpit_lite.curvature.sub_batch import SubBatch, choose
 from cockpit_lite.curvature.tail import last_layers
+from cockpit_lite.curvature.together import Together
 from cockpit_lite.errors import NotMeasured
 
 _Result = TypeVar("_Result")
@@ -32,6 +33,7 @@ class Source:
         model: Where backward hooks are looked for and buffers are kept safe.
         scale: What the loss was multiplied with; divided out of everything.
         forward: The call of the model, for the outputs and for a second forward.
+        together: With the other processes, whose parts of the batch count as much; None: there are none.
 
     Attributes:
         hessian_products: How many products were spent with the Hessian.
@@ -48,6 +50,7 @@ class Source:
         model: nn.Module | None,
         scale: float | Tensor | None,
         forward: ForwardCall | None,
+        together: Together | None = None,
     ):
         self.parameters = parameters
         self.hessian_products = self.block_products = self.gauss_newton_products = 0
@@ -59,6 +62,7 @@ class Source:
         self._forward = self._call = forward
         self._graph: LossGraph | None = None
         self._failure: str | None = None
+        self._together = together
 
     @property
     def notes(self) -> Sequence[str]:
@@ -67,17 +71,24 @@ class Source:
 
     def gradient(self, positions: Sequence[int]) -> list[Tensor]:
         """Return the gradient by these parameters."""
-        slopes = self._try(lambda graph: graph.slopes)
-        return self._complete([slopes[position] for position in positions], positions)
+
+        def take(graph: LossGraph) -> Slopes:
+            return [graph.slopes[position] for position in positions]
+
+        return self._of_all(lambda: self._complete(self._try(take), positions), (), positions, "gradient")
 
     def hessian_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
         """Return the block of the Hessian that belongs to these parameters, times ``vectors``."""
-        products = self._try(lambda graph: graph.multiply(vectors, positions))
-        if len(positions) == len(self.parameters):
-            self.hessian_products += 1
-        else:
-            self.block_products += 1
-        return self._complete(products, positions)
+
+        def multiply() -> list[Tensor]:
+            products = self._try(lambda graph: graph.multiply(vectors, positions))
+            if len(positions) == len(self.parameters):
+                self.hessian_products += 1
+            else:
+                self.block_products += 1
+            return self._complete(products, positions)
+
+        return self._of_all(multiply, vectors, positions, "Hessian")
 
     def gauss_newton_product(self, vectors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
         """Return the block of the Gauss-Newton matrix that belongs to these parameters, times ``vectors``."""
@@ -86,11 +97,14 @@ class Source:
             # That there are no outputs is no obstacle for the Hessian, so it is no failure of the graph.
             return ("", graph.multiply_gauss_newton(vectors, positions)) if graph.outputs else (graph.without_outputs, ())
 
-        obstacle, products = self._try(multiply)
-        if obstacle:
-            raise NotMeasured(obstacle)
-        self.gauss_newton_products += 1
-        return self._complete(products, positions)
+        def product() -> list[Tensor]:
+            obstacle, products = self._try(multiply)
+            if obstacle:
+                raise NotMeasured(obstacle)
+            self.gauss_newton_products += 1
+            return self._complete(products, positions)
+
+        return self._of_all(product, vectors, positions, "Gauss-Newton")
 
     def of_samples(self, size: float, generator: torch.Generator) -> Source:
         """Return the source of an estimate from some samples, by a forward pass of their own; itself if the batch has no more.
@@ -105,6 +119,8 @@ class Source:
         loss, forward = self._loss, self._call
         if self._failure is not None or loss is None:
             raise NotMeasured(self._failure or "the graph of the loss is no longer there")
+        if self._together is not None:
+            raise NotMeasured("several processes take all of their samples")
         if forward is None:
             raise NotMeasured("the call of the model was not seen")
         check_loss(loss, self._model)
@@ -160,6 +176,14 @@ class Source:
         """Let go of the graph."""
         self._loss = self._graph = self._forward = self._call = None
         self._failure = "the graph of the loss is no longer there"
+
+    def _of_all(
+        self, work: Callable[[], list[Tensor]], vectors: Sequence[Tensor], positions: Sequence[int], kind: str
+    ) -> list[Tensor]:
+        """Return what ``work`` returns; where several processes train together, the mean over them."""
+        if self._together is None:
+            return work()
+        return self._together.mean(self._together.everywhere(work, vectors, f"{kind}{list(positions)}"))
 
     def _try(self, use: Callable[[LossGraph], _Result]) -> _Result:
         if self._failure is not None:

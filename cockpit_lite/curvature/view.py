@@ -26,6 +26,7 @@ from cockpit_lite.curvature.sample import GaussNewtonSample
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.curvature.source import Source
 from cockpit_lite.curvature.tail import complete
+from cockpit_lite.curvature.together import Together
 from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate, exact_trace, random_signs, trace_from
 from cockpit_lite.errors import NotMeasured
 
@@ -65,6 +66,7 @@ class Curvature:
         forward: ForwardCall | None = None,
         memory: CurvatureMemory | None = None,
         sampler: Callable[[], GaussNewtonSample] | None = None,
+        together: Together | None = None,
     ):
         """Look at ``loss`` just before its backward.
 
@@ -79,6 +81,8 @@ class Curvature:
                 :class:`SecondForward`.
             memory: Eigenvectors of the last step, to begin with; takes those of this one.
             sampler: Draws a sample of the Gauss-Newton matrix; called at most once.
+            together: With other processes, which hold parts of the same batch: everything is then of all of it. ``generator``
+                must be the same in all, and the sampler draw other numbers in each.
         """
         self.generator = generator
         self.parameters: dict[str, nn.Parameter] = {}
@@ -87,7 +91,8 @@ class Curvature:
             if parameter.requires_grad and id(parameter) not in known:
                 known.add(id(parameter))
                 self.parameters[name] = parameter
-        self._source = Source(loss, list(self.parameters.values()), model, scale, forward)
+        self._source = Source(loss, list(self.parameters.values()), model, scale, forward, together)
+        self._together = together
         self._matrix = Matrix(self._source, tuple(range(len(self.parameters))))
         self._memory = CurvatureMemory() if memory is None else memory
         self._sampler = _Once(sampler)
@@ -463,7 +468,13 @@ class Curvature:
         Raises:
             NotMeasured: if the loss is not known as a function of the model's outputs, or nobody asked for it in time.
         """
-        return self._sampler().trace(self.parameters)
+        together = self._together
+        if together is None:
+            return self._sampler().trace(self.parameters)
+        own = together.everywhere(lambda: self._sampler().trace(self.parameters), place=f"sampled trace {self._part}")
+        error = torch.zeros_like(own.value) if own.standard_error is None else own.standard_error
+        value, variance = together.mean([own.value, error.square()])
+        return TraceEstimate(value, (variance / together.size).sqrt())
 
     def gauss_newton_diagonal(self) -> dict[str, Tensor]:
         """Return an unbiased estimate of the diagonal of the Gauss-Newton matrix by parameter, from the same random gradient.
@@ -471,8 +482,16 @@ class Curvature:
         Raises:
             NotMeasured: as :meth:`gauss_newton_trace`.
         """
-        sample = self._sampler()
-        return {name: sample.diagonal(name) for name in self.parameters}
+
+        def draw() -> dict[str, Tensor]:
+            sample = self._sampler()
+            return {name: sample.diagonal(name) for name in self.parameters}
+
+        together = self._together
+        if together is None:
+            return draw()
+        own = together.everywhere(draw, place=f"sampled diagonal {self._part}")
+        return dict(zip(own, together.mean(list(own.values())), strict=True))
 
     def release(self) -> None:
         """Let go of the graph; from here on nothing can be measured."""

@@ -6,18 +6,20 @@ are added up; the inner products are taken with G, the contributions are checked
 Where parameters are sharded, squares of each part are added up to norms, and nobody ever holds the whole.
 
 On a tracked step the processes first agree on what all of them have, so that nobody waits for what another one failed to
-measure. All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
+measure; on curvature (see shared_curvature.py) before the backward pass, whose own communication must find all of them there.
+All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
 others find out at once and go on by themselves.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 10 numbers to agree, (2 K + 2) N
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 15 numbers to agree, (2 K + 2) N
 numbers are gathered for norms, inner products, slopes and losses, D are added up if sums of squares are wanted; of sharded
-parameters 5 K numbers are added up. Nothing on other steps.
+parameters 5 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and for the gradient and each product
+with a matrix of curvature D + 8. Nothing on other steps.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -46,13 +48,20 @@ from cockpit_lite.isolation import warn
 from cockpit_lite.probes.per_sample import PerSampleStatistics
 
 #: What of a step is not offered there: it would need passes in which all processes take part.
-OF_ONE_PROCESS = frozenset(
-    {CURVATURE, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY, SAMPLED_CURVATURE, SAMPLED_DIAGONAL}
-)
+OF_ONE_PROCESS = frozenset({PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY})
 
 #: And what not where parameters are sharded, since it needs their elements.
 OF_WHOLE_PARAMETERS = frozenset(
-    {LAST_STEP, PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, SAMPLE_LOSSES},
+    {
+        CURVATURE,
+        LAST_STEP,
+        PER_SAMPLE_NORMS,
+        PER_SAMPLE_PRODUCTS,
+        PER_SAMPLE_SQUARES,
+        SAMPLED_CURVATURE,
+        SAMPLED_DIAGONAL,
+        SAMPLE_LOSSES,
+    }
 )
 
 #: Deviation of the mean gradient of all processes from the one that the optimizer sees, relative.
@@ -66,7 +75,7 @@ NEGLIGIBLE = 1e-10
 TIMEOUT = datetime.timedelta(seconds=120)
 
 #: Where processes meet, told first: so that two that are at different places notice before they wait for each other.
-_GRADIENT, _UPDATE = 1, 2
+_GRADIENT, _UPDATE, _CURVATURE, _PRODUCT, _CURVATURE_ENDS = range(1, 6)
 
 #: What of sharded tensors is added up, of all parameters in the order of their names.
 SQUARES = ("gradient", "applied_gradient", "weights_before")
@@ -112,6 +121,21 @@ class Shared:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the processes have told each other where they met; the same in all of them.
+
+    Attributes:
+        places: Where the first and the last of them are.
+        ready: Whether all are.
+        alike: Whether they are about the same.
+    """
+
+    places: tuple[int, int]
+    ready: bool
+    alike: bool
+
+
 class Processes:
     """The processes that train together.
 
@@ -122,6 +146,7 @@ class Processes:
         rank: Number of this process in the group.
         size: How many there are.
         gone: Why they do not measure together any more; empty while they do.
+        curvature: Names of the instruments of curvature, in the same order everywhere: those of the first process.
 
     Raises:
         SetupError: if it is none.
@@ -136,14 +161,16 @@ class Processes:
         self.rank: int = distributed.get_rank(group)
         self.size: int = distributed.get_world_size(group)
         self.gone = ""
+        self.curvature: list[str] = []
         self._own: Any = None
         self._names: list[str] = []
 
-    def open(self, parameters: Iterable[str]) -> None:
+    def open(self, parameters: Iterable[str], curvature: Iterable[str] = ()) -> None:
         """Make the group of our own, with all the others.
 
         Args:
             parameters: Their names, which must be the same everywhere.
+            curvature: Names of the instruments of curvature.
 
         Raises:
             SetupError: if the others do not come, or train something else.
@@ -155,6 +182,7 @@ class Processes:
             alone = len(ranks) < distributed.get_world_size()
             self._own = distributed.new_group(ranks, TIMEOUT, backend="gloo", use_local_synchronization=alone)
             alike = self.same(self._names) == self._names
+            self.curvature = self.same(sorted(curvature))
             agree = torch.tensor([float(alike)])
             distributed.all_reduce(agree, group=self._own)
         except Exception as error:
@@ -226,18 +254,68 @@ class Processes:
         names = ("loss", "statistics", "sample_losses", *SQUARES)
         return Shared(reasons=dict.fromkeys(names, self.gone))
 
+    # Curvature, before the backward pass
+
+    def begin_curvature(self, step: int, due: Collection[str]) -> list[str] | None:
+        """Return which of the instruments all processes want to have measure now; None where they have parted."""
+
+        def begin() -> list[str]:
+            self._meet(_CURVATURE, step)
+            wanted = torch.tensor([name in due for name in self.curvature], dtype=torch.int64)
+            distributed.all_reduce(wanted, distributed.ReduceOp.MIN, group=self._own)
+            return [name for name, everywhere in zip(self.curvature, wanted.tolist(), strict=True) if everywhere]
+
+        return self._together(begin) if self.curvature else []
+
+    def agree(self, step: int, ready: bool, about: int) -> Told | None:
+        """Tell the others whether this process has its part of a product; return what all have told, None where they have parted.
+
+        Args:
+            step: Its number.
+            ready: Whether it has.
+            about: A number of 53 bits at most, equal if the products are of the same matrix and vector.
+        """
+        return self._together(lambda: self._ask(_PRODUCT, step, (_PRODUCT, _CURVATURE_ENDS), ready, about))
+
+    def mean(self, value: Tensor) -> Tensor | None:
+        """Return the mean over the processes, directly after all have agreed on it; None where they have parted."""
+        return self._together(lambda: self._sum(value) / self.size)
+
+    def end_curvature(self, step: int) -> bool:
+        """Wait until nobody asks for a product; return whether nobody did. Who asks is told that this one is through."""
+
+        def end() -> bool:
+            for again in (False, True):  # who was told does not ask again
+                told = self._ask(_CURVATURE_ENDS, step, (_PRODUCT, _CURVATURE_ENDS), False)
+                if told.places[0] == _CURVATURE_ENDS:
+                    return not again
+            raise RuntimeError("a process goes on asking for curvature")
+
+        return bool(self._together(end))
+
+    # The meetings
+
+    def _ask(self, place: int, step: int, allowed: Collection[int], ready: bool, about: int = 0) -> Told:
+        """Tell the others where this process is.
+
+        Raises:
+            RuntimeError: in all of them, if they are at other steps, or not all at ``allowed`` places; or if one has gone.
+        """
+        mine = torch.tensor([place, step, about, int(ready)])
+        both = torch.cat([mine, -mine])
+        distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self._own)
+        most, least = both[:4].tolist(), (-both[4:]).tolist()
+        if most[1] != least[1] or not {most[0], least[0]} <= set(allowed):
+            raise RuntimeError("the processes do not measure at the same steps")
+        return Told((least[0], most[0]), bool(least[3]), most[2] == least[2])
+
     def _meet(self, place: int, step: int, ready: bool = True) -> bool:
         """Make sure that all are at the same place of the same step; return whether all are ready.
 
         Raises:
             RuntimeError: if they are not, or one has gone.
         """
-        told = torch.tensor([place, step, int(ready)])
-        distributed.all_reduce(told, group=self._own)
-        *where, how_many = told.tolist()
-        if where != [self.size * place, self.size * step]:
-            raise RuntimeError("the processes do not measure at the same steps")
-        return how_many == self.size
+        return self._ask(place, step, (place,), ready).ready
 
     def _share(self, step: int, own: Own, gradient: Mapping[str, Tensor]) -> Shared:
         self._meet(_GRADIENT, step)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cockpit_lite import Every, load_run
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instruments.ranks_apart import Exchange, weights_hash
+from cockpit_lite.instruments.ranks_apart import Exchange
 from cockpit_lite.probes.attention import attentions
+from cockpit_lite.probes.hashes import tensors_hash
 from tests.diagnosis.faults import residual
 from tests.identity import cockpit
 
@@ -98,14 +99,14 @@ def test_ranks_are_compared_as_soon_as_all_have_come_by() -> None:
 def test_the_hash_of_weights_sees_any_change() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).bfloat16()
     parameters = dict(model.named_parameters())
-    before = weights_hash(parameters).item()
-    assert weights_hash({name: value.clone() for name, value in parameters.items()}).item() == before
+    before = tensors_hash(parameters.values()).item()
+    assert tensors_hash(value.clone() for value in parameters.values()).item() == before
     for name in parameters:
         changed = {other: value.detach().clone() for other, value in parameters.items()}
         changed[name].view(-1)[0] += 1
-        assert weights_hash(changed).item() != before
+        assert tensors_hash(changed.values()).item() != before
     swapped = {**parameters, "0.weight": parameters["0.weight"].detach().flip(0)}
-    assert weights_hash(swapped).item() != before
+    assert tensors_hash(swapped.values()).item() != before
 
 
 def test_a_training_of_one_process_says_so(tmp_path: Path) -> None:
