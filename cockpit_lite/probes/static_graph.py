@@ -1,4 +1,4 @@
-"""Static graphs: ``DistributedDataParallel(static_graph=True)`` learns from its first backward pass, which must be the training's.
+"""Static graphs: the first backward pass, from which ``DistributedDataParallel(static_graph=True)`` learns, is the training's.
 
 Its first forward pass leaves a node in the graph that, the first time anything goes backward through it, has the gradients of all
 processes averaged afterwards. A pass of ours beside the training's would use that up, and the gradients of the first step would
