@@ -332,16 +332,42 @@ class CrossEntropy(LossHead):
         return root * gradient.scatter_add(self._axis, labels, -torch.ones_like(gradient))
 
     def random_root(self, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`LossHead.random_root`: every class's gradient times the root of its probability and a random sign."""
+        """See :meth:`LossHead.random_root`: the columns of a Cholesky factor of diag(p) - pp', each with a random sign.
+
+        The likeliest class is the first. Where only one other counts, one column is everything, and its sign makes no
+        difference to what is squared; columns of the rest hardly overlap. Of log-probabilities see :meth:`sampled_gradient`.
+        """
         probabilities = self._normalised.exp()
         signs = torch.empty_like(probabilities).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        drawn = signs * probabilities.sqrt()
-        gradient = probabilities * drawn.sum(self._axis, keepdim=True) if self._logits else torch.zeros_like(drawn)
-        return self.row_weights().sqrt().unsqueeze(self._axis) * (gradient - drawn)
+        drawn = _cholesky_times(probabilities, signs, self._axis) if self._logits else -signs * probabilities.sqrt()
+        return self.row_weights().sqrt().unsqueeze(self._axis) * drawn
 
     def contributions(self) -> Contributions:
         """See :meth:`LossHead.contributions`."""
         return Contributions(self.terms(), self.route.without_output(), self._axis)
+
+
+def _cholesky_times(probabilities: Tensor, vectors: Tensor, axis: int) -> Tensor:
+    """Return L v for LL' = diag(p) - pp', the covariance of a class drawn from p, with the likeliest class as the first.
+
+    Column j of L is ``sqrt(p_j q_j / s_j)`` at j and ``-p_i sqrt(p_j / (q_j s_j))`` at the classes i behind it, where q_j adds up
+    the probabilities behind j, and s_j these and its own.
+
+    Reference: K. Tanabe and M. Sagae, "An exact Cholesky decomposition [...] of the variance-covariance matrix of the multinomial
+    distribution" (1992).
+    """
+    largest, first = probabilities.max(axis, keepdim=True)
+    rest = probabilities.scatter(axis, first, 0)
+    sums = rest.flip(axis).cumsum(axis).flip(axis)
+    behind = torch.cat([sums.narrow(axis, 1, sums.shape[axis] - 1), torch.zeros_like(largest)], axis)
+    nothing = torch.finfo(sums.dtype).tiny
+    shares = (rest / sums.clamp_min(nothing)).sqrt()
+    own = vectors * shares * behind.sqrt()
+    # Where nothing is behind a class, its column is zero.
+    sent = torch.where(behind > nothing, vectors * shares / behind.clamp_min(nothing).sqrt(), 0)
+    in_front = vectors.gather(axis, first) * (largest / sums.narrow(axis, 0, 1).clamp_min(nothing)).sqrt()
+    others = rest * (sent.cumsum(axis) - sent + in_front)
+    return (own - others).scatter(axis, first, others.sum(axis, keepdim=True) - own.sum(axis, keepdim=True))
 
 
 class Value(LossHead):
