@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, Rows, Side, Sums, Windows, add, outer_products
 from cockpit_lite.probes.per_sample.forms import form as base
+from cockpit_lite.probes.per_sample.forms.form import RankOne
 from tests.per_sample.checker import watched
 
 SIZE = st.integers(1, 5)
@@ -49,7 +50,12 @@ def agree(form: Form) -> None:
     torch.testing.assert_close(form.sum_of_squares(), gradients.square().sum(0))
     left, right = torch.randn(form.shape[0], dtype=torch.float64), torch.randn(form.shape[1:].numel(), dtype=torch.float64)
     several = ([], [direction], [direction, -2 * direction])
-    for directions, along, squares in product(several, (None, (left, right)), (False, True)):
+    alongs = [None, RankOne(left, right)]
+    if len(form.shape) > 2:  # a kernel
+        channels, places = torch.randn(form.shape[1], dtype=torch.float64), torch.randn(form.shape[2:].numel())
+        factored = torch.outer(channels, places.double()).flatten()
+        alongs.append(RankOne(left, factored, (channels, places.tolist())))
+    for directions, along, squares in product(several, alongs, (False, True)):
         measured = form.measure(directions, along, squares)
         torch.testing.assert_close(measured.norms, gradients.flatten(1).square().sum(1))
         assert len(measured.products) == len(directions)
@@ -57,7 +63,8 @@ def agree(form: Form) -> None:
             torch.testing.assert_close(found, (gradients * towards).flatten(1).sum(1))
         assert (measured.along is not None) == (along is not None)
         if along is not None:
-            torch.testing.assert_close(measured.along, gradients.reshape(-1, len(left), len(right)) @ right @ left)
+            matrices = gradients.reshape(-1, len(along.left), len(along.right))
+            torch.testing.assert_close(measured.along, matrices @ along.right @ along.left)
         assert (measured.squares is not None) == squares
         if squares:
             torch.testing.assert_close(measured.squares, gradients.square().sum(0))

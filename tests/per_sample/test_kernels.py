@@ -1,4 +1,4 @@
-"""What is read off the kernels of an LSTM is what a slow loop calculates; and where it is not, that is noticed."""
+"""What is read off the user's own kernels is what a slow loop calculates; and where it is not, that is noticed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cockpit_lite.probes.per_sample import kernels
-from cockpit_lite.probes.per_sample.kernels import watch_kernels
+from cockpit_lite.probes.per_sample.extension import Forms
+from cockpit_lite.probes.per_sample.kernels import batch_statistics, watch_kernels
 from cockpit_lite.probes.per_sample.rules import recurrent
+from cockpit_lite.probes.per_sample.rules.normalization import PerSampleBatchNorm
+from cockpit_lite.probes.per_sample.shadow import with_call
 from tests.per_sample.checker import check
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -78,3 +81,30 @@ def test_other_recurrent_modules_have_none() -> None:
     assert watch_kernels(module, module(torch.randn(5, 2, 3))[0]) == {}
     double = nn.LSTM(3, 4).double()
     assert watch_kernels(double, double(torch.randn(5, 2, 3).double())[0]) == {}
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 2), (6, 3, 5, 4)])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_normalisation_is_taken_apart_by_its_own_statistics(
+    shape: tuple[int, ...], training: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](3).to(dtype).train(training)
+    module.running_mean.add_(2.0)
+    inputs, deltas = (3 * torch.randn(shape, generator=generator, dtype=dtype) + 50 for _ in range(2))
+    output = module(inputs)
+    known = batch_statistics(output)
+    assert (known is None) == (not training)
+    axes = [0, *range(2, len(shape))]
+    if known is not None:
+        torch.testing.assert_close(known[0], inputs.mean(axes))
+        torch.testing.assert_close(known[1], (inputs.var(axes, correction=0) + module.eps).rsqrt())
+    products, deltas64 = deltas.double() * output.detach().double(), deltas.double()  # weight 1, bias 0: the output is normalised
+    expected = [values.reshape(6, 3, -1).sum(2).to(dtype) for values in (products, deltas64)]
+    for statistics in (None, known):
+        copy = with_call(module, [inputs], None)
+        copy.__dict__["statistics"] = statistics
+        found = PerSampleBatchNorm().measure_all(Forms(), copy, ("weight", "bias"), (), [deltas])
+        torch.testing.assert_close(found["weight"].values, expected[0], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found["bias"].values, expected[1], rtol=1e-4, atol=1e-3)

@@ -17,6 +17,7 @@ from cockpit_lite.probes.per_sample import layers as layers_module
 from cockpit_lite.probes.per_sample import survey as survey_module
 from cockpit_lite.probes.per_sample.elements import elements, rows, samples, stored
 from cockpit_lite.probes.per_sample.forms import Chunks, Condensed, Dense, Form, OuterProducts, Windows, add
+from cockpit_lite.probes.per_sample.forms.form import RankOne
 from cockpit_lite.probes.per_sample.layers import LayerGradients, PerSampleGradients
 from tests import reference
 from tests.per_sample.checker import relative_error
@@ -230,7 +231,7 @@ def test_elements_of_windows(
 
 def test_a_form_that_was_let_go_says_so() -> None:
     form = Dense(torch.randn(3, 4))
-    condensed = Condensed(form, (torch.ones(4), torch.ones(1)), squares=False)
+    condensed = Condensed(form, RankOne(torch.ones(4), torch.ones(1)), squares=False)
     with pytest.raises(TypeError, match="Condensed does not keep the gradients"):
         elements(condensed, torch.tensor([0]), slice(None))
 

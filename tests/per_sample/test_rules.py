@@ -104,6 +104,7 @@ def test_norms_over_features(kind: type[nn.Module], normalized: tuple[int, ...])
         (nn.BatchNorm1d(4).eval(), (4,)),
         (nn.BatchNorm1d(4).eval(), (4, 6)),
         (nn.BatchNorm2d(4).eval(), (4, 3, 3)),
+        (nn.BatchNorm2d(4).eval(), (4, 5, 4)),
         (nn.BatchNorm3d(4).eval(), (4, 2, 2, 2)),
     ],
 )

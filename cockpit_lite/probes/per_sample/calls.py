@@ -56,6 +56,7 @@ class Call:
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
         kernels: What could be read off the graph of an LSTM.
+        statistics: What could be read off the graph of a batch normalisation: mean, and one over the deviation.
         began: How many calls the step had begun before this one.
         ended: How many it had begun when this one ended.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
@@ -71,6 +72,7 @@ class Call:
     random_state: tuple[Tensor, ...] | None = None
     projections: Mapping[str, Projection] = _NOTHING
     kernels: Mapping[str, Kernel] = _NOTHING
+    statistics: tuple[Tensor, Tensor] | None = None
     began = 0
     ended = 0
     spent = False

@@ -1,8 +1,9 @@
-"""Reads the gates of an LSTM off what its kernel keeps for the user's own backward pass, so that they are not calculated again.
+"""Reads off what the user's own kernels keep for their backward pass, so that it is not calculated again.
 
-On a CPU torch hands a layer to oneDNN, whose workspace begins with the activated gates of all times: input, forget, cell, output,
-in the order in which the times were gone through, every row padded. Whoever uses them checks the outputs that follow from them,
-so that another layout in another version is noticed. Where the graph looks otherwise nothing is read, and the rule calculates.
+A batch normalisation keeps its statistics, an LSTM its gates. On a CPU torch hands the layers of an LSTM to oneDNN, whose
+workspace begins with the activated gates of all times: input, forget, cell, output, in the order in which the times were gone
+through, every row padded. Whoever uses them checks the outputs that follow from them, so that another layout in another version
+is noticed. Where the graph looks otherwise nothing is read, and the rule calculates.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 NODE = "MkldnnRnnLayerBackward0"
+#: Batch normalisations, which keep the statistics of the batch as their second and third result.
+STATISTICS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 #: No further nodes are looked at: those of the layers are behind each other.
 NODES = 200
 #: Elements of a row are a multiple of so many; where that is a multiple of ``CONFLICT``, one more of them.
@@ -85,3 +88,16 @@ def gates_in(workspace: Tensor, outputs: Tensor) -> Tensor | None:
     if workspace.dtype != torch.uint8 or outputs.dtype != torch.float32 or workspace.numel() < size:
         return None
     return workspace[:size].view(torch.float32).view(times, samples, row)[..., : 4 * hidden]
+
+
+def batch_statistics(output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return mean and one over the deviation that a batch normalisation has just calculated ``output`` with; None: not known.
+
+    Its node keeps them, in single precision or better. In eval mode they are empty.
+    """
+    node: Any = output.grad_fn
+    if type(node).__name__ not in STATISTICS or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return None
+    mean, scale = node._saved_result1, node._saved_result2
+    exact = mean.dtype in (torch.float32, torch.float64)
+    return (mean.detach(), scale.detach()) if exact and mean.shape == scale.shape == output.shape[1:2] else None

@@ -210,7 +210,7 @@ class Survey:
             if along is None:
                 checks[name] = result.products[name], None
             elif found.along is not None:
-                checks[name] = found.along, _along(total, *along)
+                checks[name] = found.along, _along(total, along.left, along.right)
         return checks
 
     def _measured(
@@ -523,6 +523,8 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
         copy.__dict__["projections"] = call.projections
     if call.kernels:
         copy.__dict__["kernels"] = call.kernels
+    if call.statistics is not None:
+        copy.__dict__["statistics"] = call.statistics
     forms = rule.measure_all(_FORMS, copy, names, (), list(deltas))
     if layout.owners is not None:
         forms = {name: form.fold(layout.owners, batch_size) for name, form in forms.items()}
@@ -586,7 +588,11 @@ def check_direction(parameter: Tensor) -> RankOne:
 @lru_cache(maxsize=1024)
 def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> RankOne:
     # by length, so that the parameters of a layer share what their deltas are along it
-    return _random(shape[0] if shape else 1, 0, device, dtype), _random(shape[1:].numel(), 1, device, dtype)
+    left = _random(shape[0] if shape else 1, 0, device, dtype)
+    if len(shape) < 3:
+        return RankOne(left, _random(shape[1:].numel(), 1, device, dtype))
+    channels, places = _random(shape[1], 1, device, dtype), _random(shape[2:].numel(), 2, device, dtype)
+    return RankOne(left, torch.outer(channels, places).reshape(-1), (channels, places.tolist()))
 
 
 def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Dense(Form):
         return Measured(
             squares_of(rows),
             products,
-            None if along is None else products_of(rows, torch.outer(*along).to(rows.dtype).reshape(-1)),
+            None if along is None else products_of(rows, torch.outer(along.left, along.right).to(rows.dtype).reshape(-1)),
             self._sum_of_squares() if squares else None,
         )
 

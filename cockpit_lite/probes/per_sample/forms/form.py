@@ -13,8 +13,19 @@ from cockpit_lite.norms import PIECE
 #: Elements that a chunk of materialised per-sample gradients may hold: 2 MB in float32, which caches hold, too.
 CHUNK = 500_000
 
-#: Two sides of a direction ``left right'``: as long as the parameter's first axis, and as all its other axes together.
-RankOne = tuple[Tensor, Tensor]
+
+class RankOne(NamedTuple):
+    """A direction ``left right'``.
+
+    Attributes:
+        left: As long as the parameter's first axis.
+        right: As long as all its other axes together.
+        factors: For a kernel, what ``right`` is the Kronecker product of: a number a channel, and a number a place.
+    """
+
+    left: Tensor
+    right: Tensor
+    factors: tuple[Tensor, Sequence[float]] | None = None
 
 
 def accurate(tensor: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class OuterProducts(Form):
         return Measured(
             (self.left.norms() * self.right.norms()).square_() if self.left.single else self._norms_by_sides(),
             tuple(self._forward(direction) for direction in directions),
-            None if along is None else self.rank_one_products(*along),
+            None if along is None else self.rank_one_products(along.left, along.right),
             self._squares_by_sides() if squares else None,
         )
 
@@ -223,7 +223,7 @@ class OuterProducts(Form):
         dtype = self.deltas.dtype
         towards = [direction.to(dtype).reshape(-1) for direction in directions]
         if along is not None:
-            towards.append(torch.outer(*along).to(dtype).reshape(-1))
+            towards.append(torch.outer(along.left, along.right).to(dtype).reshape(-1))
         total = self.deltas.new_zeros(self.shape.numel()) if squares else None
         one_by_one = self.deltas.is_cpu and self.batch_size > 0 and self.shape.numel() >= LARGE
         norms, products = self._one_by_one(towards, total) if one_by_one else self._some_at_a_time(towards, total)

@@ -44,7 +44,7 @@ class Rows(Form):
         return Measured(
             self._per_sample(sums.sum(1), samples),
             tuple(self._looked_up(direction) for direction in directions),
-            None if along is None else self.rank_one_products(*along),
+            None if along is None else self.rank_one_products(along.left, along.right),
             total,
         )
 

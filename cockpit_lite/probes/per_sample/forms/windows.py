@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from cockpit_lite.probes.per_sample.forms.outer_products import FEW_POSITIONS, O
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 #: Multiplications that take as long as adding one element to another in memory, roughly.
 ADDITION = 8
-#: A convolution to a single channel is quick for fewer channels only: it goes through them one by one.
-FEW_CHANNELS = 16
+#: Multiplications that take as long as it takes to start the operations of one place.
+STARTING = 1_000_000
 #: Matrices of fewer columns are multiplied slowly.
 WIDE = 64
 
@@ -70,7 +71,7 @@ class Windows(Chunks):
 
     def measure(self, directions: Sequence[Tensor] = (), along: RankOne | None = None, squares: bool = False) -> Measured:
         """By the Gram matrices of pixels and deltas, if that is the shortest way; otherwise place by place under the kernel."""
-        found = None if along is None else self._convolved_along(*along)
+        found = None if along is None else self._convolved_along(along)
         if squares or not self._pixels_are_few():
             return self._by_places(directions, squares)._replace(along=found)
         products = tuple(self._convolved(direction, self.inputs, self.answers) for direction in directions)
@@ -100,10 +101,15 @@ class Windows(Chunks):
         pixels, positions = self.inputs.shape[2:].numel(), self.answers.shape[2:].numel()
         channels, fan_out = self.inputs.shape[1] // self.groups, self.shape[0] // self.groups
         fan_in = channels * self.kernel.numel()
-        additions = sum(self.kernel) * max(pixels, positions) ** 2
-        by_pixels = pixels**2 * channels + positions**2 * fan_out + ADDITION * additions
+        sizes, additions = list(self.inputs.shape[2:]), 0
+        for axis, width in enumerate(self.kernel):  # one axis after the other
+            sizes[axis] = self.answers.shape[2 + axis]
+            additions += width * prod(sizes) ** 2
+        starting = STARTING // max(1, self.batch_size)
+        by_pixels = pixels**2 * channels + positions**2 * fan_out + ADDITION * additions + 2 * starting
         writing = ADDITION * positions * fan_in // self.kernel[0]  # what lies at the places of the other axes
-        return by_pixels < writing + min(positions * fan_in * fan_out, positions**2 * (fan_in + fan_out))
+        by_places = writing + min(positions * fan_in * fan_out, positions**2 * (fan_in + fan_out))
+        return by_pixels < by_places + starting * prod(self.kernel[: self._axes_apart()])
 
     # place by place ---------------------------------------------------------------------------------------------------
 
@@ -224,18 +230,18 @@ class Windows(Chunks):
         kernel = direction.detach().to(images.dtype).reshape(self.shape)
         return self._convolution(images, kernel, self.groups).mul_(answers).flatten(1).sum(1)
 
-    def _convolved_along(self, left: Tensor, right: Tensor) -> Tensor:
-        size, positions = self.inputs.shape[2:], self.answers.shape[2:]
-        images = self.inputs.reshape(-1, self.shape[1], size.numel())  # the groups share what stands right
-        if self.shape[1] < FEW_CHANNELS:
-            kernel = right.to(images.dtype).reshape(1, *self.shape[1:])
-            return self._answered(left, self._convolution(images.unflatten(2, size), kernel, 1))
-        kernel = right.to(images.dtype).reshape(self.shape[1], -1).T.expand(len(images), -1, -1)
-        at_places = torch.bmm(kernel, images).unflatten(2, size)
-        answers = images.new_zeros(len(images), *positions)
-        for there, reaches in zip(at_places.unbind(1), product(*self._reaches), strict=True):
+    def _convolved_along(self, along: RankOne) -> Tensor:
+        left, right, factors = along
+        if factors is None:
+            return self._convolved(torch.outer(left, right), self.inputs, self.answers)
+        # what is along the channels is one picture, which is shifted under the kernel; the groups share what stands right
+        channels, places = factors
+        images = self.inputs.reshape(-1, self.shape[1], self.inputs.shape[2:].numel())
+        picture = torch.matmul(channels.to(images.dtype), images).unflatten(1, self.inputs.shape[2:])
+        answers = images.new_zeros(len(images), *self.answers.shape[2:])
+        for place, reaches in zip(places, product(*self._reaches), strict=True):
             seen, seeing = zip(*reaches, strict=True)
-            answers[(..., *seeing)].add_(there[(..., *seen)])
+            answers[(..., *seeing)].add_(picture[(..., *seen)], alpha=place)
         return self._answered(left, answers)
 
     def _answered(self, left: Tensor, answers: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the gradient that flows through the sample at given batch statistics; it sums to
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -79,22 +80,55 @@ class PerSampleInstanceNorm(PerSampleGroupNorm):
         return functional.instance_norm(inputs, mean, variance, None, None, own, 0.0, module.eps)
 
 
+#: From so many positions on torch's own kernel, a loop over samples and channels, is quicker than elementwise operations.
+MANY_POSITIONS = 16
+
+
 class PerSampleBatchNorm(PerSampleGroupNorm):
-    """Statistics of the batch, or the running ones in eval mode."""
+    """Statistics of the batch, or the running ones in eval mode.
+
+    What the probe could read off the user's own kernel (``module.statistics``: mean, and one over the deviation) is not
+    calculated again.
+    """
 
     def uses_batch_statistics(self, module: Any) -> bool:
         """In train mode, and whenever no running statistics are kept."""
         return module.training or module.running_mean is None
 
+    def measure_all(self, ext: Any, module: Any, names: Iterable[str], g_inp: Any, g_out: Any) -> dict[str, Any]:
+        """Centred input times output gradient, summed over positions, over the deviation; and the gradient summed."""
+        deltas = accurate(g_out[0])
+        found = {"bias": channel_sums(deltas)} if "weight" not in names else self._both(module, accurate(module.input0), deltas)
+        return {name: ext.measure(found[name], module._parameters[name]) for name in names}
+
     def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
-        """Centred input times output gradient, summed over positions, over the deviation."""
-        inputs = accurate(module.input0)  # normalising it by batch_norm takes twice as long
+        """As all."""
+        return self.measure_all(ext, module, ("weight",), g_inp, g_out)["weight"]
+
+    def _both(self, module: Any, inputs: Tensor, deltas: Tensor) -> dict[str, Dense]:
+        mean, scale = (values.to(inputs.dtype) for values in self._statistics(module, inputs))
+        samples, channels, positions = *inputs.shape[:2], inputs.shape[2:].numel()
+        if positions < MANY_POSITIONS or inputs.dtype != deltas.dtype or inputs.device.type not in ("cpu", "cuda"):
+            centred = inputs.reshape(samples, channels, positions) - mean[:, None]
+            sums = centred.mul_(deltas.reshape(centred.shape)).sum(2).mul_(scale)
+            return {"weight": Dense(sums), "bias": channel_sums(deltas)}
+        # the channels of every sample, as if they were as many channels of one: the kernel goes through both tensors once
+        rows = [values.reshape(1, samples * channels, positions) for values in (deltas, inputs)]
+        each = [values.repeat(samples) for values in (torch.ones_like(mean), mean, scale)]
+        _, weight, bias = torch.ops.aten.native_batch_norm_backward(
+            *rows, each[0], None, None, *each[1:], True, module.eps, [False, True, True]
+        )
+        return {"weight": Dense(weight.view(samples, channels)), "bias": Dense(bias.view(samples, channels))}
+
+    def _statistics(self, module: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean of every channel, and one over its deviation."""
+        if not self.uses_batch_statistics(module):
+            return module.running_mean, (module.running_var.to(inputs.dtype) + module.eps).rsqrt()
+        known: tuple[Tensor, Tensor] | None = module.__dict__.get("statistics")
+        if known is not None:
+            return known
         rows = inputs.reshape(*inputs.shape[:2], -1)
-        if self.uses_batch_statistics(module):
-            count = rows[:, 0].numel()
-            centred = rows - rows.sum(2).sum(0).div_(count)[:, None]
-            variance = torch.linalg.vector_norm(centred, dim=2).square_().sum(0).div_(count)
-        else:
-            centred, variance = rows - module.running_mean.to(rows.dtype)[:, None], module.running_var.to(rows.dtype)
-        sums = centred.mul_(accurate(g_out[0]).reshape(rows.shape)).sum(2).mul_((variance + module.eps).rsqrt_())
-        return ext.measure(Dense(sums), module.weight)
+        count = rows[:, 0].numel()
+        mean = rows.sum(2).sum(0).div_(count)
+        variance = torch.linalg.vector_norm(rows - mean[:, None], dim=2).square_().sum(0).div_(count)
+        return mean, variance.add_(module.eps).rsqrt_()
