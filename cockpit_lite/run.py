@@ -13,7 +13,7 @@ import numpy as np
 from cockpit_lite import log_mirror, run_cache
 from cockpit_lite.alert import Alert
 from cockpit_lite.columns import Columns, Content
-from cockpit_lite.run_log import ALERTS_FILE, LineReader, ReadingsReader, decode, ranks_in, read_info, readings_file
+from cockpit_lite.run_log import LineReader, ReadingsReader, alerts_file, decode, ranks_in, read_info, readings_file
 
 if TYPE_CHECKING:
     from cockpit_lite.report import Report
@@ -38,7 +38,7 @@ class Run:
         self._columns = Columns()
         self._bad_alerts = 0
         self._readings = ReadingsReader(self.folder / readings_file(rank))
-        self._alerts = LineReader(self.folder / ALERTS_FILE)
+        self._alerts = LineReader(self.folder / alerts_file(rank))
         known = self._take_cache()
         self._take_mirror()
         self.refresh()

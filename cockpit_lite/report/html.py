@@ -17,6 +17,7 @@ from cockpit_lite.plots.facts import described
 from cockpit_lite.report.chart import charts, story_chart
 from cockpit_lite.report.explain import blocks, code_spans
 from cockpit_lite.report.model import NOT_SWITCHED_ON
+from cockpit_lite.report.ranks import ALL_ALIKE, HEADINGS
 from cockpit_lite.report.settings import flat_settings
 from cockpit_lite.report.svg import colour_rules
 from cockpit_lite.report.text import count, format_seconds, format_share, format_value, printable
@@ -55,6 +56,8 @@ def render_html(report: Report) -> str:
         picture=draw_picture(report),
         charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert),
         settings=flat_settings(report.info),
+        rank_headings=HEADINGS,
+        all_alike=ALL_ALIKE,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cockpit_lite.alert import Alert
 from cockpit_lite.plots.facts import described
 from cockpit_lite.report.explain import code_spans
+from cockpit_lite.report.ranks import ALL_ALIKE, HEADINGS
 from cockpit_lite.report.text import count, format_seconds, format_value, one_line
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def render_markdown(report: Report) -> str:
     lines += [f"{escaped(report.ending)}", ""] if report.ending else []
     lines += [*(f"- {escaped(reason)}" for reason in report.no_step_reasons), ""] if report.no_step_reasons else []
     for alert in report.findings:
-        lines += [*_finding(alert), ""]
+        lines += [*_finding(alert, report.place(alert)), ""]
     if report.phases:
         lines += ["### Story", ""]
         for phase in report.phases:
@@ -43,6 +44,10 @@ def render_markdown(report: Report) -> str:
             found = f" Found: {escaped(', '.join(phase.findings))}." if phase.findings else ""
             lines.append(f"1. **{steps}.** {escaped(phase.text)}{found}")
         lines.append("")
+    if report.ranks is not None:
+        lines += ["### Ranks", "", *(f"- {escaped(text)}" for text in report.ranks.text or (ALL_ALIKE,)), ""]
+        lines += [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join(['---:'] * (len(HEADINGS) - 1))} | --- |"]
+        lines += [*(f"| {' | '.join(escaped(cell) for cell in row.cells)} |" for row in report.ranks.rows), ""]
     lines += _folded(
         f"Passed: {count(len(report.passed), 'check')}",
         (f"- {code(check.code)} **No {escaped(check.name)}.** {prose(check.reason)}" for check in report.passed),
@@ -68,11 +73,11 @@ def render_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finding(alert: Alert) -> list[str]:
+def _finding(alert: Alert, ranks: str) -> list[str]:
     where = ", ".join(code(place) for place in alert.where[:_MOST_PLACES])
     if len(alert.where) > _MOST_PLACES:
         where += f" and {len(alert.where) - _MOST_PLACES} more"
-    place = f"S{alert.steps_text[1:]}{', in ' + where if where else ''}."
+    place = f"S{alert.steps_text[1:]}{', in ' + where if where else ''}{ranks}."
     return [
         f"### {_SIGNS[alert.severity]} {escaped(alert.name)} ({alert.severity}, {code(alert.code)})",
         "",

@@ -16,6 +16,7 @@ from cockpit_lite.alert import SEVERITIES, Alert
 from cockpit_lite.diagnosis.ranking import rank
 from cockpit_lite.diagnosis.rule import Rule
 from cockpit_lite.report.explain import explanation
+from cockpit_lite.report.ranks import Ranks, read_ranks
 from cockpit_lite.report.story import Phase, phases
 from cockpit_lite.report.text import count, format_seconds, format_share, listed
 from cockpit_lite.report.values import LastValue, LayerSpan, last_values, layer_spans
@@ -112,6 +113,8 @@ class Report:
         not_measured: Reading name -> why there is no number for it.
         explanations: Rule code -> the longer explanation of the finding.
         watched: Rule code -> the readings that the rule looks at.
+        ranks: What the processes that trained together saw, and in what they differ; None: one process has trained. The findings
+            are those of all of them, everything else is of the first.
     """
 
     run: Run = field(repr=False)
@@ -122,6 +125,12 @@ class Report:
     not_measured: Mapping[str, str]
     explanations: Mapping[str, str] = field(repr=False)
     watched: Mapping[str, tuple[str, ...]] = field(repr=False)
+    ranks: Ranks | None = field(default=None, repr=False)
+
+    def place(self, alert: Alert) -> str:
+        """Return on which ranks a finding was made, ", on rank 3"; empty: on all."""
+        where = self.ranks.where(alert) if self.ranks is not None else ""
+        return f", {where}" if where else ""
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -213,9 +222,7 @@ class Report:
                 "steps": self.steps,
                 "status": self.status,
                 "ending": self.ending,
-                "findings": [
-                    {**alert.to_dict(), "explanation": self.explanations.get(alert.code, "")} for alert in self.findings
-                ],
+                "findings": [self._finding(alert) for alert in self.findings],
                 "phases": [asdict(phase) for phase in self.phases],
                 "passed": [asdict(check) for check in self.passed],
                 "not_checked": [asdict(check) for check in self.not_checked],
@@ -223,10 +230,15 @@ class Report:
                 "cost": asdict(self.cost),
                 "last_values": [asdict(row) for row in self.last_values],
                 "layers": [asdict(row) for row in self.layer_spans],
+                "ranks": None if self.ranks is None else self.ranks.to_dict(),
                 "bad_lines": self.run.bad_lines,
                 "info": self.info,
             }
         )
+
+    def _finding(self, alert: Alert) -> dict[str, Any]:
+        found_by = (self.run.rank,) if self.ranks is None else self.ranks.found_by.get(alert.code, ())
+        return {**alert.to_dict(), "ranks": list(found_by), "explanation": self.explanations.get(alert.code, "")}
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as text."""
@@ -283,7 +295,9 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
 
         rules = known_rules()
     rules = tuple(rules)
-    found = {alert.code for alert in run.alerts}
+    ranks = read_ranks(run)
+    alerts = run.alerts if ranks is None else ranks.alerts
+    found = {alert.code for alert in alerts}
     passed: list[Check] = []
     not_checked: list[Check] = []
     measured = {part for name in run.names for part in (name, name.partition("/")[0])}
@@ -295,13 +309,14 @@ def build_report(run: Run, rules: Iterable[Rule] | None = None) -> Report:
     switched_off = {key for rule in rules for key in (rule.code, rule.name)}
     return Report(
         run=run,
-        findings=tuple(rank(run.alerts, rules)),
+        findings=tuple(rank(alerts, rules)),
         passed=tuple(passed),
         not_checked=tuple(not_checked),
         cost=_cost(run),
         not_measured={name: why for name, why in sorted(run.not_measured.items()) if name not in switched_off},
         explanations={rule.code: explanation(rule) for rule in rules},
         watched={rule.code: tuple(rule.needs) for rule in rules},
+        ranks=ranks,
     )
 
 

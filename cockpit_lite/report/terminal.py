@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cockpit_lite.report.explain import blocks, code_spans, explanation
 from cockpit_lite.report.model import HTML_FILE, PICTURE_FILE, Report
+from cockpit_lite.report.ranks import ALL_ALIKE, HEADINGS, Ranks
 from cockpit_lite.report.text import count, one_line, printable
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the summary of a report; default: to standard output."""
     console = console or Console()
     parts: list[RenderableType] = [_verdict(report)]
-    parts += [_finding(alert) for alert in report.findings]
+    parts += [_finding(alert, report.place(alert)) for alert in report.findings]
     if report.no_step_reasons:
         parts.append(_listed("Why this may be:", list(report.no_step_reasons)))
     if report.phases:
         parts.append(_listed("The run's story:", [_phase(phase) for phase in report.phases]))
+    if report.ranks is not None:
+        parts.append(_ranks(report.ranks))
     if report.not_checked and report.steps:
         reasons = [f"{check.code} {check.name}: {check.reason}" for check in report.not_checked]
         if len(reasons) > _MOST_NOT_CHECKED:
@@ -70,12 +73,12 @@ def _verdict(report: Report) -> Text:
     return text
 
 
-def _finding(alert: Alert) -> Group:
+def _finding(alert: Alert, ranks: str) -> Group:
     where = f" in {', '.join(alert.where[:_MOST_PLACES])}" if alert.where else ""
     if len(alert.where) > _MOST_PLACES:
         where += f" and {len(alert.where) - _MOST_PLACES} more"
     head = Text.assemble((alert.severity, STYLES[alert.severity]), "  ", (one_line(f"{alert.code} {alert.name}"), "bold"))
-    head.append("  " + one_line(f"{alert.steps_text}{where}"), style="dim")
+    head.append("  " + one_line(f"{alert.steps_text}{where}{ranks}"), style="dim")
     body = Table.grid(padding=(0, 1))
     body.add_row("", _prose(alert.cause))
     body.add_row("", Text.assemble(("What to do: ", "bold"), _prose(alert.advice)))
@@ -96,6 +99,18 @@ def _listed(title: str, lines: list[str]) -> Group:
     for line in lines:
         table.add_row("-", Text(one_line(line)))
     return Group(Text(title), table)
+
+
+def _ranks(ranks: Ranks) -> Group:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in HEADINGS[:-1]:
+        table.add_column(title, justify="right")
+    table.add_column(HEADINGS[-1])
+    for row in ranks.rows:
+        table.add_row(*row.cells)
+    return Group(
+        Text(f"{ranks.trained} processes trained together:"), table, _listed("What differs:", list(ranks.text) or [ALL_ALIKE])
+    )
 
 
 def _facts(report: Report) -> Group:
