@@ -3,7 +3,7 @@
     ggn_diagonal             = quantiles (0, 10, 25, 50, 75, 90, 100 %) over the weights of h_j = (J'L''J)_jj, an array of seven
     ggn_diagonal/<parameter> = mean of h_j over the parameter's elements
 
-h_j = sum_n E (J_n'u_n)_j^2 with labels drawn from the model's own predictive distribution, see ``ggn_trace``: estimated without
+h_j = sum_n E (J_n'u_n)_j^2 with random u_n at the model's outputs of the covariance L_n'', see ``ggn_trace``: estimated without
 bias from the same draw, so it costs next to nothing beside it. Each h_j is a sum over the samples of the batch and good to about
 sqrt(2/N) of itself where all samples take part; the means over a parameter are much better. The two outermost quantiles are of
 estimates, so they reach a little further than the true ones.
@@ -19,7 +19,7 @@ Back-Propagation Learning with Second Order Methods, 1988.
 from __future__ import annotations
 
 from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, SAMPLED_DIAGONAL, Instrument, Reading, Readings, layerwise
-from cockpit_lite.probes.quantiles import quantiles
+from cockpit_lite.probes.diagonal import SAMPLED, gauss_newton_diagonal
 from cockpit_lite.step import Step
 
 
@@ -31,8 +31,7 @@ class GaussNewtonDiagonal(Instrument):
     preset = "full"
 
     def measure(self, step: Step) -> Readings:
-        diagonal = step.curvature.gauss_newton_diagonal()
-        note = "from sampled labels"
-        means = {name: Reading(values.mean(), "gauss-newton", note=note) for name, values in diagonal.items() if values.numel()}
-        whole = Reading(quantiles(diagonal.values()), "gauss-newton", note=note)
+        found = step.once(gauss_newton_diagonal)
+        means = {name: Reading(value, "gauss-newton", note=SAMPLED) for name, value in found.means.items()}
+        whole = Reading(found.quantiles, "gauss-newton", note=SAMPLED)
         return {"ggn_diagonal": whole, **layerwise("ggn_diagonal", means)}

@@ -2,11 +2,12 @@
 
     ggn_trace = trace J'L''J = sum_n E ||J_n'u_n||^2
 
-J the Jacobian of the model's outputs, L'' the second derivative of the loss by them. u_n is the gradient that labels drawn from
-the model's own predictive distribution would send back (cross entropy: a class; squared error: a normal deviate; binary cross
-entropy: a coin), with covariance L_n''. One backward pass gives all samples' J_n'u_n to the rules for per-sample gradients,
-whose squared norms are the estimate: unbiased, and for half a Hessian-vector product within some per cent on a usual batch. The
-standard error is from the spread over the samples.
+J the Jacobian of the model's outputs, L'' the second derivative of the loss by them. u_n = R_n e_n with random signs e_n and
+R_n R_n' = L_n'' (cross entropy: a Cholesky factor of diag(p) - pp'), which spreads less than the gradients of labels that are
+drawn from the model's own predictive distribution, and means the same. One backward pass gives all samples' J_n'u_n to the rules
+for per-sample gradients, whose squared norms are the estimate: unbiased, and for half a Hessian-vector product within some per
+cent on a usual batch; where few samples carry the trace, late in training, within some tenths. The standard error is from the
+spread over the samples, and rather too large.
 
 For these losses it is also the trace of the Fisher information matrix, and never negative. It equals the trace of the Hessian
 where the model is piecewise linear in all weights together (one layer under any of these losses), and for ReLU networks too, in
@@ -24,6 +25,7 @@ Limitations of the Empirical Fisher Approximation, 2019.
 from __future__ import annotations
 
 from cockpit_lite.instrument import CURVATURE, SAMPLED_CURVATURE, Instrument, Reading, Readings, layerwise
+from cockpit_lite.probes.diagonal import SAMPLED
 from cockpit_lite.step import Step
 
 
@@ -37,12 +39,11 @@ class GaussNewtonTrace(Instrument):
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
         whole = curvature.gauss_newton_trace()
-        note = "from sampled labels"
         by_parameter = {}
         for name in curvature.parameters:
             block = curvature.restricted([name]).gauss_newton_trace()
-            by_parameter[name] = Reading(block.value, "gauss-newton", standard_error=block.standard_error, note=note)
+            by_parameter[name] = Reading(block.value, "gauss-newton", standard_error=block.standard_error, note=SAMPLED)
         return {
-            "ggn_trace": Reading(whole.value, "gauss-newton", standard_error=whole.standard_error, note=note),
+            "ggn_trace": Reading(whole.value, "gauss-newton", standard_error=whole.standard_error, note=SAMPLED),
             **layerwise("ggn_trace", by_parameter),
         }

@@ -8,12 +8,16 @@ By BackPACK's DiagHessian on a copy of the model, where it knows every module: c
 activations and poolings with nothing between the modules, cross entropy or squared error at the end. It is that of a quarter of
 the batch, as it costs about five forward and backward passes of the samples it is of; ``sub_batch=None`` takes all and is exact.
 
-Elsewhere the diagonal of the Gauss-Newton matrix from sampled labels stands in for it (see ``ggn_diagonal``), and the reading
-says so: of the Hessian itself random vectors give a diagonal that is off by many times its value, which is worse than none.
+In a chain of linear layers and piecewise linear activations (ReLU) the output is piecewise linear in each layer's weights: the
+diagonal equals that of the Gauss-Newton matrix, and none of it is negative; the kinks are invisible. There the sampled diagonal
+of the Gauss-Newton matrix, which is of the whole batch, serves both (see ``ggn_diagonal``): after training it is nearer to the
+truth than the exact one of a quarter of the batch, at a fraction of the price. ``sub_batch=None`` is exact there, too.
 
-For piecewise linear activations (ReLU) it equals the diagonal of the
-Gauss-Newton matrix, and none of it is negative; the kinks are invisible. With tanh, sigmoid and the like, negative elements are
-what bends down in the model itself; their share falls as training nears a minimum.
+Elsewhere the sampled diagonal of the Gauss-Newton matrix stands in for that of the Hessian, and the reading says so: of the
+Hessian itself random vectors give a diagonal that is off by many times its value, which is worse than none.
+
+With tanh, sigmoid and the like, negative elements are what bends down in the model itself; their share falls as training nears a
+minimum.
 
 Weights whose h_j are many orders of magnitude apart need learning rates of their own: an adaptive optimizer, or normalisation.
 
@@ -40,9 +44,12 @@ from cockpit_lite.instrument import (
     Readings,
     layerwise,
 )
-from cockpit_lite.probes.hessian_diagonal import hessian_diagonal
-from cockpit_lite.probes.quantiles import quantiles
+from cockpit_lite.probes.diagonal import SAMPLED, gauss_newton_diagonal, summarised
+from cockpit_lite.probes.hessian_diagonal import hessian_diagonal, is_piecewise_linear
 from cockpit_lite.step import Step
+
+#: Why there need not be two diagonals.
+_THE_SAME = "that of the Gauss-Newton matrix, which it equals in a chain of piecewise linear layers"
 
 
 def negative_share(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -56,7 +63,8 @@ class HessianDiagonal(Instrument):
     """Writes ``hessian_diagonal``, seven quantiles, ``hessian_diagonal/<parameter>``, means, and ``negative_curvature``.
 
     Args:
-        sub_batch: Take it of so many samples of the batch, or of a share of it below 1; None: of all, which is exact.
+        sub_batch: Take it of so many samples of the batch, or of a share of it below 1; None: of all, which is exact. Without
+            effect in a chain of piecewise linear layers, see above.
     """
 
     name = "hessian_diagonal"
@@ -72,17 +80,20 @@ class HessianDiagonal(Instrument):
     def prepare(self, step: Step) -> None:
         self._readings = None
         try:
-            found, kind, note = self._hessian(step)
+            if self.sub_batch is not None and is_piecewise_linear(step.replay.model):
+                found, kind, note = step.once(gauss_newton_diagonal), "estimated", f"{_THE_SAME}, {SAMPLED}"
+                negative: Reading | NotMeasured = Reading(0.0, note=_THE_SAME)
+            else:
+                diagonal, kind, note = self._hessian(step)
+                found, negative = summarised(diagonal), Reading(negative_share(diagonal), kind, note=note)
         except NotMeasured as reason:
-            found, kind, note = step.curvature.gauss_newton_diagonal(), "gauss-newton", f"from sampled labels: {reason}"
-        diagonal = {name: values for name, values in found.items() if values.numel()}
-        negative: Reading | NotMeasured = NotMeasured(f"the diagonal is of the Gauss-Newton matrix, {note}")
-        if kind != "gauss-newton":
-            negative = Reading(negative_share(diagonal), kind, note=note)
+            found, kind, note = step.once(gauss_newton_diagonal), "gauss-newton", f"{SAMPLED}: {reason}"
+            negative = NotMeasured(f"the diagonal is of the Gauss-Newton matrix, {note}")
+        means = {name: Reading(value, kind, note=note) for name, value in found.means.items()}
         self._readings = {
-            "hessian_diagonal": Reading(quantiles(diagonal.values()), kind, note=note),
+            "hessian_diagonal": Reading(found.quantiles, kind, note=note),
             "negative_curvature": negative,
-            **layerwise("hessian_diagonal", {name: Reading(values.mean(), kind, note=note) for name, values in diagonal.items()}),
+            **layerwise("hessian_diagonal", means),
         }
 
     def _hessian(self, step: Step) -> tuple[dict[str, Tensor], str, str | None]:

@@ -19,7 +19,7 @@ from backpack import backpack, extend
 from backpack.extensions import DiagHessian
 from torch import Tensor, nn
 
-from cockpit_lite.curvature.quietly import quietly
+from cockpit_lite.curvature.quietly import forward_hooks, package, quietly
 from cockpit_lite.curvature.sub_batch import SubBatch
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import LossHead
@@ -32,6 +32,14 @@ MOST_COLUMNS = 128
 
 #: Activations with a second derivative.
 _CURVED = (nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.LogSigmoid, nn.GELU, nn.SiLU, nn.Softplus)
+
+#: Modules whose output is piecewise linear in what they are given, and in their own weights.
+_PIECEWISE_LINEAR = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Threshold, nn.Identity, nn.Flatten, nn.Unflatten),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.ZeroPad2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d),
+)
 
 #: How far the repeated loss may be from the user's, relative.
 _TOLERANCE = 1e-3
@@ -99,6 +107,23 @@ def hessian_diagonal(replay: Replay, samples: Sequence[SubBatch] = ()) -> dict[s
                 raise NotMeasured(f"BackPACK does not reach the parameter {name!r}")
             found[name] = replay.unscaled((factor if part is None else factor * part.factor) * diagonal.detach())
     return found
+
+
+def is_piecewise_linear(model: nn.Module) -> bool:
+    """Return whether the model is a chain of modules that are piecewise linear, each with weights of its own.
+
+    Then the output is piecewise linear in each layer's weights, and the Hessian's diagonal is that of the Gauss-Newton matrix. A
+    class that was derived from one of these, a hook of the user's, or a parametrisation may do anything.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if len(names) > len(dict(model.named_parameters())):
+        return False
+    for module in [None, *model.modules()]:
+        if any(package(hook) != "cockpit_lite" for hooks in forward_hooks(module) for hook in hooks.values()):
+            return False
+        if module is not None and type(module) is not nn.Sequential and type(module) not in _PIECEWISE_LINEAR:
+            return False
+    return True
 
 
 def _ready_for_hooks(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from cockpit_lite.curvature import ForwardProbe
 from cockpit_lite.curvature.sub_batch import SubBatch
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instruments.hessian_diagonal import HessianDiagonal, negative_share
-from cockpit_lite.probes.hessian_diagonal import hessian_diagonal
+from cockpit_lite.probes.hessian_diagonal import hessian_diagonal, is_piecewise_linear
 from cockpit_lite.probes.replay import Replay
 from tests.identity import cockpit
 
@@ -194,6 +194,53 @@ def test_parts_of_the_batch_have_the_whole_as_their_mean(loss: Loss) -> None:
     halves = [hessian_diagonal(made, [SubBatch(torch.tensor(rows), 6, 0)]) for rows in ([0, 2, 5], [1, 3, 4])]
     for name, expected in dense_diagonal(model, value).items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_piecewise_linear_chain_takes_the_sampled_gauss_newton_diagonal(tmp_path: Path) -> None:
+    """Over many draws its mean is the diagonal of the Hessian."""
+    model = conv()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    loss = F.cross_entropy(model(IMAGES), LABELS)
+    expected = dense_diagonal(model, loss)
+    with cockpit(model, optimizer, run=tmp_path / "run", instruments=["hessian_diagonal", "ggn_diagonal"], budget=None):
+        for _ in range(100):
+            F.cross_entropy(model(IMAGES), LABELS).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = load_run(tmp_path / "run")
+    for name, values in expected.items():
+        found = run.series(f"hessian_diagonal/{name}")[1]
+        assert found.mean() == pytest.approx(values.mean().item(), abs=4 * found.std() / len(found) ** 0.5 + 1e-9)
+        assert found.tolist() == run.series(f"ggn_diagonal/{name}")[1].tolist()
+    assert run.how("hessian_diagonal")[0]["kind"] == "estimated"
+    assert "Gauss-Newton" in run.how("hessian_diagonal")[0]["note"]
+    assert set(run.series("negative_curvature")[1].tolist()) == {0.0}
+
+
+def doubled(model: nn.Module) -> nn.Module:
+    model[0].register_forward_hook(lambda module, args, output: output.exp())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (net(nn.ReLU()), True),
+        (conv(), True),
+        (nested(), True),
+        (nn.Sequential(), True),
+        (net(nn.Tanh()), False),
+        (tied(), False),
+        (nn.Sequential(layer := nn.Linear(4, 4), nn.ReLU(), layer), False),
+        (Skipping(), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), False),
+        (nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), False),
+        (doubled(net(nn.ReLU())), False),
+    ],
+    ids=["relu", "conv", "nested", "empty", "tanh", "tied", "twice", "skipping", "normalised", "parametrised", "hook"],
+)
+def test_what_is_piecewise_linear(model: nn.Module, expected: bool) -> None:
+    assert is_piecewise_linear(model) is expected
 
 
 def test_elsewhere_the_gauss_newton_matrix_stands_in(tmp_path: Path) -> None:
