@@ -79,6 +79,7 @@ class HessianDiagonal(Instrument):
 
     def prepare(self, step: Step) -> None:
         self._readings = None
+        note: str | None
         try:
             if self.sub_batch is not None and is_piecewise_linear(step.replay.model):
                 found, kind, note = step.once(gauss_newton_diagonal), "estimated", f"{_THE_SAME}, {SAMPLED}"
