@@ -23,6 +23,7 @@ import numpy as np
 
 from cockpit_lite import run_cache
 from cockpit_lite.columns import Columns, Content
+from cockpit_lite.row_layout import Definition
 from cockpit_lite.run_log import ReadingsReader, parsed
 
 #: A log that is shorter, in bytes, is read in a moment.
@@ -47,7 +48,7 @@ class Mirror:
         self._log = log
         self._end = self._start = log.stat().st_size
         self._texts: list[str] = []
-        self._layouts: dict[int, dict[str, Any]] = {}
+        self._layouts: dict[int, Definition] = {}
         self._reader = ReadingsReader(log, self._layouts)
         self._file: FileIO | None = None
         self._failed = False
@@ -62,7 +63,7 @@ class Mirror:
             for line in text.splitlines() if '{"layout"' in text else ():
                 if line.startswith('{"layout"'):
                     definition = parsed(line.encode()) or {}
-                    self._layouts[definition["layout"]] = definition
+                    self._layouts[definition["layout"]] = Definition(definition)
             return
         self._texts.append(text)
         if self._end - self._start >= PIECE:

@@ -8,14 +8,32 @@ A line that defines a layout, and one that refers to it::
 
 The second stands for ``{"step": 8, "time": 1.4, "values": {"loss": 0.3, "hessian_trace": 41}, "how": {"hessian_trace": {"kind":
 "estimated", "standard_error": 0.2}}}``. A column is a reading, or a number that says how it was got. null: not on this step.
-``values`` and ``how`` of the row itself come on top, key by key; null takes a key away. Knows no torch.
+``values`` and ``how`` of the row itself come on top, key by key; null takes a key away.
+
+Since schema 2 a column may also be the same reading of many layers, and a cell their numbers packed (packed_numbers.py)::
+
+    {"layout": 3, "columns": ["loss", {"of": "gsnr", "names": ["0.weight", "0.bias", ...], "how": {"kind": "conditional"}},
+                              {"of": "ggn_trace", "names": 1}, {"of": "ggn_trace", "about": "standard_error", "names": 1}]}
+    {"step": 9, "time": 1.5, "layout": 3, "row": [0.3, "62fPczNPkzNP...", "=1", null]}
+
+``names`` as a number: those of that column. Such a cell is null (none of them on this step), a list (null: not
+that one), or a text. "=1": the same as cell 1 of the row. Arrays are packed, too. In ``values`` of a row a pair is a
+value and how it was got: ``{"grad_hist_1d/0.bias": ["59zh...", {"kind": "estimated"}]}``.
+
+Significant digits: seven, which is what float32 knows; five of a number that is not exact, three of a standard error or residual.
+Packed ones have 3.6, arrays 4.8, and 2.4 where less is known: standard errors and residuals, what has a standard error of 2 % or
+more, and histograms of a sample. Knows no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any
+
+from cockpit_lite.packed_numbers import FEWEST, Form, is_packed, pack, unpack
 
 Column = str | tuple[str, str]
 How = Mapping[str, Mapping[str, Any]]
@@ -26,6 +44,56 @@ _STANDING = ("kind", "note")
 _EMPTY = len("null,")
 #: Bytes of names below which a layout gains nothing.
 _SHORT = 30
+#: Numbers of an array from which on it is packed.
+_LONG = 9
+#: Characters of a cell from which on it is worth saying that another one is the same.
+_REPEATED = 12
+#: So many numbers that are not exact, none of them negative, are a histogram.
+_COUNTS = 50
+#: Columns of a layout, and packed numbers of a row, at most: a short text stands for many of them.
+_MOST = 2**21
+#: A packed number of two bytes is off by 0.4 % at most: little beside a standard error of so much of the value.
+_UNSURE = 0.02
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Columns that lie side by side: the same of many layers.
+
+    Attributes:
+        errors: Where the columns with their standard errors begin, if there are any.
+    """
+
+    start: int
+    end: int
+    of: str
+    about: str
+    names: tuple[str, ...]
+    errors: int | None = None
+
+
+def _groups(columns: Sequence[Column]) -> list[_Group]:
+    """Return the groups among the columns, in order."""
+
+    def kind(place: int) -> tuple[str, str] | int:
+        column = columns[place]
+        name, about = (column, "") if isinstance(column, str) else column
+        of, slash, _ = name.partition("/")
+        return (of, about) if slash else place
+
+    groups: dict[tuple[str, str, tuple[str, ...]], _Group] = {}
+    for key, run in groupby(range(len(columns)), kind):
+        places = list(run)
+        if isinstance(key, tuple) and len(places) >= FEWEST:
+            of, about = key
+            chosen = [columns[place] for place in places]
+            names = tuple((column if isinstance(column, str) else column[0]).partition("/")[2] for column in chosen)
+            groups[of, about, names] = _Group(places[0], places[-1] + 1, of, about, names)
+    return [
+        _Group(g.start, g.end, g.of, g.about, g.names, errors.start if not g.about and errors is not None else None)
+        for g in groups.values()
+        for errors in [groups.get((g.of, "standard_error", g.names))]
+    ]
 
 
 class _Layout:
@@ -38,10 +106,88 @@ class _Layout:
         standing = {name: {key: about[key] for key in _STANDING if key in about} for name, about in how.items()}
         self.how = {name: about for name, about in standing.items() if about}
         self.rows = 0
+        self._groups = _groups(self.columns)
+        inside = {place for group in self._groups for place in range(group.start, group.end)}
+        parts: list[int | _Group] = [place for place in range(len(self.columns)) if place not in inside]
+        parts += self._groups
+        #: A place in the row, or a group of them, for each cell.
+        self._parts = sorted(parts, key=lambda part: part if isinstance(part, int) else part.start)
 
     @property
     def line(self) -> dict[str, Any]:
-        return {"layout": self.number, "columns": list(self.columns), **({"how": self.how} if self.how else {})}
+        """What defines it in the log."""
+        columns: list[Any] = []
+        how = dict(self.how)
+        spelled: dict[tuple[str, ...], int] = {}
+        for part in self._parts:
+            if isinstance(part, int):
+                columns.append(self.columns[part])
+                continue
+            group: dict[str, Any] = {"of": part.of, "names": spelled.get(part.names, list(part.names))}
+            spelled.setdefault(part.names, len(columns))
+            if part.about:
+                group["about"] = part.about
+            else:
+                members = [f"{part.of}/{name}" for name in part.names]
+                common = how.get(members[0])
+                if common and all(how.get(member) == common for member in members):
+                    group["how"] = common
+                    for member in members:
+                        del how[member]
+            columns.append(group)
+        return {"layout": self.number, "columns": columns, **({"how": how} if how else {})}
+
+    def cells(self, row: Sequence[Any]) -> list[Any]:
+        """Return what is written of a row with a value for each column."""
+        written: list[Any] = []
+        said: dict[str, int] = {}
+        for part in self._parts:
+            cell = self._cell(part, row[part]) if isinstance(part, int) else self._packed(part, row)
+            if type(cell) is str and len(cell) >= _REPEATED:
+                first = said.setdefault(cell, len(written))
+                cell = cell if first == len(written) else f"={first}"
+            written.append(cell)
+        return written
+
+    def _cell(self, place: int, value: Any) -> Any:
+        column = self.columns[place]
+        if type(value) is float:
+            return value if type(column) is str and column not in self.how else _shorter(value, self._digits(column))
+        return _packed_array(value, exact=self._digits(column) is None)
+
+    def _digits(self, column: Column) -> int | None:
+        """Return how many significant digits are enough; None: all."""
+        if not isinstance(column, str):
+            return 3
+        return 5 if self.how.get(column, {}).get("kind", "exact") != "exact" else None
+
+    @staticmethod
+    def _packed(group: _Group, row: Sequence[Any]) -> Any:
+        values = row[group.start : group.end]
+        if None in values:
+            return None if values.count(None) == len(values) else values
+        form: Form = "h" if group.about else "g"
+        if group.errors is not None:
+            errors = row[group.errors : group.errors + len(values)]
+            if None not in errors and all(e >= _UNSURE * abs(value) for e, value in zip(errors, values, strict=True)):
+                form = "h"
+        return pack(values, form) or values
+
+
+def _packed_array(value: Any, exact: bool) -> Any:
+    """Return a value as it is written in a row: arrays of some length are packed."""
+    if type(value) is not list:
+        return value
+    nested = bool(value) and type(value[0]) is list
+    if len(value) < _LONG and not nested:
+        return value
+    if exact or len(value) * (len(value[0]) if nested else 1) < _COUNTS or min(map(min, value) if nested else value) < 0:
+        return pack(value, "f") or value
+    return pack(value, "h") or value
+
+
+def _shorter(value: float, digits: int | None) -> float:
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 @dataclass
@@ -78,12 +224,11 @@ class Layouts:
         if layout is None:
             return [{"values": values, **({"how": how} if how else {})}]
         row = [cells.get(column) for column in layout.columns]
-        line: dict[str, Any] = {"layout": layout.number, "row": row}
+        line: dict[str, Any] = {"layout": layout.number, "row": layout.cells(row)}
+        extra: dict[Column, Any] = {}
         if len(cells) > len(row) - row.count(None):
             extra = {column: value for column, value in cells.items() if column not in layout.known}
-            line["values"] = {column: value for column, value in extra.items() if isinstance(column, str)}
-        else:
-            extra = {}
+            line["values"] = {name: _told(value, how.get(name, {})) for name, value in extra.items() if isinstance(name, str)}
         beside = self._beside(layout, values, how, extra)
         if beside:
             line["how"] = beside
@@ -118,15 +263,21 @@ class Layouts:
         """Return what the row has to say of ``how`` that its layout does not."""
         said: dict[str, dict[str, Any]] = {}
         for name in {**layout.how, **how}:
-            if name not in values:
+            if name not in values or name in extra:
                 continue
             known, about = layout.how.get(name, {}), how.get(name, {})
             if known != {key: about[key] for key in _STANDING if key in about}:
                 said[name] = {key: about.get(key) for key in _STANDING if known.get(key) != about.get(key)}
         for column, value in extra.items():
-            if not isinstance(column, str):
+            if not isinstance(column, str) and column[0] not in extra:
                 said.setdefault(column[0], {})[column[1]] = value
         return said
+
+
+def _told(value: Any, about: Mapping[str, Any]) -> Any:
+    """Return how a reading that has no column is written."""
+    cell = _packed_array(value, exact=about.get("kind", "exact") == "exact")
+    return [cell, about] if about else cell
 
 
 def _length(columns: Sequence[Column]) -> int:
@@ -140,7 +291,73 @@ def _waste(layout: _Layout, columns: tuple[Column, ...]) -> int:
     return _length(extra) + _EMPTY * (len(layout.columns) - (len(columns) - len(extra)))
 
 
-def whole(line: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
+class Definition:
+    """A line that defines a layout, as it was read.
+
+    What is wrong with it is raised where it is looked at: ValueError, TypeError, KeyError, AttributeError.
+    """
+
+    def __init__(self, line: Mapping[str, Any]) -> None:
+        self.line = line
+
+    @cached_property
+    def cells(self) -> list[list[Column]]:
+        """The columns of each cell of a row."""
+        columns = self.line["columns"]
+        names = [self._names(column, columns) for column in columns]
+        if sum(map(len, names)) > _MOST:
+            raise ValueError("a layout has too many columns")
+        return [list(self._columns(column, own)) for column, own in zip(columns, names, strict=True)]
+
+    @cached_property
+    def groups(self) -> frozenset[int]:
+        """The cells that stand for a reading of many layers."""
+        return frozenset(place for place, column in enumerate(self.line["columns"]) if isinstance(column, dict))
+
+    @cached_property
+    def how(self) -> dict[str, dict[str, Any]]:
+        """What is always the same about the readings."""
+        how = {name: dict(about) for name, about in self.line.get("how", {}).items()}
+        for place in self.groups:
+            about = self.line["columns"][place].get("how")
+            if about:
+                how.update({column: dict(about) for column in self.cells[place] if isinstance(column, str)})
+        return how
+
+    @staticmethod
+    def _names(column: Any, columns: Sequence[Any]) -> list[str]:
+        if not isinstance(column, dict):
+            return []
+        names = column["names"]
+        if isinstance(names, int):
+            if not 0 <= names < len(columns):
+                raise ValueError("the column with the names is missing")
+            names = columns[names]["names"]
+        if not isinstance(names, list):
+            raise TypeError("a column has no names")
+        return names
+
+    @staticmethod
+    def _columns(column: Any, names: Sequence[str]) -> Iterator[Column]:
+        if isinstance(column, str):
+            yield column
+        elif isinstance(column, dict):
+            of, about = _checked(column["of"]), column.get("about")
+            for name in names:
+                full = f"{of}/{_checked(name)}"
+                yield full if about is None else (full, _checked(about))
+        else:
+            name, key = column
+            yield _checked(name), _checked(key)
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError("a column has no name")
+    return name
+
+
+def whole(line: Mapping[str, Any], layout: Definition) -> dict[str, Any]:
     """Return the line that a row of a layout stands for.
 
     Raises:
@@ -148,21 +365,50 @@ def whole(line: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     how: dict[str, dict[str, Any]] = {}
-    for column, value in zip(layout["columns"], line["row"], strict=True):
-        if value is None:
+    row = line["row"]
+    groups = layout.groups
+    unpacked = 0
+    for place, (columns, cell) in enumerate(zip(layout.cells, row, strict=True)):
+        if cell is None:
             continue
-        if isinstance(column, str):
-            values[column] = value
-        else:
-            name, key = column
-            if not isinstance(name, str) or not isinstance(key, str):
-                raise TypeError("a column has no name")
-            how.setdefault(name, {})[key] = value
-    values.update(line.get("values", {}))
-    for about in (layout.get("how", {}), line.get("how", {})):
+        if type(cell) is str:
+            if cell.startswith("="):
+                cell = row[_earlier(cell, place)]
+            if is_packed(cell):
+                cell, count = unpack(cell)
+                unpacked += count
+                if unpacked > _MOST:
+                    raise ValueError("a row holds too many numbers")
+        for column, value in zip(columns, cell, strict=True) if place in groups else ((columns[0], cell),):
+            if value is None:
+                continue
+            if isinstance(column, str):
+                values[column] = value
+            else:
+                name, key = column
+                how.setdefault(name, {})[key] = value
+    beside: dict[str, Any] = {}
+    for name, value in line.get("values", {}).items():
+        if type(value) is list and len(value) == 2 and type(value[1]) is dict:
+            value, beside[name] = value
+        if is_packed(value):
+            value, count = unpack(value)
+            unpacked += count
+            if unpacked > _MOST:
+                raise ValueError("a row holds too many numbers")
+        values[name] = value
+    for about in (layout.how, beside, line.get("how", {})):
         for name, items in about.items():
             if name in values:
                 how.setdefault(name, {}).update(items)
     how = {name: kept for name, about in how.items() if (kept := {key: about[key] for key in about if about[key] is not None})}
     rest = {key: value for key, value in line.items() if key not in ("layout", "row", "values", "how")}
     return {**rest, "values": values, **({"how": how} if how else {})}
+
+
+def _earlier(cell: str, place: int) -> int:
+    """Return which cell before this one it repeats."""
+    first = int(cell[1:])
+    if not 0 <= first < place:
+        raise ValueError("a cell repeats one that does not come before it")
+    return first

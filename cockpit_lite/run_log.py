@@ -18,7 +18,7 @@ Lines of ``readings.jsonl``::
     {"resumed": 8, "time": 9.5}                                                     what was recorded from step 8 on is void
 
 ``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers, with seven significant digits,
-which is what float32 knows. NaN and the infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that
+which is what float32 knows; in rows with fewer where less is known, and where they are many (row_layout.py). NaN and the infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that
 every line is strict JSON. ``how`` says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
 No pickle anywhere: opening a run never executes anything.
 """
@@ -43,9 +43,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from cockpit_lite.errors import NotARunError, RunExistsError
-from cockpit_lite.row_layout import Layouts, whole
+from cockpit_lite.row_layout import Definition, Layouts, whole
 
-SCHEMA_VERSION = 1
+#: 1: rows without packed numbers; those are read, too.
+SCHEMA_VERSION = 2
 INFO_FILE = "run.json"
 READINGS_FILE = "readings.jsonl"
 ALERTS_FILE = "alerts.jsonl"
@@ -397,10 +398,10 @@ class ReadingsReader(LineReader):
 
     Args:
         path: The file.
-        layouts: Number -> the line that defines it, of those that are known; None: they are looked for in the file.
+        layouts: Number -> what defines it, of those that are known; None: they are looked for in the file.
     """
 
-    def __init__(self, path: Path, layouts: dict[int, dict[str, Any]] | None = None):
+    def __init__(self, path: Path, layouts: dict[int, Definition] | None = None):
         super().__init__(path)
         self._layouts = layouts
 
@@ -423,20 +424,20 @@ class ReadingsReader(LineReader):
             layouts = self._known_layouts()
             try:
                 if "columns" in line:
-                    layouts[number] = line
+                    layouts[number] = Definition(line)
                     continue
                 yield whole(line, layouts[number])
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.bad_lines += 1
 
-    def _known_layouts(self) -> dict[int, dict[str, Any]]:
+    def _known_layouts(self) -> dict[int, Definition]:
         """Return the layouts so far: who begins in the middle of the file finds them before it."""
         if self._layouts is None:
             self._layouts = {}
             before = LineReader(self.path)
             for line in before.new_lines(starting=b'{"layout"', until=self._offset):
                 if isinstance(line.get("layout"), int):
-                    self._layouts[line["layout"]] = line
+                    self._layouts[line["layout"]] = Definition(line)
         return self._layouts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cockpit_lite import load_run
-from cockpit_lite.row_layout import Layouts, whole
+from cockpit_lite.row_layout import Definition, Layouts, whole
 from cockpit_lite.run_log import ReadingsReader, RunWriter
 
 
@@ -18,7 +18,7 @@ def read_back(layouts: Layouts, values: dict[str, Any], how: dict[str, Any], kno
     """Write a row, define what it defines, and return what is read."""
     for line in json.loads(json.dumps(layouts.lines(values, how))):
         if "columns" in line:
-            known[line["layout"]] = line
+            known[line["layout"]] = Definition(line)
         elif "layout" in line:
             return whole(line, known[line["layout"]])
         else:
@@ -42,8 +42,14 @@ def test_any_rows_come_back() -> None:
                 about = {"kind": "estimated", "standard_error": draw.random(), "note": f"{draw.randint(1, 2)} products"}
                 how[name] = {key: value for key, value in about.items() if draw.random() < 0.9} or {"kind": "estimated"}
         found = read_back(layouts, values, how, known)
-        assert found["values"] == values
-        assert found.get("how", {}) == how
+        assert found["values"] == pytest.approx(values, rel=5e-5)
+        assert set(found.get("how", {})) == set(how)
+        for name, about in how.items():
+            assert {key: value for key, value in found["how"][name].items() if key != "standard_error"} == {
+                key: value for key, value in about.items() if key != "standard_error"
+            }
+            error = about.get("standard_error")
+            assert found["how"][name].get("standard_error") == (error if error is None else pytest.approx(error, rel=6e-3))
     assert len(known) < 40
 
 
@@ -75,11 +81,25 @@ def test_there_are_not_too_many_layouts() -> None:
         ({"row": [1.0], "how": {"a": 3}}, {"columns": ["a"]}),
         ({"row": [1.0]}, {}),
         ({}, {"columns": ["a"]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": ["b", "c"]}]}),
+        ({"row": ["2fAA"]}, {"columns": [{"of": "a", "names": ["b", "c"]}]}),
+        ({"row": ["3fP4AAQAAAQEAA"]}, {"columns": [{"of": "a", "names": ["b", "c"]}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": 0}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": 7}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": [3]}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": 3, "names": ["b"]}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": ["b"], "how": 3}]}),
+        ({"row": [[1.0]]}, {"columns": [{"of": "a", "names": ["b"], "about": 3}]}),
+        ({"row": ["=0"]}, {"columns": ["a"]}),
+        ({"row": ["=1", 2.0]}, {"columns": ["a", "b"]}),
+        ({"row": ["=x"]}, {"columns": ["a"]}),
+        ({"row": [1.0], "values": {"b": "9f"}}, {"columns": ["a"]}),
+        ({"row": [1.0], "values": {"b": ["9f", {"kind": "estimated"}]}}, {"columns": ["a"]}),
     ],
 )
 def test_what_does_not_fit_is_a_bad_line(line: dict[str, Any], layout: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        whole(line, layout)
+        whole(line, Definition(layout))
     path = tmp_path / "readings.jsonl"
     lines = [{"layout": 1, "columns": [], **layout}, {"step": 0, "layout": 1, **line}, {"step": 1, "values": {"loss": 1.0}}]
     path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
@@ -116,6 +136,133 @@ def test_a_damaged_definition_does_not_spoil_the_rest_of_a_run(tmp_path: Path) -
     run = load_run(tmp_path / "run")
     assert run.series("loss")[0].tolist() == [0, *range(Layouts.again + 1, 3 * Layouts.again)]
     assert run.bad_lines == Layouts.again + 1
+
+
+def test_a_short_line_cannot_stand_for_more_numbers_than_memory_holds() -> None:
+    names = [f"{number}" for number in range(2000)]
+    many = Definition({"columns": [{"of": "a", "names": names}, *[{"of": "b", "names": 0}] * 2000]})
+    with pytest.raises(ValueError, match="too many columns"):
+        whole({"row": []}, many)
+    zeros = f"4096zf{'A' * 683}"
+    repeated = Definition({"columns": [f"{number}" for number in range(600)]})
+    with pytest.raises(ValueError, match="too many numbers"):
+        whole({"row": [zeros, *["=0"] * 599]}, repeated)
+    with pytest.raises(ValueError, match="too many numbers"):
+        whole({"row": [None] * 600, "values": {f"{number}": zeros for number in range(600)}}, repeated)
+
+
+def layers(count: int, value: float) -> dict[str, float]:
+    """Return a reading of many layers."""
+    return {f"grad_norm/{number}.weight": value + number / 7 for number in range(count)}
+
+
+def written_and_read(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of rows, and what is read of them."""
+    layouts, known = Layouts(), {}
+    lines = [json.loads(json.dumps(line)) for values, how in rows for line in layouts.lines(values, how)]
+    found = []
+    for line in lines:
+        if "columns" in line:
+            known[line["layout"]] = Definition(line)
+        else:
+            found.append(whole(line, known[line["layout"]]) if "layout" in line else line)
+    return lines, found
+
+
+def test_a_reading_of_many_layers_is_one_cell_whose_names_are_written_once() -> None:
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for step in range(4):
+        values = {"loss": 1.0 / 3, **layers(40, 0.01 * step + 1e-3)}
+        values |= {name.replace("grad_norm", "ggn_trace"): value for name, value in layers(40, 5.0).items()}
+        how = {f"ggn_trace/{n}.weight": {"kind": "gauss-newton", "standard_error": 0.5 + n} for n in range(40)}
+        rows.append((values, how))
+    lines, found = written_and_read(rows)
+    definition, row = lines[1], lines[-1]
+    assert [column if isinstance(column, str) else column["of"] for column in definition["columns"]] == [
+        "loss", "grad_norm", "ggn_trace", "ggn_trace"
+    ]  # fmt: skip
+    assert definition["columns"][2]["names"] == definition["columns"][3]["names"] == 1
+    assert definition["columns"][2]["how"] == {"kind": "gauss-newton"} and "how" not in definition
+    assert len(json.dumps(row, separators=(",", ":"))) < 460  # 121 numbers
+    for (values, how), read in zip(rows, found, strict=True):
+        assert list(read["values"]) == list(values)
+        assert read["values"] == pytest.approx(values, rel=4e-3)
+        assert {k: v for k, v in read["values"].items() if "ggn" not in k} == pytest.approx(
+            {k: v for k, v in values.items() if "ggn" not in k}, rel=2.5e-4
+        )
+        for name, about in how.items():
+            assert read["how"][name] == {
+                "kind": "gauss-newton",
+                "standard_error": pytest.approx(about["standard_error"], rel=4e-3),
+            }
+
+
+def test_what_is_well_known_keeps_more_digits_than_what_is_not() -> None:
+    values = {name.replace("grad_norm", "ggn_trace"): value for name, value in layers(20, 1.0).items()}
+    for error, digits in ((0.001, 2.5e-4), (0.5, 4e-3)):
+        how = {name: {"kind": "gauss-newton", "standard_error": error} for name in values}
+        _, found = written_and_read([(values, how)] * 3)
+        assert found[-1]["values"] == pytest.approx(values, rel=digits)
+        assert (found[-1]["values"] == pytest.approx(values, rel=2.5e-4)) == (error == 0.001)
+
+
+def test_a_layer_that_is_missing_or_no_number_does_not_hide_the_others() -> None:
+    rows = [(layers(30, 1.0), {})] * 3
+    rows.append(({name: value for name, value in layers(30, 1.0).items() if "/7." not in name}, {}))
+    rows.append(({**layers(30, 1.0), "grad_norm/3.weight": "NaN", "grad_norm/4.weight": "-Infinity"}, {}))  # as encoded
+    lines, found = written_and_read(rows)
+    assert sum("columns" in line for line in lines) == 1
+    for (values, _), read in zip(rows, found, strict=True):
+        assert {k: v for k, v in read["values"].items() if isinstance(v, float)} == pytest.approx(
+            {k: v for k, v in values.items() if isinstance(v, float)}, rel=2.5e-4
+        )
+        assert list(read["values"]) == list(values)
+        assert {k: v for k, v in read["values"].items() if isinstance(v, str)} == {
+            k: v for k, v in values.items() if isinstance(v, str)
+        }
+
+
+def test_the_same_numbers_under_two_names_are_written_once() -> None:
+    values = {**layers(30, 1.0), **{name.replace("grad", "other"): value for name, value in layers(30, 1.0).items()}}
+    lines, found = written_and_read([(values, {})] * 3)
+    assert lines[-1]["row"][1] == "=0"
+    assert found[-1]["values"] == pytest.approx(values, rel=2.5e-4)
+
+
+def test_histograms_are_short_and_tables_exact() -> None:
+    """A table of samples holds their places in the batch, which rounding would make those of others."""
+    counts = [0.0] * 20 + [72.0, 316.0, 16092.0, 520027.0, 366.0] + [0.0] * 34
+    table = [[4001.0 + row, 2.5, 6.25] for row in range(8)]
+    values = {"grad_hist_1d": counts, "hardest_by_loss": table, "percentiles": [0.0, 0.1, 0.25], "grad_norm": 1.0}
+    how = {name: {"kind": "estimated"} for name in ("grad_hist_1d", "hardest_by_loss")}
+    lines, found = written_and_read([(values, how), (values, how), ({**values, "grad_hist_1d/0.weight": counts}, how)])
+    assert found[-1]["values"]["hardest_by_loss"] == table
+    assert found[-1]["values"]["percentiles"] == [0.0, 0.1, 0.25]
+    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(counts, rel=4e-3)
+    assert found[-1]["values"]["grad_hist_1d"] == pytest.approx(counts, rel=4e-3)
+    assert len(json.dumps(lines[-1], separators=(",", ":"))) < 320
+
+
+def test_a_reading_out_of_turn_says_how_it_was_got() -> None:
+    values = {"loss": 1.0, "grad_norm": 2.0, "update_size": 3.0, **layers(20, 1.0)}
+    beside = {**values, "grad_hist_1d/0.weight": [float(n) for n in range(59)], "seldom": 4.0}
+    how = {"grad_hist_1d/0.weight": {"kind": "conditional", "note": "sampled"}, "seldom": {"standard_error": 0.5}}
+    lines, found = written_and_read([(values, {}), (values, {}), (beside, how)])
+    assert "columns" not in lines[-1] and "how" not in lines[-1]
+    assert found[-1]["how"] == how
+    assert found[-1]["values"]["seldom"] == 4.0
+    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(beside["grad_hist_1d/0.weight"], rel=4e-3)
+
+
+def test_rows_of_the_first_schema_are_read_as_ever() -> None:
+    layout = Definition({"columns": ["loss", "trace", ["trace", "standard_error"]], "how": {"trace": {"kind": "estimated"}}})
+    line = {"step": 8, "time": 1.4, "layout": 2, "row": ["NaN", [1.0, 2.0], 0.2], "values": {"pair": [1.0, 2.0]}}
+    assert whole(line, layout) == {
+        "step": 8,
+        "time": 1.4,
+        "values": {"loss": "NaN", "trace": [1.0, 2.0], "pair": [1.0, 2.0]},
+        "how": {"trace": {"kind": "estimated", "standard_error": 0.2}},
+    }
 
 
 def test_a_row_costs_its_numbers(tmp_path: Path) -> None:
