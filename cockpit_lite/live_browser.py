@@ -26,6 +26,7 @@ from tornado.websocket import WebSocketHandler
 
 from cockpit_lite.errors import SetupError
 from cockpit_lite.plots.follow import Follower
+from cockpit_lite.plots.pace import Pace
 from cockpit_lite.plots.page import PAGE_SIZE, Page
 from cockpit_lite.plots.painter import Painter
 
@@ -35,7 +36,7 @@ HOST = "127.0.0.1"
 #: The names by which a browser on this machine, or at the other end of a tunnel, calls it.
 _NAMES = r"(127\.0\.0\.1|localhost)"
 #: Seconds between two looks at the run, and between two of what is left to be drawn.
-_INTERVAL, _SOON = 1.0, 0.2
+_INTERVALS, _SOON = (1.0, 3.0), 0.2
 _FORMATS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 
 _DOCUMENT = """<!DOCTYPE html>
@@ -74,7 +75,8 @@ class BrowserPage:
         self._painter = Painter(Page(figure=self.figure))
         self._painter.refresh(follower.run, follower.state)
         self._state = follower.state
-        self._looked = 0.0
+        self._pace = Pace(*_INTERVALS)
+        self._look_again = 0.0
 
     @property
     def title(self) -> str:
@@ -85,14 +87,15 @@ class BrowserPage:
         """Bring the picture up to date, if anybody looks and there is something new."""
         if not self.manager.web_sockets:
             return
-        changed = False
-        if time.monotonic() - self._looked >= _INTERVAL:
-            changed = self.follower.refresh() or self._state != self.follower.state
-            self._looked = time.monotonic()
-        if changed or self._painter.waiting:
-            self._state = self.follower.state
-            if self._painter.refresh(self.follower.run, self._state):
-                self.manager.canvas.blit()
+        due = time.monotonic() >= self._look_again
+        with self._pace:
+            changed = due and (self.follower.refresh() or self._state != self.follower.state)
+            if changed or self._painter.waiting:
+                self._state = self.follower.state
+                if self._painter.refresh(self.follower.run, self._state):
+                    self.manager.canvas.blit()
+        if due:
+            self._look_again = time.monotonic() + self._pace.rest()
 
 
 class _Document(RequestHandler):

@@ -13,9 +13,12 @@ from cockpit_lite.isolation import warn
 from cockpit_lite.live import Viewer
 from cockpit_lite.live_dashboard import Dashboard, status_line
 from cockpit_lite.plots.follow import Follower
+from cockpit_lite.plots.pace import Pace
 from cockpit_lite.report.text import one_line
 
 _INTERVAL = 1.0
+#: At most, where drawing takes long: the dashboard below a training shares its interpreter.
+_LONGEST = 3.0
 
 
 def watch_terminal(follower: Follower, console: Console | None = None) -> None:
@@ -29,13 +32,15 @@ def watch_terminal(follower: Follower, console: Console | None = None) -> None:
             if follower.ended:
                 return
             time.sleep(5 * _INTERVAL)
+    pace = Pace(_INTERVAL, _LONGEST)
     with Live(Dashboard(follower.run, follower.state), console=console, auto_refresh=False) as live:
         while True:
-            follower.refresh()
-            live.update(Dashboard(follower.run, follower.state), refresh=True)
+            with pace:
+                follower.refresh()
+                live.update(Dashboard(follower.run, follower.state), refresh=True)
             if follower.ended:
                 return
-            time.sleep(_INTERVAL)
+            time.sleep(pace.rest())
 
 
 def _tell(follower: Follower, console: Console, told: int) -> int:
@@ -72,12 +77,13 @@ class TerminalViewer(Viewer):
             warn("The live view in the terminal stopped; training goes on.", error)
 
     def _draw(self) -> None:
-        follower = self._follower
+        follower, pace = self._follower, Pace(_INTERVAL, _LONGEST)
         with Live(Dashboard(follower.run, follower.state), console=self._console, auto_refresh=False) as live:
             while True:
-                last = self._end.wait(_INTERVAL)
-                if follower.refresh() or last:
-                    live.update(Dashboard(follower.run, follower.state), refresh=True)
+                last = self._end.wait(pace.rest())
+                with pace:
+                    if follower.refresh() or last:
+                        live.update(Dashboard(follower.run, follower.state), refresh=True)
                 if last:
                     return
 

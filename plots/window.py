@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 
 from cockpit_lite.plots.follow import Follower
+from cockpit_lite.plots.pace import Pace
 from cockpit_lite.plots.page import PAGE_SIZE, Page, replace_file
 from cockpit_lite.plots.painter import Painter
 
@@ -27,15 +28,13 @@ _BACKENDS = {
     "wxagg": ("wx",),
 }
 
-#: Seconds between two looks at the run, at least.
-_INTERVAL = 1.0
-_PICTURE_INTERVAL = 2.0
+#: Seconds between two looks at the run, at least and at most.
+_INTERVALS = (1.0, 3.0)
+_PICTURE_INTERVALS = (2.0, 10.0)
 #: After the run has ended: it may be resumed.
 _IDLE_INTERVAL = 5.0
 #: Where gauges are still to be brought up to date, after the window has looked for clicks.
 _SOON = 0.05
-#: Drawing may take up to one part in this many of the viewer's time.
-_REST = 4
 
 
 class NoWindowError(Exception):
@@ -66,21 +65,19 @@ def show_window(follower: Follower, theme: str = "light") -> None:
     painter = Painter(Page(theme, figure=figure))
     blits = "macosx" not in type(canvas).__module__  # there it says that it can, and shows nothing
     shown: str | None = None
-    cost = 0.0
+    pace = Pace(*_INTERVALS)
     while not closed:
-        if follower.refresh() or shown != follower.state or painter.waiting:
-            shown = follower.state
-            started = time.monotonic()
-            if painter.refresh(follower.run, shown):
-                if blits:
-                    canvas.blit(figure.bbox)
-                else:
-                    canvas.draw_idle()
-            canvas.flush_events()
-            cost = time.monotonic() - started
+        with pace:
+            if follower.refresh() or shown != follower.state or painter.waiting:
+                shown = follower.state
+                if painter.refresh(follower.run, shown):
+                    if blits:
+                        canvas.blit(figure.bbox)
+                    else:
+                        canvas.draw_idle()
+                canvas.flush_events()
         if not closed:
-            pause = _IDLE_INTERVAL if follower.ended else _INTERVAL
-            canvas.start_event_loop(_SOON if painter.waiting else max(pause, _REST * cost))
+            canvas.start_event_loop(_SOON if painter.waiting else _IDLE_INTERVAL if follower.ended else pace.rest())
 
 
 def keep_picture(follower: Follower, theme: str = "light", leave_the_end: bool = False) -> None:
@@ -94,20 +91,21 @@ def keep_picture(follower: Follower, theme: str = "light", leave_the_end: bool =
     painter = Painter(Page(theme))
     target = follower.folder / "cockpit.png"
     drawn: str | None = None
+    pace = Pace(*_PICTURE_INTERVALS)
     while True:
-        changed = follower.refresh()
-        started = time.monotonic()
-        ended_well = follower.ended and "stopped" not in follower.state
-        if (changed or drawn != follower.state) and not (ended_well and leave_the_end):
-            painter.refresh(follower.run, follower.state, budget=None)
-            drawn = follower.state
-            try:
-                replace_file(target, painter.png())
-            except FileNotFoundError:  # the folder was deleted
-                return
+        with pace:
+            changed = follower.refresh()
+            ended_well = follower.ended and "stopped" not in follower.state
+            if (changed or drawn != follower.state) and not (ended_well and leave_the_end):
+                painter.refresh(follower.run, follower.state, budget=None)
+                drawn = follower.state
+                try:
+                    replace_file(target, painter.png())
+                except FileNotFoundError:  # the folder was deleted
+                    return
         if follower.ended:
             return
-        time.sleep(max(_PICTURE_INTERVAL, 2 * _REST * (time.monotonic() - started)))
+        time.sleep(pace.rest())
 
 
 def _open_figure(title: str) -> Any:
