@@ -54,7 +54,9 @@ def render_html(report: Report) -> str:
         not_checked=_grouped(report.not_checked),
         story_chart=story_chart(report.run, [phase.first for phase in phases[1:]]),
         picture=draw_picture(report),
-        charts=lambda alert: charts(report.run, report.watched.get(alert.code, ()), alert),
+        charts=lambda alert: charts(
+            report.run if report.ranks is None else report.ranks.run_of(alert), report.watched.get(alert.code, ()), alert
+        ),
         settings=flat_settings(report.info),
         rank_headings=HEADINGS,
         all_alike=ALL_ALIKE,

@@ -178,7 +178,7 @@ class Report:
         where = f" in {first.where[0]}" if first.where else ""
         found = listed([text for text in counts if not text.startswith("0 ")])
         lead = "It is" if len(self.findings) == 1 else "Look first at"
-        return f"{found} in {steps}. {lead} {first.name} ({first.code}) at step {first.step}{where}."
+        return f"{found} in {steps}. {lead} {first.name} ({first.code}) at step {first.step}{where}{self.place(first)}."
 
     @property
     def no_step_reasons(self) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ class Ranks:
         text: What differs, in sentences; each stands alone.
         found_by: Code of a finding -> the ranks that have it.
         alerts: Of all ranks, each finding once: where several have it, that of the first.
+        runs: What was read, by rank.
     """
 
     rows: tuple[RankRow, ...]
@@ -84,13 +85,18 @@ class Ranks:
     text: tuple[str, ...]
     found_by: Mapping[str, tuple[int, ...]]
     alerts: tuple[Alert, ...] = field(repr=False)
+    runs: Mapping[int, Run] = field(repr=False)
+
+    def run_of(self, alert: Alert) -> Run:
+        """Return the run of the first rank that has a finding."""
+        return self.runs[self.found_by[alert.code][0]]
 
     def where(self, alert: Alert) -> str:
         """Return on which ranks there is a finding; empty: on all.
 
         >>> alert = Alert("CL101", "exploding-gradients", "error", 3, cause="", advice="")
         >>> rows = tuple(RankRow(rank, 9, None, None, None, 1.0, ()) for rank in range(3))
-        >>> Ranks(rows, {"loss": 8}, 3, None, (), {"CL101": (1, 2)}, (alert,)).where(alert)
+        >>> Ranks(rows, {"loss": 8}, 3, None, (), {"CL101": (1, 2)}, (alert,), {}).where(alert)
         'on ranks 1 and 2'
         """
         found = self.found_by.get(alert.code, ())
@@ -139,6 +145,7 @@ def read_ranks(run: Run) -> Ranks | None:
         tuple(_sentences(rows, numbers, trained, slowest, compared)),
         {code: tuple(ranks) for code, ranks in found_by.items()},
         tuple(alert for found_alerts in alerts.values() for alert in found_alerts),
+        runs,
     )
 
 

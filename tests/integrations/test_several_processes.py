@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +31,10 @@ def test_processes_measure_together(framework: str, library: str, tmp_path: Path
         first, second = (run.series(reading) for run in runs)
         assert first[0].tolist() == second[0].tolist() == list(range(worker.STEPS)), runs[0].not_measured.get(reading)
         assert first[1] == pytest.approx(second[1], rel=1e-6)
+    assert runs[0].report().ranks is not None
+    if framework == "huggingface":
+        # A classifier's head leaves num_items_in_batch alone, and the Trainer multiplies with the number of processes what it
+        # takes for a part of the sum over all items: so it trains on twice the mean.
+        trained = [json.loads((tmp_path / f"trained-{rank}.json").read_text()) for rank in range(2)]
+        assert runs[0].series("loss")[1] == pytest.approx([sum(losses) / 2 for losses in zip(*trained, strict=True)], rel=1e-5)
+        assert runs[0].series("loss")[1][0] == pytest.approx(2 * math.log(3), rel=0.1)

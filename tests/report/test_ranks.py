@@ -64,6 +64,8 @@ def test_findings_of_all_ranks_are_in_one_report_with_their_ranks(tmp_path: Path
     assert [row["findings"] for row in found["ranks"]["rows"]] == [["CL901"], ["CL901", "CL902"], ["CL901"]]
     for shown in (str(report), report.to_markdown(), report.to_html()):
         assert ", on rank 1" in shown
+    assert report.ranks is not None
+    assert [report.ranks.run_of(finding).rank for finding in report.findings] == [0, 1]  # whose readings are drawn beside it
     assert [one.code for one in load_run(tmp_path).alerts] == ["CL901"]
     assert [one.code for one in load_run(tmp_path, 1).alerts] == ["CL902", "CL901"]
     assert build_report(load_run(tmp_path, 1), RULES).ranks is None
