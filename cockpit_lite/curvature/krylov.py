@@ -81,6 +81,21 @@ class _Ritz:
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The outermost Ritz pairs at one end, made once for all who ask before the basis grows again.
+
+    Attributes:
+        vectors: Ritz vectors y as rows.
+        remainders: A y - value y.
+        residuals: Their lengths.
+    """
+
+    vectors: Tensor
+    remainders: Tensor
+    residuals: list[float]
+
+
 class Krylov:
     """A subspace in which a symmetric matrix is known.
 
@@ -129,7 +144,7 @@ class Krylov:
         self._noisy: set[bool] = set()  # at which ends
         self._exhausted = False
         self._ritz: _Ritz | None = None
-        self._remainders = like.new_empty(0, 0)  # A y - value y of the pairs that were looked at last
+        self._found: dict[bool, _Found] = {}  # at which end
 
     def _fitting(self, memory: int) -> int:
         like = self._starts[0]
@@ -193,7 +208,7 @@ class Krylov:
             if pairs.converged or not math.isfinite(pairs.values[0]) or self.spent >= max_products or self._exhausted:
                 return pairs
             worst = max(range(len(pairs.errors)), key=lambda index: pairs.errors[index])
-            residual = self._remainders[0 if len(pairs.values) < count else worst]
+            residual = self._found[largest].remainders[0 if len(pairs.values) < count else worst]
             if self._count == self.capacity:
                 self._cut(count + 2, largest)
             known = len(self._look().values)
@@ -255,7 +270,7 @@ class Krylov:
         row = self._basis[: self._count] @ self._products[position]
         self._small[position, : self._count] = row
         self._small[: self._count, position] = row
-        self._ritz = None
+        self._changed()
         return True
 
     def _longer(self, rows: Tensor) -> Tensor:
@@ -284,10 +299,15 @@ class Krylov:
         self._products[:count] = weights.T @ self._products[: self._count]
         self._small.zero_()
         self._small[:count, :count] = self._basis[:count] @ self._products[:count].T
-        self._count, self._ritz = count, None
+        self._count = count
         self._usable[:] = True
+        self._changed()
 
     # The small problem
+
+    def _changed(self) -> None:
+        self._ritz = None
+        self._found.clear()
 
     def _look(self) -> _Ritz:
         if self._ritz is None:
@@ -312,11 +332,10 @@ class Krylov:
         positions = list(range(known)[::-1][:count] if largest else range(known)[:count])
         values = ritz.values.tolist()
         size = max(abs(value) for value in values)
-        weights = ritz.weights[:, positions].to(self._like)
-        vectors = weights.T @ self.basis
-        found = ritz.values[positions].to(self._like)
-        self._remainders = torch.addcmul(weights.T @ self.basis_products, vectors, found[:, None], value=-1)
-        residuals = torch.linalg.vector_norm(self._remainders, dim=1).tolist()
+        if largest not in self._found or len(self._found[largest].vectors) < len(positions):
+            self._found[largest] = self._form(positions)
+        seen = self._found[largest]
+        residuals = seen.residuals[: len(positions)]
         errors = [_error(values, *pair, inwards=-1 if largest else 1) for pair in zip(positions, residuals, strict=True)]
         scales = [abs(values[position]) if largest else size for position in positions]
         rounding = _NEGLIGIBLE.get(self._like.dtype, 1e-5) * size
@@ -324,7 +343,17 @@ class Krylov:
         # A single vector, near the top, has a small residual, too: the bottom is not the same pair again.
         enough = (len(positions) == count and (largest or known > 1)) or self._exhausted
         pairs = tuple(values[position] for position in positions), tuple(residuals), tuple(errors)
-        return RitzPairs(*pairs, vectors, (enough and close) or known == self.dimension)
+        return RitzPairs(*pairs, seen.vectors[: len(positions)], (enough and close) or known == self.dimension)
+
+    def _form(self, positions: Sequence[int]) -> _Found:
+        ritz = self._look()
+        weights = ritz.weights[:, positions].to(self._like)
+        if len(positions) == 1:  # a product of a vector is quicker than one of a matrix with one row
+            vectors, images = (weights[:, 0] @ self.basis)[None], (weights[:, 0] @ self.basis_products)[None]
+        else:
+            vectors, images = weights.T @ self.basis, weights.T @ self.basis_products
+        remainders = images.addcmul_(vectors, ritz.values[positions].to(self._like)[:, None], value=-1)
+        return _Found(vectors, remainders, torch.linalg.vector_norm(remainders, dim=1).tolist())
 
 
 def _error(values: Sequence[float], position: int, residual: float, inwards: int) -> float:
