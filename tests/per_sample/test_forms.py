@@ -227,3 +227,25 @@ def test_products_of_some_samples_are_theirs(every: int) -> None:
         assert torch.allclose(found.products[0], expected.products[0], rtol=1e-4, atol=1e-5), form
         assert torch.allclose(found.products[1], expected.products[1][::every], rtol=1e-4, atol=1e-5), form
         assert torch.allclose(found.norms, expected.norms)
+
+
+def test_products_with_the_sum_need_no_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, deltas = (torch.randn(5, features, generator=generator, dtype=torch.float64) for features in (30, 20))
+    form = OuterProducts(inputs, deltas, torch.Size((20, 30)))
+    assert form.sum_is_quick()
+    torch.testing.assert_close(form.products_with_sum(), form.products(form.gradients().sum(0)))
+    assert not OuterProducts(inputs[:, :4], deltas[:, :4], torch.Size((4, 4))).sum_is_quick()
+    assert not outer(generator, 5, 1, 2, 30, 20).sum_is_quick()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_products_without_the_gradient_are_checked_against_it(penalty: float) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(30, 20).double(), torch.randn(5, 30, dtype=torch.float64)
+    statistics, gradient = watched(model, lambda: model(inputs).square().sum() + penalty * model.weight.square().sum())
+    assert list(statistics.not_covered) == (["weight"] if penalty else [])
+    if not penalty:
+        contributions = 2 * model(inputs).detach()[:, :, None] * inputs[:, None]
+        torch.testing.assert_close(statistics.products["weight"], (contributions * gradient["weight"]).sum((1, 2)))
+    assert set(statistics.products) == set(statistics.squared_norms)

@@ -21,7 +21,7 @@ from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.drawing import Drawing, Drawn
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, add
+from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, OuterProducts, add
 from cockpit_lite.probes.per_sample.forms.form import RankOne
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
@@ -194,6 +194,12 @@ class Survey:
             total = None if gradient is None else gradient.get(name)
             towards = _towards(name, directions) if directions else {}
             by_gradient = "" in towards and directions[""] is gradient
+            form = parts.get(0)
+            if by_gradient and len(self.sizes) == 1 and isinstance(form, OuterProducts) and form.sum_is_quick():
+                # The contributions sum to the gradient, which is checked, so their products among each other say the same.
+                result.products[name] = form.products_with_sum()
+                del towards[""]
+                by_gradient = False
             along = None if total is None or by_gradient else check_direction(self.parameters[name])
             found = self._measured(name, parts, towards, along, squares)
             result.squared_norms[name] = found.norms

@@ -13,6 +13,8 @@ from cockpit_lite.probes.per_sample.forms.form import Form, Measured, RankOne, a
 
 #: Up to so many positions a sum of squares is one product over pairs of positions: writing the gradients takes longer.
 FEW_POSITIONS = 6
+#: Inner products with the sum of the gradients come from those between the samples if these take this much less.
+QUICK = 0.8
 #: From so many elements on, 128 kB in float32, a gradient is measured by itself on a CPU, while the inner cache holds it.
 LARGE = 1 << 15
 
@@ -197,6 +199,18 @@ class OuterProducts(Form):
         else:
             answers = torch.einsum("ngti,goi->ngto", self.inputs, matrices)
         return answers.mul_(self.deltas).sum((1, 2, 3))
+
+    def sum_is_quick(self) -> bool:
+        """Whether :meth:`products_with_sum` takes clearly less than products with the sum as a given direction."""
+        if not self.left.single:
+            return False
+        fan_in, fan_out = self.right.sums().shape[1], self.left.sums().shape[1]
+        return self.batch_size * (fan_in + fan_out) < QUICK * fan_in * fan_out
+
+    def products_with_sum(self) -> Tensor:
+        """Return the inner products with the sum of all gradients, shape (N,), without it; with one position."""
+        inputs, deltas = self.right.sums(), self.left.sums()
+        return (inputs @ inputs.T).mul_(deltas @ deltas.T).sum(1)
 
     def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
         """What the layer would answer to these samples."""
