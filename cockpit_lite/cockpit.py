@@ -36,7 +36,7 @@ from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
 from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
-from cockpit_lite.run_log import RunWriter
+from cockpit_lite.run_log import RunWriter, wait_for_ranks
 from cockpit_lite.schedule import Budget, Every, Schedule
 from cockpit_lite.sharded import any_is_sharded
 from cockpit_lite.sink import Sink, resolve_sinks
@@ -221,6 +221,8 @@ class Cockpit:
                 cost=observer.costs.summary(),
             )
             if self._rank == 0:
+                if self._processes is not None:
+                    wait_for_ranks(self._folder)
                 self._write_results()
         except Exception as failure:  # the user's own exception, if any, must pass through unchanged
             warn(f"The report of the run in {self._folder} could not be written; its readings are there.", failure)

@@ -461,6 +461,22 @@ def ranks_in(folder: Path) -> list[int]:
     return sorted({0, *(int(number) for number in numbers if number.isdecimal() and len(number) < 9)})
 
 
+def wait_for_ranks(folder: Path, patience: float = 2.0) -> None:
+    """Wait until the other ranks of a training that has just ended have closed their logs, for so many seconds at most."""
+    until = time.monotonic() + patience
+    for rank in ranks_in(folder)[1:]:
+        while _being_written(folder / readings_file(rank)) and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def _being_written(path: Path) -> bool:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            return not _lock(file)
+    except OSError:
+        return False
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """Return ``run.json``.
 

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from cockpit_lite import NotARunError, RunExistsError
-from cockpit_lite.run_log import LineReader, RunWriter, decode, encode, read_info
+from cockpit_lite.run_log import LineReader, RunWriter, decode, encode, read_info, wait_for_ranks
 
 
 class Clock:
@@ -314,3 +316,20 @@ def test_a_newer_or_odd_schema_is_refused(schema: str, tmp_path: Path) -> None:
 def test_a_description_with_lone_surrogates_can_be_printed(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(r'{"schema": 1, "model": "\ud800"}', encoding="utf-8")
     assert read_info(tmp_path)["model"].encode() == rb"\ud800"
+
+
+def test_the_logs_of_other_ranks_are_waited_for_until_they_are_closed(tmp_path):
+    RunWriter(tmp_path, {}).close()
+    other = RunWriter(tmp_path, {}, rank=1)
+    start = time.monotonic()
+    wait_for_ranks(tmp_path, patience=0.2)
+    assert time.monotonic() - start >= 0.2
+    closing = threading.Timer(0.1, other.close)
+    closing.start()
+    start = time.monotonic()
+    wait_for_ranks(tmp_path, patience=20.0)
+    assert 0.05 < time.monotonic() - start < 10
+    closing.join()
+    start = time.monotonic()
+    wait_for_ranks(tmp_path, patience=20.0)
+    assert time.monotonic() - start < 10

@@ -214,10 +214,11 @@ def test_what_cannot_be_watched_is_trained_all_the_same(tmp_path: Path) -> None:
     assert any("cannot be watched" in str(warning.message) for warning in caught)
 
 
-def test_checkpoints_hold_nothing_of_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimization", ["automatic", "manual"])
+def test_checkpoints_hold_nothing_of_ours(optimization: str, tmp_path: Path) -> None:
     from cockpit_lite.integrations.lightning import CockpitCallback
 
-    model = Net()
+    model = Net(manual=optimization == "manual")
     data = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(torch.randn(64, 10), torch.randint(0, 3, (64,))), batch_size=32
     )
@@ -230,9 +231,16 @@ def test_checkpoints_hold_nothing_of_ours(tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=False)
     assert not [key for key in content["callbacks"] if "Cockpit" in key]
     # and one can go on from it, into a run of its own
-    resumed = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
-        callbacks=[CockpitCallback(run=tmp_path / "resumed", budget=None)],
-    )  # fmt: skip
-    resumed.fit(Net(), data, data, ckpt_path=checkpoint)
+    found = []
+    for callbacks in ([], [CockpitCallback(run=tmp_path / "resumed", budget=None)]):
+        resumed = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+            enable_checkpointing=False, callbacks=callbacks,
+        )  # fmt: skip
+        torch.manual_seed(0)  # for dropout
+        found.append(Net(manual=optimization == "manual"))
+        resumed.fit(found[-1], data, data, ckpt_path=checkpoint)
+        assert resumed.global_step == 4
     assert len(load_run(tmp_path / "resumed").series("loss")[0]) == 2
+    assert all(map(torch.equal, *(model.state_dict().values() for model in found)))
+    assert not all(map(torch.equal, found[-1].state_dict().values(), content["state_dict"].values()))
