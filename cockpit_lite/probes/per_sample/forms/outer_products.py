@@ -200,6 +200,10 @@ class OuterProducts(Form):
             answers = torch.einsum("ngti,goi->ngto", self.inputs, matrices)
         return answers.mul_(self.deltas).sum((1, 2, 3))
 
+    def but_norms(self, directions: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
+        """Return the inner products with each of the directions, and the sum of squares; of few positions."""
+        return [self._forward(direction) for direction in directions], self._squares_by_sides()
+
     def sum_is_quick(self) -> bool:
         """Whether :meth:`products_with_sum` takes clearly less than products with the sum as a given direction."""
         if not self.left.single:

@@ -125,21 +125,27 @@ class Windows(Chunks):
         seen = self.inputs.shape[2 : 2 + apart].numel() * self.answers.shape[2 + apart :].numel()
         written = self.inputs.shape[1] * self.kernel[apart:].numel() * seen
         samples = max(1, (2 if apart else 1) * base.CHUNK // max(1, written))
+        # one Gram matrix of all windows instead of a small one for every place
+        norms_apart = squares and self.answers.shape[2:].numel() <= FEW_POSITIONS and self._pixels_are_few()
         for images, answers in zip(self.inputs.split(samples), self.answers.split(samples), strict=True):
             norms = answers.new_zeros(len(images))
             products = [torch.zeros_like(norms) for _ in directions]
             for place, form in self._places(images, answers, apart):
-                measured = form.measure([direction[place] for direction in towards], None, squares)
-                norms += measured.norms
-                for known, more in zip(products, measured.products, strict=True):
+                there = [direction[place] for direction in towards]
+                if norms_apart:
+                    along_each, squared = form.but_norms(there)
+                else:
+                    part, along_each, _, squared = form.measure(there, None, squares)
+                    norms += part
+                for known, more in zip(products, along_each, strict=True):
                     known += more
-                if at_places is not None and measured.squares is not None:
+                if at_places is not None and squared is not None:
                     known = at_places[place]
-                    more = measured.squares.view(known.shape)
+                    more = squared.view(known.shape)
                     known.add_(more) if found else known.copy_(more)
             found.append(Measured(norms, tuple(products)))
         return Measured(
-            torch.cat([measured.norms for measured in found]),
+            self._norms_by_pixels() if norms_apart else torch.cat([measured.norms for measured in found]),
             tuple(torch.cat(parts) for parts in zip(*(measured.products for measured in found), strict=True)),
             None,
             total,
