@@ -70,8 +70,10 @@ class Drawing:
             shape: Of the parameter.
         """
         count = self.shared.get(name, 0) + LEAST * (name in self.alone)
+        if not count:
+            return None
         layer = LayerGradients(parts, shape)
-        if not count or not layer.batch_size:
+        if not layer.batch_size:
             return None
         every = max(1, layer.batch_size // SAMPLES)
         positions = layer.choose(count, self._generator)

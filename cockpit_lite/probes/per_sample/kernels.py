@@ -98,6 +98,7 @@ def batch_statistics(output: Tensor) -> tuple[Tensor, Tensor] | None:
     node: Any = output.grad_fn
     if type(node).__name__ not in STATISTICS or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return None
-    mean, scale = node._saved_result1, node._saved_result2
-    exact = mean.dtype in (torch.float32, torch.float64)
-    return (mean.detach(), scale.detach()) if exact and mean.shape == scale.shape == output.shape[1:2] else None
+    mean, scale = (getattr(node, name, None) for name in ("_saved_result1", "_saved_result2"))
+    if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.dtype not in (torch.float32, torch.float64):
+        return None
+    return (mean.detach(), scale.detach()) if mean.shape == scale.shape == output.shape[1:2] else None
