@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import LayerTable, layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Outputs whose mean is this many times their standard deviation are a constant with a little signal on top.
@@ -47,9 +47,8 @@ def offsets(run: Run) -> LayerTable | None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether some layer's outputs are mostly a constant."""
-    broken = broken_since(run, "activation_mean")
-    if broken:
-        return Verdict(f"outputs are {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "activation_mean", subject="outputs are"):
+        return broken
     now = recent(run, "activation_mean", 5)
     if now is None:
         return None

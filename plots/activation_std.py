@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.layers import growth, layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: A signal that shrinks or grows this much from the first layer to the last, in order, vanishes or explodes.
@@ -29,9 +29,8 @@ def activation_std(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the signal keeps its scale from layer to layer."""
-    broken = broken_since(run, "activation_std")
-    if broken:
-        return Verdict(f"outputs are {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "activation_std", subject="outputs are"):
+        return broken
     now = recent(run, "activation_std", 5)
     if now is None:
         return None

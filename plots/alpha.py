@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, scalars
+from cockpit_lite.plots.facts import scalars
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Single values are noisy, and the largest have no bound: medians and quartiles over so many measured steps at least are shown.
@@ -70,9 +70,8 @@ def running_quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def verdict(run: Run) -> Verdict | None:
     """Say where the steps land in the median, and how many go too far."""
-    broken = broken_since(run, "alpha")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "alpha"):
+        return broken
     values = scalars(run, "alpha")[1][-RECENT:]
     values = values[np.isfinite(values)]
     if not len(values):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Below this share of the entropy of equal weights a query attends to a single key.
@@ -28,8 +28,8 @@ def attention(run: Run, ax: Axes) -> None:
 def verdict(run: Run) -> Verdict | None:
     """Say whether the heads still choose."""
     for name in ("attention_entropy", "attention_logit"):
-        if broken := broken_since(run, name):
-            return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+        if broken := not_finite(run, name):
+            return broken
     entropy, logit = recent(run, "attention_entropy"), recent(run, "attention_logit")
     if entropy is None:
         return None if logit is None else Verdict(f"largest logit {short(logit, 2)}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, elide, optimizer_name, recent
+from cockpit_lite.plots.facts import elide, optimizer_name, recent
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Batches within this factor of the rule are as good as it.
@@ -30,9 +30,8 @@ def cabs(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare the batch in use with the rule, for plain gradient descent, for which it was made."""
-    broken = broken_since(run, "cabs")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "cabs"):
+        return broken
     now, batch = recent(run, "cabs"), recent(run, "batch_size")
     if now is None:
         return None

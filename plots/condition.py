@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Up to here gradient descent copes by itself.
@@ -30,9 +30,8 @@ def condition(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how ill-conditioned the loss is, and whether it got worse."""
-    broken = broken_since(run, "condition")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "condition"):
+        return broken
     now = recent(run, "condition", 5)
     bulk = recent(run, "outliers_over_bulk", 5)
     beside = "" if bulk is None else f", {short(bulk, 2)} times the bulk"

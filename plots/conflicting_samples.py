@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.facts import recent
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Pure noise puts half of the samples against the step; from here on it is near that.
@@ -27,9 +27,8 @@ def conflicting_samples(run: Run, ax: Axes) -> None:
 def verdict(run: Run) -> Verdict | None:
     """Compare with what pure noise gives."""
     # A sample whose gradient is not a number is counted as none in conflict.
-    broken = broken_since(run, "conflicting_samples") or broken_since(run, "grad_norm")
-    if broken:
-        return Verdict(f"gradient is {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "conflicting_samples", "grad_norm", subject="gradient is"):
+        return broken
     now = recent(run, "conflicting_samples")
     if now is None:
         return None

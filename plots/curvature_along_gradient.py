@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.max_eigenvalue import stability_limit
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 _GAIN, _PRICE = "taylor_gradient_term", "taylor_curvature_term"
@@ -38,9 +38,8 @@ def curvature_along_gradient(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say what share of the gain the curvature eats, over the last measurements."""
-    broken = broken_since(run, _GAIN) or broken_since(run, _PRICE)
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, _GAIN, _PRICE):
+        return broken
     share = eaten_share(run)
     if share is None:
         curvature = recent(run, "curvature_along_gradient")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Up to here one mini-batch speaks for the data.
@@ -27,9 +27,8 @@ def curvature_noise(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how far the curvature of one mini-batch can be trusted."""
-    broken = broken_since(run, "curvature_noise")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "curvature_noise"):
+        return broken
     now = recent(run, "curvature_noise")
     if now is None:
         return None

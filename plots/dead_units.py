@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import layer_table
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: A layer that has lost half of its units has lost capacity; one that has lost nearly all passes nothing on.
@@ -28,9 +28,8 @@ def dead_units(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say which layer has lost the most, and what that means."""
-    broken = broken_since(run, "dead_units")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "dead_units"):
+        return broken
     now = recent(run, "dead_units", 5)
     if now is None:
         return None
@@ -40,9 +39,8 @@ def verdict(run: Run) -> Verdict | None:
     if table is not None and np.isfinite(last).any():
         now = float(np.nanmax(last))
         where = f" in {table.label(int(np.nanargmax(last)), 20)}"
-    outputs = broken_since(run, "activation_std")
-    if outputs:  # what is not a number is not dead either
-        return Verdict(f"outputs are {short(outputs[1])} since step {outputs[0]}", "trouble")
+    if broken := not_finite(run, "activation_std", subject="outputs are"):  # what is not a number is not dead either
+        return broken
     if now > NOTHING_LEFT:
         return Verdict(f"{percent(now)} dead{where}: it passes nothing on", "trouble")
     if now > LIMIT:

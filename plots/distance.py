@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Steps from which on an exponent means something.
@@ -43,9 +43,8 @@ def exponent(run: Run) -> float | None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how far, and how the distance grows."""
-    broken = broken_since(run, "distance")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "distance"):
+        return broken
     now = recent(run, "distance", 1)
     if now is None:
         return None

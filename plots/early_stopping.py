@@ -7,10 +7,10 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: So many measured steps in a row above zero are more than chance.
@@ -29,9 +29,8 @@ def early_stopping(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the gradient still holds a signal."""
-    broken = broken_since(run, "early_stopping")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "early_stopping"):
+        return broken
     now = recent(run, "early_stopping")
     if now is None:
         return None

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import layer_table
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Below this share of its directions a layer's representation has collapsed.
@@ -28,9 +28,8 @@ def effective_rank(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say which layer is the narrowest in effect."""
-    broken = broken_since(run, "effective_rank")
-    if broken:
-        return Verdict(f"outputs are {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "effective_rank", subject="outputs are"):
+        return broken
     now = recent(run, "effective_rank", 5)
     if now is None:
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.facts import recent
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Below this the directions are those of each mini-batch.
@@ -28,9 +28,8 @@ def eigenvector_overlap(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the directions stay."""
-    broken = broken_since(run, "eigenvector_overlap") or broken_since(run, "gradient_in_top_subspace")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "eigenvector_overlap", "gradient_in_top_subspace"):
+        return broken
     overlap, share = recent(run, "eigenvector_overlap", 5), recent(run, "gradient_in_top_subspace", 5)
     held = "" if share is None else f"they hold {percent(share)} of the gradient"
     if overlap is None:

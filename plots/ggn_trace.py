@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars, standard_errors
+from cockpit_lite.plots.facts import recent, scalars, standard_errors
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 
@@ -30,9 +30,8 @@ def ggn_trace(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how far the Hessian is from it: what bends in the model itself."""
-    broken = broken_since(run, "ggn_trace")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "ggn_trace"):
+        return broken
     now, hessian = recent(run, "ggn_trace", 5), recent(run, "hessian_trace", 5)
     if now is None:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: A gradient this many times its own median is far outside its history.
@@ -53,9 +53,8 @@ def layer_range(run: Run, name: str = "grad_norm") -> tuple[np.ndarray, np.ndarr
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the gradient is where it has been, and how far apart the layers are."""
-    broken = broken_since(run, "grad_norm")
-    if broken:
-        return Verdict(f"gradient is {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "grad_norm", subject="gradient is"):
+        return broken
     now = recent(run, "grad_norm")
     if now is None:
         return None

@@ -7,11 +7,11 @@ import math
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.layers import layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: The first layer's gradient is less than this share of the last one's, or more than this many times it, by a steady factor.
@@ -32,9 +32,8 @@ def gradient_scale(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say what becomes of the gradient from layer to layer on its way back to the input."""
-    broken = broken_since(run, "gradient_scale")
-    if broken:
-        return Verdict(f"gradient is {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "gradient_scale", subject="gradient is"):
+        return broken
     now = recent(run, "gradient_scale")
     if now is None:
         return None

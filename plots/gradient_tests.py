@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Limits used by Bollapragada 2017; the one of orthogonality is tan 80 degrees.
@@ -34,9 +34,8 @@ def gradient_tests(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the signal or the noise dominates, by the inner-product test (the one about descent) or else the norm test."""
-    broken = [since for test in _TESTS if (since := broken_since(run, test))]
-    if broken:
-        return Verdict(f"{short(broken[0][1])} since step {broken[0][0]}", "trouble")
+    if broken := not_finite(run, *_TESTS):
+        return broken
     found = {name: value for name in _TESTS if (value := recent(run, name)) is not None}
     name = next((name for name in ("inner_product_test", "norm_test") if name in found), None)
     if name is None:

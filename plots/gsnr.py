@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.grad_norm import layer_range
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Noise alone gives 1 over the batch size; below this many times that there is no agreement to speak of.
@@ -33,9 +33,8 @@ def gsnr(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare with what noise alone gives."""
-    broken = broken_since(run, "gsnr")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "gsnr"):
+        return broken
     now, noise = recent(run, "gsnr"), _noise(run)
     if now is None:
         return None

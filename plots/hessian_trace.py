@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars, standard_errors
+from cockpit_lite.plots.facts import recent, scalars, standard_errors
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 
@@ -29,9 +29,8 @@ def hessian_trace(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say whether the valley got sharper or flatter since the first measurements."""
-    broken = broken_since(run, "hessian_trace")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "hessian_trace"):
+        return broken
     now = recent(run, "hessian_trace", 3)
     if now is None:
         return None

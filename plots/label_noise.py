@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.facts import recent
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: A share that stays above this while half of the labels are predicted is no hard task.
@@ -27,9 +27,8 @@ def label_noise(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how many labels look wrong, once the net has learnt enough to tell."""
-    broken = broken_since(run, "label_noise")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "label_noise"):
+        return broken
     now, accuracy = recent(run, "label_noise", 5), recent(run, "batch_accuracy", 5)
     if now is None:
         return None

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, scalars
+from cockpit_lite.plots.facts import scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 _STEPS_TO_JUDGE = 10
@@ -32,9 +32,8 @@ def loss(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say where the loss is and whether it falls: its last tenth against the first and the one before, beyond their scatter."""
-    broken = broken_since(run, "loss")
-    if broken:
-        return Verdict(f"loss is {short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "loss", subject="loss is"):
+        return broken
     values = scalars(run, "loss")[1]
     values = values[np.isfinite(values)]
     if not len(values):

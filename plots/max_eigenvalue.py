@@ -7,10 +7,10 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import at_steps, broken_since, elide, optimizer_name, recent, scalars, stability_factor
+from cockpit_lite.plots.facts import at_steps, elide, optimizer_name, recent, scalars, stability_factor
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 
@@ -39,9 +39,8 @@ def stability_limit(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare with the stability limit."""
-    broken = broken_since(run, "max_eigenvalue")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "max_eigenvalue"):
+        return broken
     now = recent(run, "max_eigenvalue", 3)
     if now is None:
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Negative curvature below this share of the largest magnitude is normal.
@@ -27,9 +27,8 @@ def min_eigenvalue(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how large the negative curvature is beside the positive."""
-    broken = broken_since(run, "min_eigenvalue")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "min_eigenvalue"):
+        return broken
     lowest = recent(run, "min_eigenvalue", 3)
     if lowest is None:
         return None

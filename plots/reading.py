@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import LayerTable, layer_table, shorten_middle
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 
@@ -52,9 +52,8 @@ def _linear_scale(table: LayerTable) -> HeatScale | None:
 
 def verdict(run: Run, name: str) -> Verdict | None:
     """Say what the reading is now, and between which layers it lies."""
-    broken = broken_since(run, name)
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, name):
+        return broken
     now, table = recent(run, name), layer_table(run, name)
     last = np.array([]) if table is None else table.last()
     finite = last[np.isfinite(last)]

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cockpit_lite.plots.by_layer import draw_layers
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import layer_table
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Late blocks that multiply by more than this let the signal grow geometrically; 2: the branch is as large as its input.
@@ -29,9 +29,8 @@ def residual_growth(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say what the late blocks do to the signal, and all of them together."""
-    broken = broken_since(run, "residual_growth")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "residual_growth"):
+        return broken
     now, found = recent(run, "residual_growth"), layer_table(run, "residual_growth")
     if now is None:
         return None

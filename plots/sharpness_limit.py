@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: From here on steps overshoot for good; up to here full-batch training hovers at the edge.
@@ -27,9 +27,8 @@ def sharpness_limit(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say on which side of the limit the run is, and which learning rate the curvature allows."""
-    broken = broken_since(run, "sharpness_ratio")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "sharpness_ratio"):
+        return broken
     now = recent(run, "sharpness_ratio", 3)
     if now is None:
         return None

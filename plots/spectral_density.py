@@ -8,12 +8,12 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent
+from cockpit_lite.plots.facts import recent
 from cockpit_lite.plots.heat import HeatScale
 from cockpit_lite.plots.layers import LayerTable
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Rows of the picture, an odd number: one for zero, and as many for positive as for negative eigenvalues at most.
@@ -93,9 +93,8 @@ def size_edges(largest: float, negative: float) -> np.ndarray:
 
 def verdict(run: Run) -> Verdict | None:
     """Say what share of the directions is flat, and how far the outliers reach."""
-    broken = broken_since(run, "flat_directions")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "flat_directions"):
+        return broken
     flat = recent(run, "flat_directions", 5)
     if flat is None:
         return None

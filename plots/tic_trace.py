@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: The criterion is noisy: less than this many times its lowest is no growth.
@@ -30,9 +30,8 @@ def tic_trace(run: Run, ax: Axes) -> None:
 def verdict(run: Run) -> Verdict | None:
     """Say whether the model came to rely more on single samples."""
     name = "tic_trace" if len(scalars(run, "tic_trace")[0]) else "tic_diag"
-    broken = broken_since(run, name)
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, name):
+        return broken
     now = recent(run, name)
     if now is None:
         return None

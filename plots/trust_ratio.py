@@ -7,10 +7,10 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, scalars
-from cockpit_lite.plots.numbers import percent, short
+from cockpit_lite.plots.facts import scalars
+from cockpit_lite.plots.numbers import percent
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Trust-region methods shorten their steps below the first and may lengthen them above the second.
@@ -34,9 +34,8 @@ def trust_ratio(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare what the last measured steps gained with what they promised, all together: single ratios are noisy."""
-    broken = broken_since(run, "trust_ratio")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "trust_ratio"):
+        return broken
     values = scalars(run, "trust_ratio")[1]
     values = values[np.isfinite(values)]
     if not len(values):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 #: Outside of this range training is usually unstable or stands still; the rule of thumb in its middle is 1e-3.
@@ -32,9 +32,8 @@ def update_ratio(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Compare with the usual range."""
-    broken = broken_since(run, "update_ratio")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "update_ratio"):
+        return broken
     now = recent(run, "update_ratio")
     if now is None:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from cockpit_lite.plots.facts import broken_since, recent, scalars
+from cockpit_lite.plots.facts import recent, scalars
 from cockpit_lite.plots.numbers import percent, short
 from cockpit_lite.plots.panel import panel
-from cockpit_lite.plots.verdict import Verdict
+from cockpit_lite.plots.verdict import Verdict, not_finite
 from cockpit_lite.run import Run
 
 
@@ -25,9 +25,8 @@ def update_size(run: Run, ax: Axes) -> None:
 
 def verdict(run: Run) -> Verdict | None:
     """Say how far the weights are from the start and, if every step was recorded, how straight the way was."""
-    broken = broken_since(run, "update_size") or broken_since(run, "distance")
-    if broken:
-        return Verdict(f"{short(broken[1])} since step {broken[0]}", "trouble")
+    if broken := not_finite(run, "update_size", "distance"):
+        return broken
     distances, (steps, sizes) = scalars(run, "distance")[1], scalars(run, "update_size")
     distances = distances[np.isfinite(distances)]
     if not len(distances):
