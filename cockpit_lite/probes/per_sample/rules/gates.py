@@ -144,18 +144,18 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
         torch.addcmul(more, kept, before, out=now)
     # The hyperbolic tangent of the cells is outputs / output gate.
     at_cell = torch.addcdiv(output, outputs.square(), output.clamp(min=torch.finfo(output.dtype).tiny), value=-1).unbind()
-    at_output = torch.addcmul(outputs, outputs, output, value=-1).unbind()
-    slopes = gates.new_empty(count, len(cell), 3, size)
+    # What is found holds the slopes of the gates at first: these are large, and memory is what takes the time.
+    found = gates.new_empty(gates.shape)
+    slopes = found.unflatten(2, (4, size))
     passed = cells[:-1] * forget
     torch.addcmul(gain, gain, incoming, value=-1, out=slopes[:, :, 0])
     torch.addcmul(passed, passed, forget, value=-1, out=slopes[:, :, 1])
     torch.addcmul(incoming, gain, new, value=-1, out=slopes[:, :, 2])
-    found = gates.new_empty(gates.shape)
+    torch.addcmul(outputs, outputs, output, value=-1, out=slopes[:, :, 3])
     rows, kept_parts, deltas = found.unbind(), forget.unbind(), delta.unbind()
-    through_cell = found.unflatten(2, (4, size))[:, :, :3].unbind()
-    through_output = found[..., 3 * size :].unbind()
+    through_cell, through_output = slopes[:, :, :3].unbind(), slopes[:, :, 3].unbind()
     carried = torch.zeros_like(cell) if cell_delta is None else cell_delta.clone()
-    for_all, slope_parts = carried[:, None], slopes.unbind()
+    for_all = carried[:, None]
     hidden = torch.empty_like(cell)
     for time in reversed(range(count)):
         if time + 1 == count:
@@ -163,8 +163,8 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
         else:
             torch.addmm(deltas[time], rows[time + 1], weight, out=hidden)
         carried.addcmul_(hidden, at_cell[time])
-        torch.mul(for_all, slope_parts[time], out=through_cell[time])
-        torch.mul(hidden, at_output[time], out=through_output[time])
+        through_cell[time].mul_(for_all)
+        through_output[time].mul_(hidden)
         carried.mul_(kept_parts[time])
     step = max(1, count // CHECKED)
     times = slice((count - 1) % step, None, step)  # the last one included: errors go on from cell to cell
