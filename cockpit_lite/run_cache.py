@@ -159,13 +159,14 @@ class Places:
         return b"".join(np.ascontiguousarray(piece).tobytes() for piece in self.pieces)
 
     def write(self, path: Path, kind: type) -> None:
-        """Write the long array as a file that can be mapped."""
-        target = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(self.count,))
-        start = 0
-        for piece in self.pieces:
-            target[start : start + len(piece)] = piece
-            start += len(piece)
-        target.flush()
+        """Write the long array as a file that can be mapped; it is on the disk before an index names it."""
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (self.count,)}
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for piece in self.pieces:
+                np.ascontiguousarray(piece, kind).tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _write(folder: Path, token: str, log: Path, content: Content) -> None:
