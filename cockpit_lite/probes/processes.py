@@ -10,15 +10,16 @@ measure; on curvature (see shared_curvature.py) before the backward pass, whose 
 All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
 others find out at once and go on by themselves.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: P + 3 K + 15 numbers to agree, (2 K + 2) N
-numbers are gathered for norms, inner products, slopes and losses, D are added up if sums of squares are wanted; of sharded
-parameters 5 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and for the gradient and each product
-with a matrix of curvature D + 8. Nothing on other steps.
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: 2 P + 3 K + 15 numbers to agree, (2 K +
+2) N numbers are gathered for norms, inner products, slopes and losses, up to 320 N for histograms, D are added up if sums of
+squares are wanted; of sharded parameters 5 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and
+for the gradient and each product with a matrix of curvature D + 8. Nothing on other steps.
 """
 
 from __future__ import annotations
 
 import datetime
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -45,16 +46,19 @@ from cockpit_lite.instrument import (
     SAMPLED_DIAGONAL,
 )
 from cockpit_lite.isolation import warn
+from cockpit_lite.probes.hashes import tensors_hash
 from cockpit_lite.probes.per_sample import PerSampleStatistics
+from cockpit_lite.probes.per_sample.drawing import SAMPLES, Drawn
 
 #: What of a step is not offered there: it would need passes in which all processes take part.
-OF_ONE_PROCESS = frozenset({PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY})
+OF_ONE_PROCESS = frozenset({PER_SAMPLE_GRADIENTS, PROBE_BATCH, REPLAY})
 
 #: And what not where parameters are sharded, since it needs their elements.
 OF_WHOLE_PARAMETERS = frozenset(
     {
         CURVATURE,
         LAST_STEP,
+        PER_SAMPLE_ELEMENTS,
         PER_SAMPLE_NORMS,
         PER_SAMPLE_PRODUCTS,
         PER_SAMPLE_SQUARES,
@@ -318,20 +322,21 @@ class Processes:
         return self._ask(place, step, (place,), ready).ready
 
     def _share(self, step: int, own: Own, gradient: Mapping[str, Tensor]) -> Shared:
-        self._meet(_GRADIENT, step)
         local = own.statistics or PerSampleStatistics()
+        same_elements = self._ask(_GRADIENT, step, (_GRADIENT,), True, _drawn(local)).alike
         kinds: Sequence[Mapping[str, Tensor]] = (local.squared_norms, local.products, local.sum_of_squares)
         has = [float(name in kind) for kind in kinds for name in self._names]
         slopes = _slopes(local)
         others = (own.loss, own.statistics, slopes, own.sample_losses, *map(own.squares.get, SQUARES))
         has += [float(value is not None) for value in others]
-        sizes = [0.0] * self.size
+        sizes, looked_at = [0.0] * self.size, [0.0] * self.size
         sizes[self.rank] = float(local.batch_size)
-        plan = torch.tensor([*has, *sizes], dtype=torch.float64)
+        looked_at[self.rank] = max((float(len(drawn.values)) for drawn in local.elements.values()), default=0.0)
+        plan = torch.tensor([*has, *sizes, *looked_at], dtype=torch.float64)
         distributed.all_reduce(plan, group=self._own)
         counts = [int(count) for count in plan.tolist()]
         everywhere = [count == self.size for count in counts[: len(has)]]
-        numbers = counts[len(has) :]
+        numbers, looked = counts[len(has) : len(has) + self.size], counts[len(has) + self.size :]
         of_kind = [
             [name for name, known in zip(self._names, everywhere[place * len(self._names) :], strict=False) if known]
             for place in range(3)
@@ -355,7 +360,10 @@ class Processes:
         else:
             found.reasons["sample_losses"] = "one of the processes does not know them"
         if has_statistics:
-            found.statistics = self._merge(local, gathered, of_kind, numbers, has_slopes, gradient)
+            found.statistics = self._merge(local, gathered, of_kind, numbers, has_slopes)
+            if same_elements and local.elements:
+                found.statistics.elements, found.statistics.drawing = self._elements(local.elements, looked), local.drawing
+            self._check(found.statistics, gradient)
         else:
             found.reasons["statistics"] = "one of the processes has no per-sample statistics on this step"
         return found
@@ -367,7 +375,6 @@ class Processes:
         of_kind: Sequence[Sequence[str]],
         numbers: Sequence[int],
         has_slopes: bool,
-        gradient: Mapping[str, Tensor],
     ) -> PerSampleStatistics:
         rows = iter(gathered)
         found = PerSampleStatistics(batch_size=sum(numbers), conditional=dict(local.conditional))
@@ -380,8 +387,14 @@ class Processes:
         found.not_covered.update(local.not_covered)
         for name in set(local.squared_norms) - set(of_kind[0]) - set(found.not_covered):
             found.not_covered[name] = "it has no gradient, or is not covered, in another process"
-        self._check(found, gradient)
         return found
+
+    def _elements(self, elements: Mapping[str, Drawn], looked_at: Sequence[int]) -> dict[str, Drawn]:
+        """Return what was drawn with the samples of the other processes below; they have drawn the same elements."""
+        values = torch.cat([drawn.values.to(torch.float32) for drawn in elements.values()], 1)
+        whole = torch.stack(self._gather(list(values.T), looked_at), 1) / self.size
+        parts = whole.split([drawn.values.shape[1] for drawn in elements.values()], 1)
+        return {name: drawn._replace(values=part) for (name, drawn), part in zip(elements.items(), parts, strict=True)}
 
     def _sum(self, value: Tensor) -> Tensor:
         total = value.detach().clone()
@@ -421,6 +434,15 @@ def _slopes(statistics: PerSampleStatistics) -> Tensor | None:
     """Return the samples' slopes along the last step, over all parameters, where those are known."""
     along = statistics.along.get("last_step")
     return None if not along or statistics.not_covered else torch.stack(list(along.values())).sum(0)
+
+
+def _drawn(statistics: PerSampleStatistics) -> int:
+    """Return a number that is equal where the same elements were drawn and as great a share of the samples is looked at."""
+    elements = statistics.elements
+    if not elements:
+        return 0
+    share = max(1, statistics.batch_size // SAMPLES)
+    return 1 + zlib.crc32(repr((list(elements), share)).encode()) + int(tensors_hash(d.positions for d in elements.values()))
 
 
 class LocalGradient:
