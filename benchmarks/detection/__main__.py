@@ -64,8 +64,8 @@ and the loss still falls."""
 REASONS = """Reasons. `ill-conditioning` is missed where the curvature term stays at 0.16 to 0.19 of the gradient term: the
 learning rate is below what the steep direction allows, and the threshold is 0.2. `exploding-recurrence` of the mildest severity
 (recurrent weights with singular values of 1.5, ReLU) does not explode: the gradient stays at a quarter of the norm of the
-weights, and what counts as harm is that a plain recurrent net over 64 pixels learns slowly. Inputs whose columns are of different
-scales are found, but an image has columns that are nearly always black: standardised, their few pixels become very large."""
+weights, and what counts as harm is that a plain recurrent net over 64 pixels learns slowly. Images whose columns are of different scales
+are found, but the advice is to standardise by channel, as one does with images: the columns stay as different as they were."""
 
 
 def main() -> None:
@@ -178,10 +178,11 @@ def _page(records: list[dict[str, Any]], advised: list[dict[str, Any]]) -> str:
     notes = Counter(name for record in healthy for name, _, severity, _ in record["findings"] if severity == "note")
     return f"""
 {len(records)} runs, {len(healthy)} of them healthy: {len(test)} of the test part (other architectures and seeds
-than thresholds were chosen on), {len(development)} of the development part. A fault counts where it is exact, or where the loss
-ended {WORSE} times as high as the median of healthy runs of its task at the same step, and above all of them. Found: the
-right name is among the findings, notes included, and not before the fault began. A jump of the learning rate in mid-run is right
-as `learning-rate-too-high` and as `learning-rate-schedule`. Wilson intervals, 95 %.
+than thresholds were chosen on), {len(development)} of the development part. Every fault is made on every task where it can be
+made, once a seed, and each seed takes the next severity and optimizer: not all combinations of them. A fault counts where it is
+exact, or where the loss ended {WORSE} times as high as the median of healthy runs of its task at the same step, and above all of
+them. Found: the right name is among the findings, notes included, and not before the fault began. A jump of the learning rate in
+mid-run is right as `learning-rate-too-high` and as `learning-rate-schedule`. Wilson intervals, 95 %.
 
 {table(["figure", "test part", "development part", "both", "target"], figures)}
 
