@@ -26,14 +26,19 @@ class CostBook:
         """Seconds spent measuring over seconds spent training, so far."""
         return sum(self.seconds.values()) / self.training_seconds if self.training_seconds else 0.0
 
-    def book(self, training_seconds: float, costs: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Book one step: what training took, and what each account spent on measuring."""
+    def book(
+        self,
+        training_seconds: float,
+        costs: Mapping[str, float] = MappingProxyType({}),
+        company: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Book one step: what training took, what each account spent on measuring, and might have without the others."""
         self.training_seconds += training_seconds
         if costs:
             for name, seconds in costs.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if self._budget is not None:
-            self._budget.end_step(training_seconds, costs)
+            self._budget.end_step(training_seconds, costs, company)
 
     def summary(self) -> dict[str, object]:
         """Return what goes into ``run.json``."""

@@ -277,7 +277,7 @@ class Observer:
             logging = self._clock()
             self._recorder.take(row)
             self._tracked.spent += self._clock() - logging
-            self.costs.book(seconds, self._tracked.costs())
+            self.costs.book(seconds, self._tracked.costs(), self._tracked.company)
             self._expected_backwards = max(self._backwards, 1)
             self._last_end = self._clock()
         self.index += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 #: step -> whether to measure at it
 Schedule = Callable[[int], bool]
@@ -120,12 +121,15 @@ class Budget:
             return True  # next to nothing, whatever else is owed
         return needed - sum(min(credit, 0.0) for credit in self._credit.values()) <= income * self.repaid_within
 
-    def end_step(self, training_seconds: float, spent: Mapping[str, float]) -> None:
+    def end_step(
+        self, training_seconds: float, spent: Mapping[str, float], company: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Book one step.
 
         Args:
             training_seconds: What training took.
             spent: What each account spent on measuring.
+            company: What it could have taken more without the others, of accounts that use what another one has worked out.
         """
         self._unpaid += training_seconds
         self._step_seconds += (training_seconds - self._step_seconds) * (0.05 if self._step_seconds else 1.0)
@@ -134,10 +138,13 @@ class Budget:
         self._pay()
         for account, seconds in spent.items():
             known = self._cost.get(account)
+            alone = seconds + company.get(account, 0.0)
             if known is None:
-                self._cost[account] = seconds
-            else:  # the first ones are dear, while everything is cold: what is cheaper now is believed sooner
-                self._cost[account] += (0.5 if seconds < known else 0.3) * (seconds - known)
+                self._cost[account] = alone
+            elif alone < known:  # the first ones are dear, while everything is cold: what is cheaper now is believed sooner
+                self._cost[account] += 0.5 * (alone - known)
+            else:  # how much of what lies between the two was spared nobody knows
+                self._cost[account] += 0.3 * max(seconds - known, 0.0)
             self._credit[account] = self._credit.get(account, 0.0) - seconds
         self._plan()
 

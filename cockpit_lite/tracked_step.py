@@ -77,6 +77,8 @@ PER_SAMPLE = frozenset(
     {PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES}
 )
 
+_CHEAP = frozenset({LOSS, GRADIENT, UPDATE, WIRING})
+
 #: Samples whose slopes along the last step are enough: from them only a variance is taken, which they tell to a quarter.
 SLOPES = 32
 
@@ -102,7 +104,11 @@ def account(instrument: Instrument) -> str:
 
 @lru_cache
 def _shared_account(needs: tuple[str, ...]) -> str:
-    return "per_sample" if PER_SAMPLE & set(needs) else "+".join(sorted(needs))
+    if PER_SAMPLE & set(needs):
+        return "per_sample"
+    if _CHEAP.issuperset(needs):  # to measure at all costs more than any of them: they are measured together
+        return "gradient+update"
+    return "+".join(sorted({*needs} - {LOSS}))
 
 
 class Plan:
@@ -235,6 +241,7 @@ class TrackedStep:
     Attributes:
         row: The readings.
         spent: Seconds spent on it so far, inside the methods.
+        company: Budget account -> seconds of the dearest one that measured curvature before it, and may have done its work.
     """
 
     def __init__(
@@ -250,6 +257,7 @@ class TrackedStep:
     ):
         self.row = Row(index, {})
         self.spent = 0.0
+        self.company: dict[str, float] = {}
         self._due = due
         self._companions = companions
         self._probes = probes
@@ -798,6 +806,10 @@ class TrackedStep:
         self._unprepared.remove(instrument)
 
     def _attempt(self, instrument: Instrument, work: Callable[[Instrument], None]) -> None:
+        name = self._plan.accounts.get(instrument)
+        if name is not None and CURVATURE in instrument.needs:
+            before = [self._costs[other] for other in self.company]
+            self.company.setdefault(name, max(before, default=0.0))
         start = self._probes.clock()
         try:
             work(instrument)
@@ -807,7 +819,6 @@ class TrackedStep:
             reason = f"the instrument failed at step {self.row.step} and was switched off ({type(error).__name__}: {error})"
             self._not_measured([instrument], reason)
             self._switch_off(instrument, error)
-        name = self._plan.accounts.get(instrument)
         if name is not None:
             self._costs[name] = self._costs.get(name, 0.0) + self._probes.clock() - start
 

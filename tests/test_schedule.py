@@ -251,3 +251,26 @@ def test_steps_that_take_no_time() -> None:
         due = not budget.idle(step) and budget.allows("x", step)
         budget.end_step(0.0, {"x": 0.0} if due else {})
     assert not math.isnan(budget._credit["x"])
+
+
+def test_what_another_account_has_worked_out_is_not_taken_for_cheap() -> None:
+    """Of two searches for eigenvalues the second finds the work done; without the first one it takes as long."""
+    budget = Budget(0.05)
+    budget.end_step(1.0, {"condition": 50.0, "eigenvalue": 0.01}, {"condition": 0.0, "eigenvalue": 50.0})
+    assert not budget.allows("eigenvalue", 1)
+    trusting = Budget(0.05)
+    trusting.end_step(1.0, {"condition": 50.0, "eigenvalue": 0.01})
+    assert trusting.allows("eigenvalue", 1)  # which would cost as much again
+
+
+def test_what_an_account_costs_alone_is_believed_when_it_was_alone() -> None:
+    budget = Budget(0.05)
+    budget.end_step(1.0, {"condition": 50.0, "trace": 0.4}, {"trace": 50.0})
+    for _ in range(12):
+        budget.end_step(1.0, {"trace": 0.5}, {"trace": 0.0})
+    alone = budget._cost["trace"]
+    assert alone == pytest.approx(0.5, rel=0.05)
+    budget.end_step(1.0, {"condition": 50.0, "trace": 0.4}, {"trace": 50.0})
+    assert budget._cost["trace"] == alone  # nothing new is known of it
+    budget.end_step(1.0, {"condition": 50.0, "trace": 1.5}, {"trace": 50.0})
+    assert budget._cost["trace"] > alone
