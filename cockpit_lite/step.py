@@ -145,6 +145,12 @@ class Step:
         return self.once(_gradient_norms)
 
     @property
+    def applied_norms(self) -> Mapping[str, Tensor]:
+        """Norm of the gradient that the optimizer used by parameter, scalar tensors."""
+        unchanged = "gradient" in self.observed and not self.gradient_was_changed
+        return self.gradient_norms if unchanged else self.once(_applied_norms)
+
+    @property
     def weight_norms(self) -> Mapping[str, Tensor]:
         """Norm of the weights before the update by parameter, scalar tensors."""
         return self.once(_weight_norms)
@@ -163,6 +169,10 @@ class Step:
 
 def _gradient_norms(step: Step) -> Mapping[str, Tensor]:
     return parameter_norms(step.gradient)
+
+
+def _applied_norms(step: Step) -> Mapping[str, Tensor]:
+    return parameter_norms(step.applied_gradient)
 
 
 def _weight_norms(step: Step) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, Instrument, Readings
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import total_norm
 from cockpit_lite.step import Step
 
 
@@ -36,7 +36,7 @@ class Clipping(Instrument):
         if not step.gradient_was_changed:
             readings["clip_ratio"] = 1.0
         else:
-            applied = parameter_norms(step.applied_gradient)
+            applied = step.applied_norms
             kept = {name: norm for name, norm in step.gradient_norms.items() if name in applied}
             readings["clip_ratio"] = total_norm(applied) / total_norm(kept)
         return readings

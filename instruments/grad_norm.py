@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from cockpit_lite.instrument import GRADIENT, Instrument, Readings, layerwise
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import total_norm
 from cockpit_lite.step import Step
 
 
@@ -26,5 +26,5 @@ class GradientNorm(Instrument):
         norms = step.gradient_norms
         readings: dict[str, Any] = {"grad_norm": total_norm(norms), **layerwise("grad_norm", norms)}
         if step.gradient_was_changed:
-            readings["grad_norm_clipped"] = total_norm(parameter_norms(step.applied_gradient))
+            readings["grad_norm_clipped"] = total_norm(step.applied_norms)
         return readings

@@ -22,7 +22,7 @@ from typing import Any
 
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import GRADIENT, WIRING, Instrument, Readings, layerwise
-from cockpit_lite.norms import parameter_norms, total_norm
+from cockpit_lite.norms import total_norm
 from cockpit_lite.step import Step
 
 
@@ -73,6 +73,6 @@ class WiringCheck(Instrument):
         self._written.update({name: value for name, value in found.items() if "/" in name})
         readings.update(news)
         if "applied_gradient" in step.observed:
-            used = total_norm(parameter_norms(step.applied_gradient))
+            used = total_norm(step.applied_norms)
             readings["gradient_left_over"] = total_norm(wiring.left_over).to(used) / used
         return readings
