@@ -10,7 +10,7 @@ The second stands for ``{"step": 8, "time": 1.4, "values": {"loss": 0.3, "hessia
 "estimated", "standard_error": 0.2}}}``. A column is a reading, or a number that says how it was got. null: not on this step.
 ``values`` and ``how`` of the row itself come on top, key by key; null takes a key away.
 
-Since schema 2 a column may also be the same reading of many layers, and a cell their numbers packed (packed_numbers.py)::
+Since schema 2 a column may also be the same reading of many layers (16 or more), and a cell their numbers packed (packed_numbers.py)::
 
     {"layout": 3, "columns": ["loss", {"of": "gsnr", "names": ["0.weight", "0.bias", ...], "how": {"kind": "conditional"}},
                               {"of": "ggn_trace", "names": 1}, {"of": "ggn_trace", "about": "standard_error", "names": 1}]}
@@ -33,7 +33,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from cockpit_lite.packed_numbers import FEWEST, Form, is_packed, pack, unpack
+from cockpit_lite.packed_numbers import Form, is_packed, pack, unpack
 
 Column = str | tuple[str, str]
 How = Mapping[str, Mapping[str, Any]]
@@ -44,6 +44,8 @@ _STANDING = ("kind", "note")
 _EMPTY = len("null,")
 #: Bytes of names below which a layout gains nothing.
 _SHORT = 30
+#: Layers from which on a reading of all of them is packed: of few layers a log that can be read by eye is short enough.
+_MANY = 16
 #: Numbers of an array from which on it is packed.
 _LONG = 9
 #: Characters of a cell from which on it is worth saying that another one is the same.
@@ -84,7 +86,7 @@ def _groups(columns: Sequence[Column]) -> list[_Group]:
     groups: dict[tuple[str, str, tuple[str, ...]], _Group] = {}
     for key, run in groupby(range(len(columns)), kind):
         places = list(run)
-        if isinstance(key, tuple) and len(places) >= FEWEST:
+        if isinstance(key, tuple) and len(places) >= _MANY:
             of, about = key
             chosen = [columns[place] for place in places]
             names = tuple((column if isinstance(column, str) else column[0]).partition("/")[2] for column in chosen)
