@@ -37,7 +37,10 @@ from benchmarks.nets import Net
 from benchmarks.page import arguments, publish, table
 from benchmarks.per_sample import peak, timed_nets
 from cockpit_lite import Every, load_run
+from cockpit_lite.instrument import CURVATURE
 from cockpit_lite.observer import Observer
+from cockpit_lite.presets import resolve
+from cockpit_lite.run_log import ReadingsReader
 from tests.identity import cockpit
 
 Step = Callable[[], Any]
@@ -171,6 +174,11 @@ def _ours(**options: Any) -> Way:
     return lambda case, model, folder: watched(case, model, folder, **options)
 
 
+#: The instruments of ``standard`` that need no second derivative.
+_FIRST_ORDER_NAMES = [instrument.name for instrument in resolve("standard") if CURVATURE not in instrument.needs]
+FIRST_ORDER = _ours(instruments=_FIRST_ORDER_NAMES, schedule=Every(1), budget=None)
+
+
 def ways(case: Case, peers: bool = True) -> dict[str, Way]:
     """Return what is timed beside the plain step."""
     found: dict[str, Way] = {"untracked": _ours(schedule=lambda step: False, budget=None)}
@@ -190,11 +198,13 @@ def ways(case: Case, peers: bool = True) -> dict[str, Way]:
 
 @dataclass
 class Timed:
-    """Times of one way over plain, block by block, its peak memory over plain, and its log."""
+    """Times of one way over plain, block by block, its peak memory over plain (without curvature, too), and its log."""
 
     ratios: list[float] = field(default_factory=list)
     memory: float = 0.0
+    memory_of_first_order: float = 0.0
     bytes_a_step: float = 0.0
+    numbers_a_step: int = 0
     problem: str = ""
 
     @property
@@ -255,7 +265,9 @@ class Stopwatch:
         for name in ("untracked", *PRESETS):
             found[name].memory = self._peak(wanted[name]) / base
             if name != "untracked":
-                found[name].bytes_a_step = self._bytes(wanted[name])
+                found[name].bytes_a_step, found[name].numbers_a_step = self._log(wanted[name])
+        if "standard" in found:
+            found["standard"].memory_of_first_order = self._peak(FIRST_ORDER) / base
         return found
 
     def _peak(self, way: Way) -> int:
@@ -268,8 +280,8 @@ class Stopwatch:
             step()
             return there + peak(step)
 
-    def _bytes(self, way: Way, steps: int = 30) -> float:
-        """Return the bytes of log that a measured step takes, without the first ten."""
+    def _log(self, way: Way, steps: int = 30) -> tuple[float, int]:
+        """Return the bytes of log that a measured step takes, without the first ten, and the numbers of the last one."""
         self._runs += 1
         run = self.folder / str(self._runs)
         with way(self.case, copy.deepcopy(self.model), run) as step:
@@ -279,7 +291,8 @@ class Stopwatch:
         beginnings = [
             number for number, line in enumerate((run / "readings.jsonl").read_bytes().splitlines()) if b'"step":10,' in line
         ]
-        return sum(lengths[beginnings[0] :]) / (steps - 10)
+        *_, last = (line for line in ReadingsReader(run / "readings.jsonl").new_lines() if "values" in line)
+        return sum(lengths[beginnings[0] :]) / (steps - 10), numbers_in([last["values"], last.get("how", {})])
 
 
 # --------------------------------------------------------------------------------------------------------------- a budget
@@ -345,6 +358,17 @@ def budget(case: Case, share: float, folder: Path, steps: int, block: int, prese
 # ------------------------------------------------------------------------------------------------------------------ the page
 
 
+def numbers_in(value: Any) -> int:
+    """Return how many numbers there are in parsed JSON, those that are spelled out as texts left out.
+
+    >>> numbers_in({"loss": 0.5, "histogram": [[1, 2], [3, 4]], "how": {"kind": "exact", "residual": 0.1}})
+    6
+    """
+    if isinstance(value, (list, dict)):
+        return sum(map(numbers_in, value.values() if isinstance(value, dict) else value))
+    return int(isinstance(value, (int, float)))
+
+
 def judged(value: float, limit: float | None, form: str = ".2f") -> str:
     """Return one cell of the table."""
     return (
@@ -362,7 +386,11 @@ def step_rows(case: Case, found: Mapping[str, Timed], plain: float) -> list[list
             continue
         limit = UNTRACKED_TARGET if name == "untracked" else TIME_TARGETS.get((short, name))
         memory = judged(timed.memory, MEMORY_TARGET if name == "standard" else None) if timed.memory else ""
+        if timed.memory_of_first_order:
+            memory += f"; without curvature {timed.memory_of_first_order:.2f}"
         log = judged(timed.bytes_a_step, BYTES_TARGET, ",.0f") if timed.bytes_a_step else ""
+        if log:
+            log += f", {timed.numbers_a_step:,} numbers"
         rows.append(
             [case.name, name, judged(timed.median, limit, ".3f" if name == "untracked" else ".2f"), timed.spread, memory, log]
         )
@@ -401,7 +429,8 @@ def main() -> None:
     body = f"""
 Blocks of plain steps and of each way take turns; time over plain is the median over the rounds, with the middle half. SGD unless
 it says LBFGS (four evaluations a step). Histograms are of every weight and every gradient at every step. Bytes of log: of a
-measured step, after the first ten.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
+measured step, after the first ten. A number written out takes about ten bytes, a packed one three to four: histograms, and
+readings of sixteen layers and more.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
 
 {table(["net", "way", "time over plain", "middle half", "peak memory over plain", "bytes of log a step"], rows)}
 """

@@ -44,6 +44,7 @@ def test_ratios_memory_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = stopwatch.times({name: ways(case)[name] for name in ("untracked", "light", "detect_anomaly")}, seconds=0.0, rounds=2)
     assert all(len(timed.ratios) == 2 and timed.median > 0 for timed in found.values())
     assert 0 < found["light"].bytes_a_step < 2000
+    assert 10 < found["light"].numbers_a_step < found["light"].bytes_a_step / 2
     assert found["light"].memory > 1
     rows = step_rows(case, found, 0.001)
     assert len(rows) == 1 + len(found) and "met" in rows[2][-1]
