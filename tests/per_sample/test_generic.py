@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics, generic
+from cockpit_lite.probes.per_sample.rules import NoRule
 from tests.per_sample.checker import check, watched
 
 
@@ -61,6 +62,62 @@ def test_random_numbers_in_the_forward_are_drawn_again_and_not_taken_from_the_us
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(statistics.squared_norms[name][n], parameter.grad.square().sum())
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Scaled(nn.Module):
+    """A bare parameter before an encoder whose layers leave parts of features and of attention out."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.scale, self.out = nn.Parameter(torch.rand(8)), nn.Dropout(0.2)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.3, batch_first=batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.out(x * self.scale))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("chunk", [1_000_000, 20])
+def test_samples_get_their_own_part_of_what_dropout_drew(batch_first: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, inputs = Scaled(batch_first).double(), torch.randn(*((5, 3) if batch_first else (3, 5)), 8, dtype=torch.float64)
+
+    def step() -> PerSampleStatistics:
+        torch.manual_seed(3)
+        return watched(model, lambda: model(inputs).square().sum())[0]
+
+    def refuse(*_: object) -> None:
+        raise NoRule("this way is closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generic, "_masks", refuse)
+        slow = step()
+    monkeypatch.setattr(generic, "_one_backward_a_sample", refuse)
+    monkeypatch.setattr(generic, "CHUNK", chunk)
+    quick = step()
+    assert not slow.not_covered
+    assert not quick.not_covered
+    for found, expected in ((quick.squared_norms, slow.squared_norms), (quick.products, slow.products)):
+        torch.testing.assert_close(found["scale"], expected["scale"])
+
+
+def test_random_numbers_that_are_no_masks_are_drawn_again() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.layer = nn.Parameter(torch.randn(5)), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(F.dropout(x * self.weight + torch.randn_like(x), 0.5))
+
+    model, inputs = Noisy().double(), torch.randn(4, 5, dtype=torch.float64)
+    torch.manual_seed(3)
+    statistics, _ = watched(model, lambda: model(inputs).square().sum())
+    assert not statistics.not_covered
+    for n in range(4):
+        torch.manual_seed(3)
+        (gradient,) = torch.autograd.grad(model(inputs)[n].square().sum(), model.weight)
+        torch.testing.assert_close(statistics.squared_norms["weight"][n], gradient.square().sum())
 
 
 def test_random_numbers_of_another_library_are_named() -> None:

@@ -4,8 +4,9 @@ The call is repeated on a shadow of the module, one sample at a time in one vect
 user's buffers, without drawing random numbers. What it returns is compared with what the user's call returned, so a call that
 cannot be repeated sample by sample (noise, batch statistics, samples that interact) is found out, not trusted.
 
-Where one sample alone will not do (random numbers, shapes that depend on the batch), the call is repeated once with all samples
-and the random numbers that it drew, and gone back through once a sample, with the output gradients of the others at zero.
+What dropout drew for each sample is known from repeating the call once more with its random numbers. Where one sample alone will
+not do (other random numbers, shapes that depend on the batch), that is gone back through once a sample, with the output gradients
+of the others at zero.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cockpit_lite.probes.per_sample.calls import Call, tensors_in
 from cockpit_lite.probes.per_sample.forms import CHUNK, Dense
+from cockpit_lite.probes.per_sample.masks import MasksBySample, RecordedMasks
 from cockpit_lite.probes.per_sample.owners import Layout, normalises_over_batch
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, random_state, set_random_state
 from cockpit_lite.probes.per_sample.shadow import shadow_tree
@@ -113,13 +115,18 @@ def generic_forms(
             # under a function transform, fused attention takes a mask that it cannot differentiate and fails
             with _as_called(call), sdpa_kernel(SDPBackend.MATH), random_numbers_kept(call.outputs[0].device, drawn):
                 chunk = max(1, CHUNK // max(1, elements))
+                mapped = partial(vmap, by_sample, in_dims=(axes, output_axes))
                 try:
-                    mapped = vmap(by_sample, in_dims=(axes, output_axes), randomness="error", chunk_size=chunk)
-                    found, gradients = mapped(samples, deltas)
+                    found, gradients = mapped(randomness="error", chunk_size=chunk)(samples, deltas)
                 except Exception as error:  # vmap refuses some operations, and decisions that depend on values
-                    if "randomness" in str(error) or count > LOOP:
+                    if "randomness" in str(error):
+                        masks = _masks(call, copy, values)
+                        every = mapped(randomness="different")
+                        found, gradients = _with_masks(every, samples, axes, deltas, output_axes, masks, axis, chunk)
+                    elif count > LOOP:
                         raise
-                    found, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
+                    else:
+                        found, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
         except Exception as error:  # whatever a user's forward may raise on one sample
             reason = _explain(kind, error)
             continue
@@ -136,6 +143,48 @@ def generic_forms(
     if apart and batch_size <= LOOP:
         return _one_backward_a_sample(call, copy, values, outputs, deltas, layout, batch_size, reason), ""
     raise NoRule(reason)
+
+
+def _masks(call: Call, copy: nn.Module, values: dict[str, Tensor]) -> list[Tensor]:
+    """Return what dropout drew in the call, in order, by repeating it with its random numbers.
+
+    Raises:
+        NoRule: if these are not known.
+    """
+    device = call.outputs[0].device
+    # elsewhere dropout draws in kernels of its own; and without the outputs nobody would see that a mask is another sample's
+    if call.random_state is None or device.type != "cpu" or call.outputs_overwritten:
+        raise NoRule("its randomness is not known")
+    with torch.no_grad(), random_numbers_kept(device, []), RecordedMasks() as recorded:
+        set_random_state(call.random_state, device)
+        functional_call(copy, values, call.args, dict(call.kwargs))
+    return recorded.masks
+
+
+def _with_masks(
+    mapped: Callable[..., tuple[Any, ...]],
+    samples: Sequence[Tensor],
+    axes: Sequence[int],
+    deltas: Sequence[Tensor],
+    output_axes: Sequence[int],
+    masks: list[Tensor],
+    axis: int,
+    chunk: int,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Do what vmap does, some samples at a time, with what dropout drew for each of them."""
+    count = samples[0].shape[axes[0]]
+    parts = []
+    for start in range(0, count, chunk):
+        size = min(chunk, count - start)
+        with MasksBySample(masks, count, axis, slice(start, start + size)):
+            parts.append(
+                mapped(
+                    [sample.narrow(at, start, size) for sample, at in zip(samples, axes, strict=True)],
+                    [delta.narrow(at, start, size) for delta, at in zip(deltas, output_axes, strict=True)],
+                )
+            )
+    returned = [torch.cat([found[position] for found, _ in parts]).detach() for position in range(len(deltas))]
+    return returned, {name: torch.cat([gradients[name] for _, gradients in parts]) for name in parts[0][1]}
 
 
 def _one_backward_a_sample(
