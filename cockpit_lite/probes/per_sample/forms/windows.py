@@ -132,6 +132,7 @@ class Windows(Chunks):
             products = [torch.zeros_like(norms) for _ in directions]
             for place, form in self._places(images, answers, apart):
                 there = [direction[place] for direction in towards]
+                squared: Tensor | None
                 if norms_apart:
                     along_each, squared = form.but_norms(there)
                 else:
