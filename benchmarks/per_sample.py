@@ -229,15 +229,15 @@ which rows belong to which sample; a structure is asked once.
 
 
 REASONS = """Why targets are missed. Time of an MLP: its step is so short that some hundred small operations and Python calls,
-which do not depend on the size of the layers, weigh as much as its matrix products: of what the norms add, a third are hooks inside
-the passes and two thirds the statistics, and a sixth of these is arithmetic. Sums of squares are one more product as large as the
-weight gradient, a quarter of this step, and inner products with the gradient another one, or those between the samples. LSTM: its
-kernel keeps the gates, but does not show the gradients before them: these are found again by going back through time once more,
-a small product a time, and these products alone take a sixth of the step. ResNet: in its first stages every sample's gradient of
-a kernel is needed, which is one more weight gradient, but as matrix products, which take up to twice as long as the kernels of
-torch for it; with sums of squares in all stages. Transformer: at 64 tokens the inner products between the positions of a sample
-take a fifth of the multiplications of the step, in small matrices. Memory: what is asked for as sums of squares is as large as
-the parameters, which alone is 1.4 times the memory of the MLP's step."""
+which do not depend on the size of the layers, weigh as much as its matrix products: of what the norms add, a third are hooks
+inside the passes and two thirds the statistics, and a sixth of these is arithmetic. Sums of squares are one more product as
+large as the weight gradient, a quarter of this step, and inner products with the gradient another one, or those between the
+samples. LSTM: its kernel keeps the gates, but does not show the gradients before them: these are found again by going back
+through time once more, a small product a time, and these products alone take a sixth of the step. ResNet: in its first stages
+every sample's gradient of a kernel is needed, which is one more weight gradient, but as matrix products, which take up to
+twice as long as the kernels of torch for it; with sums of squares in all stages. Transformer: at 64 tokens the inner products
+between the positions of a sample take a fifth of the multiplications of the step, in small matrices. Memory: what is asked
+for as sums of squares is as large as the parameters, which alone is 1.4 times the memory of the MLP's step."""
 
 
 if __name__ == "__main__":
