@@ -16,7 +16,8 @@ of stability), which is healthy; with mini-batches it tends to stay below. Far a
 direction: the loss rises, or falls slowly and jumps. Far below 1 a larger learning rate is worth a try.
 
 The sharpness is an estimate from below, with its residual; it comes from the search that ``max_eigenvalue`` shares where P is the
-identity, and costs products of its own where it is not. Under ReLU the curvature in the kinks is invisible.
+identity. Where it is not, it costs products of its own, and begins with what that search, if one was made on the step, says of
+``P^-1 H`` in its subspace. Under ReLU the curvature in the kinks is invisible.
 
 Sources: J. Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability, 2021; J. Cohen et al.,
 Adaptive Gradient Methods at the Edge of Stability, 2022.
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.curvature import Curvature
-from cockpit_lite.curvature.krylov import Krylov, RitzPairs
+from cockpit_lite.curvature.krylov import Krylov, RitzPairs, ritz_weights
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
 from cockpit_lite.probes.step_scale import StepScale, step_scale
@@ -54,10 +55,14 @@ def preconditioned(product: Callable[[Tensor], Tensor], root: Tensor, decay: Ten
     return multiply
 
 
+#: So many directions are taken from a search in the Hessian itself, where one was made on the step.
+_SHARED = 3
+
+
 class SharpnessLimit(Instrument):
     """Writes ``sharpness``, its limit, their ratio and the largest learning rate that the curvature allows.
 
-    Keeps one vector of the size of the model between measurements for an adaptive optimizer.
+    Keeps one vector of the size of the model between measurements for an adaptive optimizer, where it is the only one to search.
 
     Args:
         tolerance: Stop when the estimated error of the sharpness is below this share of it.
@@ -112,15 +117,47 @@ class SharpnessLimit(Instrument):
         multiply = preconditioned(curvature.product, root, _flat(curvature, scale.decay))
         start = root * like
         image = multiply(start)
-        starts = [start, *([] if self._vector is None or self._vector.shape != start.shape else [self._vector.to(start)])]
-        krylov = Krylov(multiply, starts, curvature.generator, first_product=image)
+        starts, products = [start], [image]
+        if curvature.eigenvalues_are_known and bool((root > 0).all()):
+            basis, images = curvature.krylov.basis, curvature.krylov.basis_products
+            for vector, product in _known(basis, images, root, _flat(curvature, scale.decay)):
+                starts.append(vector)
+                products.append(product)
+            self._vector = None
+        elif self._vector is not None and self._vector.shape == start.shape:
+            starts.append(self._vector.to(start))
+        krylov = Krylov(multiply, starts, curvature.generator, known_products=products)
         pairs = krylov.top(tolerance=self.tolerance, max_products=self.max_products - 1)
-        self._vector = pairs.vectors[0] if math.isfinite(pairs.values[0]) else None
+        if not curvature.eigenvalues_are_known:
+            self._vector = pairs.vectors[0] if math.isfinite(pairs.values[0]) else None
         size = start @ start
         return pairs, start @ image / size if bool(size > 0) else None
 
     def __repr__(self) -> str:
         return f"SharpnessLimit(tolerance={self.tolerance}, max_products={self.max_products})"
+
+
+def _known(basis: Tensor, images: Tensor, root: Tensor, decay: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return what a search in the Hessian says of ``P^-1/2 (H + decay) P^-1/2``: its best directions, and its products with them.
+
+    For x in the span of the basis, ``y = P^1/2 x`` has the product ``P^-1/2 (H + decay) x``: none is spent on it.
+
+    Args:
+        basis: Orthonormal rows.
+        images: H times these.
+        root: The diagonal of ``P^-1/2``, positive.
+        decay: A diagonal that is added to H.
+    """
+    metric, inner, small = root**-2, [], []
+    for vector, image in zip(basis, images, strict=True):
+        inner.append(basis @ (metric * vector))
+        small.append(basis @ torch.addcmul(image, decay, vector))
+    weights = ritz_weights(torch.stack(small).cpu().double(), torch.stack(inner).cpu().double(), _SHARED).to(basis)
+    found = []
+    for row in weights:
+        vector = row @ basis
+        found.append((vector / root, root * torch.addcmul(row @ images, decay, vector)))
+    return found
 
 
 def _flat(curvature: Curvature, diagonal: Mapping[str, Tensor | float]) -> Tensor:

@@ -50,6 +50,9 @@ _NEGLIGIBLE = {torch.float32: 1e-5, torch.float64: 1e-12}
 # Above this share no second pass of the orthogonalisation is needed (Daniel et al., 1976).
 _UNCANCELLED = 0.7
 
+# Below this share what is left of a vector has no product that is worth anything, where that is what is left of a known one.
+_CANCELLED = 1e-3
+
 # How much noise goes into the first residual at each end, in its length: a basis in an invariant subspace would never leave it.
 _NOISE = 0.1
 
@@ -107,7 +110,7 @@ class Krylov:
         product: Matrix times vector.
         starts: Vectors to begin with, the most trusted first.
         generator: For a little noise, on the device of the vectors.
-        first_product: The product of the first start, if it is known.
+        known_products: The products of the first starts, as far as they are known.
         memory: Bytes that basis and products may take.
         look_every: After how many products the host looks; by default 1 on a CPU and 3 elsewhere.
 
@@ -122,7 +125,7 @@ class Krylov:
         starts: Sequence[Tensor],
         generator: torch.Generator,
         *,
-        first_product: Tensor | None = None,
+        known_products: Sequence[Tensor] = (),
         memory: int = MEMORY,
         look_every: int | None = None,
     ):
@@ -130,7 +133,7 @@ class Krylov:
         self._product = product
         self._starts = list(starts)
         self._generator = generator
-        self._first_product = first_product
+        self._known_products = list(known_products)
         like = starts[0]
         self.dimension = like.numel()
         self.capacity = self._fitting(memory)
@@ -227,11 +230,12 @@ class Krylov:
         self._basis = self._like.new_empty(min(self.capacity, _FIRST_VECTORS), self.dimension)
         self._products = torch.empty_like(self._basis)
         self._small = self._like.new_zeros(self.capacity, self.capacity)
-        for start in self._starts:
-            if self._count < min(self.capacity, most):
-                known, self._first_product = self._first_product, None
+        for index, start in enumerate(self._starts):
+            known = self._known_products[index] if index < len(self._known_products) else None
+            if self._count < self.capacity and (known is not None or self._count < most):
                 self._add(start, known)
         self._starts.clear()
+        self._known_products.clear()
         while not self._count and self.spent < most:  # no start was of any use
             self._add(self._random(), None)
 
@@ -243,15 +247,18 @@ class Krylov:
         assert self._basis is not None
         position, spanned = self._count, self._basis[: self._count]
         length = torch.linalg.vector_norm(vector)
-        fresh = vector
+        fresh, image = vector, known_product
         for _ in range(2):
-            fresh = torch.addmv(fresh, spanned.T, spanned @ fresh, alpha=-1)
+            inside = spanned @ fresh
+            fresh = torch.addmv(fresh, spanned.T, inside, alpha=-1)
+            if image is not None and position:
+                image = torch.addmv(image, self._products[:position].T, inside, alpha=-1)
             left = torch.linalg.vector_norm(fresh)
             # Where nothing was cancelled, nothing but rounding is left along the basis.
             if self._look_every == 1 and bool(left > _UNCANCELLED * length):
                 break
         # Written so that a vector that is not finite counts as nothing new.
-        usable = left > _NEGLIGIBLE.get(vector.dtype, 1e-5) * length
+        usable = left > (_NEGLIGIBLE.get(vector.dtype, 1e-5) if image is None or not position else _CANCELLED) * length
         if self._look_every == 1 and not bool(usable):
             return False
         if position == len(self._basis):
@@ -261,8 +268,8 @@ class Krylov:
         else:  # without asking the host: a row of zeros, which the next look leaves out
             self._usable[position] = usable
             self._basis[position] = torch.where(usable, fresh / left, torch.zeros_like(fresh))
-        if known_product is not None and not position:
-            self._products[position] = torch.where(usable, known_product / left, torch.zeros_like(known_product))
+        if image is not None:
+            self._products[position] = torch.where(usable, image / left, torch.zeros_like(image))
         else:
             self._products[position] = self._product(self._basis[position])
             self.spent += 1
@@ -354,6 +361,23 @@ class Krylov:
             vectors, images = weights.T @ self.basis, weights.T @ self.basis_products
         remainders = images.addcmul_(vectors, ritz.values[positions].to(self._like)[:, None], value=-1)
         return _Found(vectors, remainders, torch.linalg.vector_norm(remainders, dim=1).tolist())
+
+
+def ritz_weights(small: Tensor, inner: Tensor, count: int) -> Tensor:
+    """Return the largest Ritz vectors of a symmetric matrix A in the span of any vectors, as weights of these, a row each.
+
+    Args:
+        small: X'AX for the vectors X, on the host in double precision.
+        inner: X'X, likewise.
+        count: How many, at most; none where the numbers are not finite.
+    """
+    if not bool(torch.isfinite(small).all() & torch.isfinite(inner).all()):
+        return small.new_empty(0, len(small))
+    lengths, directions = torch.linalg.eigh(inner)
+    kept = lengths > _CANCELLED**2 * lengths[-1]  # nearly dependent vectors are one
+    white = directions[:, kept] / lengths[kept].sqrt()
+    _, found = torch.linalg.eigh(white.T @ ((small + small.T) / 2) @ white)
+    return (white @ found[:, -count:].flip(1)).T
 
 
 def _error(values: Sequence[float], position: int, residual: float, inwards: int) -> float:

@@ -290,7 +290,7 @@ class Curvature:
             starts = self._sharp_in_the_last_layers(last)
             if not starts and last is not None:
                 starts = [last[0]]
-            self._krylov = Krylov(self._matrix, [gradient, *starts], self.generator, first_product=product)
+            self._krylov = Krylov(self._matrix, [gradient, *starts], self.generator, known_products=[product])
         return self._krylov
 
     def _sharp_in_the_last_layers(self, last: Tensor | None) -> list[Tensor]:

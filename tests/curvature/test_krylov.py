@@ -9,6 +9,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from cockpit_lite.curvature import Krylov
+from cockpit_lite.curvature.krylov import ritz_weights
 from tests.curvature.cases import forward
 from tests.zoo import ZOO
 
@@ -115,9 +116,34 @@ def test_with_little_memory_the_basis_is_cut_and_no_product_is_lost(vectors: int
 
 def test_a_known_product_is_not_computed_again() -> None:
     A, start = matrix(torch.linspace(0, 1, 50).pow(8)), random(50)
-    known, unknown = Search(A, start, first_product=A @ start), Search(A, start)
+    known, unknown = Search(A, start, known_products=[A @ start]), Search(A, start)
     assert known.top().values == pytest.approx(unknown.top().values)
     assert known.count == unknown.count - 1
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_known_products_of_several_starts(every: int) -> None:
+    A = matrix(torch.linspace(0, 1, 50).pow(8))
+    first, second = random(50), random(50)
+    starts = [first, second, first + 1e-6 * second, first - second]  # two of which have nothing new
+    search = Search(A, *starts, known_products=[A @ start for start in starts], look_every=every)
+    search.top(tolerance=1e-3, max_products=1)
+    assert search.count == search.spent == 1
+    worth = search.basis.norm(dim=1) > 0.5  # rows of zeros are left out
+    assert worth.sum() == 3
+    assert (A @ search.basis[worth].T - search.basis_products[worth].T).abs().max() < 1e-10
+    assert (search.basis[worth] @ search.basis[worth].T - torch.eye(3)).abs().max() < 1e-10
+
+
+def test_ritz_vectors_in_the_span_of_any_vectors() -> None:
+    A, X = matrix(torch.linspace(-1, 1, 30)), torch.randn(5, 30, dtype=torch.float64)
+    X[4] = X[0] + 1e-9 * X[1]  # nearly the same
+    basis, _ = torch.linalg.qr(X[:4].T)
+    expected = torch.linalg.eigvalsh(basis.T @ A @ basis).flip(0)[:2]
+    vectors = ritz_weights(X @ A @ X.T, X @ X.T, 2) @ X
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close((vectors @ A @ vectors.T).diagonal(), expected)
+    assert len(ritz_weights(torch.full((2, 2), math.nan).double(), torch.eye(2).double(), 2)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -186,7 +212,7 @@ def test_rows_of_zeros_are_left_out(every: int) -> None:
     assert search.top(tolerance=1e-4, max_products=40).values[0] == pytest.approx(-1, rel=1e-4)
     zero = Search(torch.zeros(5, 5, dtype=torch.float64), look_every=every)
     assert zero.top().values == (0.0,)
-    nothing = Search(A, 0 * start, first_product=0 * start, look_every=every)
+    nothing = Search(A, 0 * start, known_products=[0 * start], look_every=every)
     assert nothing.top(tolerance=1e-4, max_products=40).values[0] == pytest.approx(-1, rel=1e-4)
     bad = Search(torch.full((5, 5), math.nan, dtype=torch.float64), look_every=every)
     assert math.isnan(bad.top().values[0])
