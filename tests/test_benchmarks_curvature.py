@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from benchmarks.curvature import Task, curvature_instruments, eigenvalues, methods
+from benchmarks.curvature import Task, curvature_instruments, eigenvalues, least, methods
 
 
 def small() -> Task:
@@ -31,6 +31,12 @@ def test_all_methods_agree_on_the_largest_eigenvalue() -> None:
         if "of the batch" not in name:
             assert max(method.errors) < 0.05, name
     assert max(found["scipy eigsh"].products) > max(found["cockpit-lite"].products)
+
+
+def test_the_least_that_a_step_can_take() -> None:
+    along, three = least([0.5, 1.5, 0.25, 0.4], 4)
+    assert along == 3.0
+    assert three == 1 + 0.5 + 4 * 1.5 + 0.25 + 0.4
 
 
 def test_all_instruments_that_look_at_second_derivatives_are_counted() -> None:
