@@ -10,7 +10,7 @@ The second stands for ``{"step": 8, "time": 1.4, "values": {"loss": 0.3, "hessia
 "estimated", "standard_error": 0.2}}}``. A column is a reading, or a number that says how it was got. null: not on this step.
 ``values`` and ``how`` of the row itself come on top, key by key; null takes a key away.
 
-Since schema 2 a column may also be the same reading of many layers (16 or more), and a cell their numbers packed (packed_numbers.py)::
+Since schema 2 a column may also be the same reading of 16 layers and more, and a cell their numbers packed (packed_numbers.py)::
 
     {"layout": 3, "columns": ["loss", {"of": "gsnr", "names": ["0.weight", "0.bias", ...], "how": {"kind": "conditional"}},
                               {"of": "ggn_trace", "names": 1}, {"of": "ggn_trace", "about": "standard_error", "names": 1}]}
@@ -27,7 +27,7 @@ more, and histograms of a sample. Knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -381,7 +381,14 @@ def whole(line: Mapping[str, Any], layout: Definition) -> dict[str, Any]:
                 unpacked += count
                 if unpacked > _MOST:
                     raise ValueError("a row holds too many numbers")
-        for column, value in zip(columns, cell, strict=True) if place in groups else ((columns[0], cell),):
+        if place not in groups:
+            given: Iterable[tuple[Column, Any]] = ((columns[0], cell),)
+        elif columns and isinstance(columns[0], str) and None not in cell:
+            values.update(zip(columns, cell, strict=True))  # type: ignore[arg-type]
+            continue
+        else:
+            given = zip(columns, cell, strict=True)
+        for column, value in given:
             if value is None:
                 continue
             if isinstance(column, str):
