@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.hostile import _dump, _mutate_json
 from cockpit_lite import load_run
+from cockpit_lite.columns import Columns
 from cockpit_lite.row_layout import Definition, Layouts, whole
 from cockpit_lite.run_log import ReadingsReader, RunWriter
 
@@ -252,6 +254,24 @@ def test_a_reading_out_of_turn_says_how_it_was_got() -> None:
     assert found[-1]["how"] == how
     assert found[-1]["values"]["seldom"] == 4.0
     assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(beside["grad_hist_1d/0.weight"], rel=4e-3)
+
+
+def test_whatever_a_packed_log_says_it_is_read_or_counted(tmp_path: Path) -> None:
+    values = {"loss": 1.0, **layers(20, 1.0), "grad_hist_1d": [float(n % 7) for n in range(59)]}
+    values |= {name.replace("grad_norm", "ggn_trace"): value for name, value in layers(20, 5.0).items()}
+    how = {f"ggn_trace/{n}.weight": {"kind": "gauss-newton", "standard_error": 0.5} for n in range(20)}
+    lines, _ = written_and_read([(values, how)] * 3)
+    path, draw, bad = tmp_path / "readings.jsonl", random.Random(0), 0
+    for _ in range(400):
+        changed = [{"step": step, **line} if "columns" not in line else line for step, line in enumerate(lines)]
+        place = draw.randrange(len(changed))
+        changed[place] = _mutate_json(changed[place], draw)
+        path.write_bytes(b"".join(_dump(line) + b"\n" for line in changed))
+        reader, columns = ReadingsReader(path), Columns()
+        for line in reader.new_lines():
+            columns.add(line)
+        bad += reader.bad_lines + columns.unread > 0
+    assert 40 < bad < 390  # some are refused, and not all
 
 
 def test_rows_of_the_first_schema_are_read_as_ever() -> None:
