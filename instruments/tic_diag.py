@@ -2,7 +2,7 @@
 
     tic_diag = sum_j (1/N sum_n g_nj^2) / (h_j + 1e-7)
 
-g_n the gradients of the N samples, h_j the diagonal of the Gauss-Newton matrix of the mini-batch loss, from sampled labels (see
+g_n the gradients of the N samples, h_j the diagonal of the Gauss-Newton matrix of the mini-batch loss, from random signs (see
 ``ggn_diagonal``): of Takeuchi's tr(C H^-1) what the diagonals hold. Near a minimum of a model that fits its labels' distribution
 both diagonals agree, and the sum is the number of weights that have an influence; above it, the samples pull harder than the
 model's own uncertainty explains (noisy or wrong labels, too little capacity); below, the model is surer than its labels would

@@ -11,7 +11,7 @@ samples are small where the loss is curved, the weights are held by the data. Gr
 more on single samples; the validation loss tends to part from the training loss. Far from a minimum, early in training, it says
 nothing; compare runs and late phases of the same model.
 
-Which H: the Gauss-Newton matrix by default, whose trace is never negative, is had from sampled labels for less than a product,
+Which H: the Gauss-Newton matrix by default, whose trace is never negative, is had from random signs for less than a product,
 and equals the Hessian's in trace for ReLU networks; ``curvature="hessian"`` takes the Hessian's trace from random products,
 which may be negative far from a minimum, and is then not used. The standard error is that of the trace, as a share of it.
 
