@@ -83,6 +83,9 @@ class Observer:
         self._scale_uses = 0
         self._tracked: TrackedStep | None = None
         self._halfway: list[Instrument] = []  # those that were due on the last step and want this one, too
+        # Where such an instrument was switched off here, the other processes track the second step all the same, and wait for us.
+        self._pairs = processes is not None and any(LAST_STEP in instrument.needs for instrument in instruments)
+        self._others_look_back = False
         self._begin_step()
 
     @property
@@ -230,7 +233,7 @@ class Observer:
         wanted = self._schedule is None or self._schedule(self.index)  # the user's own: before training begins it may raise
         try:
             due = self._due() if wanted else ()
-            if due or self._halfway:
+            if due or self._halfway or self._others_look_back:
                 self._track(due)
         except Exception as error:
             self.give_up(error)
@@ -239,7 +242,10 @@ class Observer:
         """Track the step for the instruments that are due, if any are."""
         # An instrument that looks at two steps in a row is due on the second one too.
         second = [instrument for instrument in self._halfway if instrument in self._instruments and instrument not in due]
+        if self._others_look_back and not (due or second):
+            second = list(self._instruments)
         self._halfway = [instrument for instrument in due if LAST_STEP in instrument.needs]
+        self._others_look_back = self._pairs and bool(due)
         due = [*due, *second]
         if due:
             self._tracked = TrackedStep(

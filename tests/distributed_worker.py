@@ -196,6 +196,18 @@ class FailsHalfway(Instrument):
         return {"fails_halfway": step.curvature.product(vector).norm()}
 
 
+class FailsBetween(Instrument):
+    """Looks at two steps in a row, and fails on the second process at the first."""
+
+    name = "fails_between"
+    needs = ("last_step",)
+
+    def measure(self, step: Any) -> dict[str, float]:
+        if distributed.get_rank() == 1:
+            raise RuntimeError("mine")
+        return {"fails_between": 1.0}
+
+
 class OwnError(Exception):
     """Of the training itself."""
 
@@ -228,10 +240,15 @@ def is_killed(step: int) -> None:
 FAILURES: dict[str, Callable[[int], None]] = {
     "instrument fails": instrument_fails,
     "curvature fails": instrument_fails,
+    "fails between": instrument_fails,
     "cockpit fails": cockpit_fails,
     "training fails": training_fails,
     "is killed": is_killed,
 }
+
+
+#: name -> what measures there beside the usual, where it is not only :class:`Fails`
+FAILING: dict[str, tuple[Instrument, ...]] = {"curvature fails": (FailsHalfway(), MaxEigenvalue())}
 
 
 def train(
@@ -267,10 +284,12 @@ def watch(name: str, folder: Path, rank: int, processes: int) -> dict[str, objec
     scenario, happens = (name, instrument_fails) if name in SCENARIOS else ("usual", FAILURES[name])
 
     def watched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Cockpit:
-        failing = [] if name in SCENARIOS else [FailsHalfway(), MaxEigenvalue()] if name == "curvature fails" else [Fails()]
-        measuring = [*instruments(scenario), *failing]
+        measuring = [*instruments(scenario), *FAILING.get(name, () if name in SCENARIOS else (Fails(),))]
+        if name == "fails between":
+            measuring = ["norm_test", FailsBetween()]
+        schedule = Every(2) if name == "fails between" else Every(1)
         group, own = distributed.group.WORLD, folder / name
-        return Cockpit(model, optimizer, run=own, schedule=Every(1), process_group=group, instruments=measuring)
+        return Cockpit(model, optimizer, run=own, schedule=schedule, process_group=group, instruments=measuring)
 
     plain = train(scenario, lambda model, optimizer: contextlib.nullcontext(), processes, rank)
     error, alike = "", False
