@@ -20,7 +20,7 @@ Since schema 2 a column may also be the same reading of 16 layers and more, and 
 that one), or a text. "=1": the same as cell 1 of the row. Arrays are packed, too. In ``values`` of a row a pair is a
 value and how it was got: ``{"grad_hist_1d/0.bias": ["59zh...", {"kind": "estimated"}]}``.
 
-Significant digits: seven, which is what float32 knows; five of a number that is not exact, three of a standard error or residual.
+Significant digits: seven, which is what float32 knows; three of a standard error or residual.
 Packed ones have 3.6, arrays 4.8, and 2.4 where less is known: standard errors and residuals, what has a standard error of 2 % or
 more, and histograms of a sample. Knows no torch.
 """
@@ -154,14 +154,8 @@ class _Layout:
     def _cell(self, place: int, value: Any) -> Any:
         column = self.columns[place]
         if type(value) is float:
-            return value if type(column) is str and column not in self.how else _shorter(value, self._digits(column))
-        return _packed_array(value, exact=self._digits(column) is None)
-
-    def _digits(self, column: Column) -> int | None:
-        """Return how many significant digits are enough; None: all."""
-        if not isinstance(column, str):
-            return 3
-        return 5 if self.how.get(column, {}).get("kind", "exact") != "exact" else None
+            return value if type(column) is str else float(f"{value:.3g}")
+        return _packed_array(value, exact=type(column) is str and self.how.get(column, {}).get("kind", "exact") == "exact")
 
     @staticmethod
     def _packed(group: _Group, row: Sequence[Any]) -> Any:
@@ -186,10 +180,6 @@ def _packed_array(value: Any, exact: bool) -> Any:
     if exact or len(value) * (len(value[0]) if nested else 1) < _COUNTS or min(map(min, value) if nested else value) < 0:
         return pack(value, "f") or value
     return pack(value, "h") or value
-
-
-def _shorter(value: float, digits: int | None) -> float:
-    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 @dataclass

@@ -191,7 +191,7 @@ def test_against_per_sample_gradients(name: str, make: Callable[[Any], Optimizer
     assert steps.tolist() == [1, 2, 3, 4, 5]
     assert values.tolist() == pytest.approx(expected, rel=1e-6)
     how = run.how("alpha")
-    assert [how[step]["standard_error"] for step in steps] == pytest.approx(errors, rel=1e-6)
+    assert [how[step]["standard_error"] for step in steps] == pytest.approx(errors, rel=6e-3)  # three digits are logged
     assert all(how[step]["kind"] == "estimated" and "note" not in how[step] for step in steps)
 
 
