@@ -13,6 +13,9 @@ from cockpit_lite.cli import main
 from cockpit_lite.export import export, sink_for
 from tests.integrations.training import train
 
+#: The log writes fewer digits where less is known; a sink is told all of them.
+LOGGED = 5e-4
+
 
 class Memory(Sink):
     name = "memory"
@@ -51,7 +54,7 @@ def numbers(folder: Path, layers: bool) -> dict[tuple[int, str], float]:
 def test_a_sink_gets_what_the_log_gets(layers: bool, tmp_path: Path) -> None:
     sink = Memory(layers)
     cockpit = train(tmp_path / "run", sinks=sink)
-    assert sink.values == pytest.approx(numbers(tmp_path / "run", layers), rel=1e-6, nan_ok=True)
+    assert sink.values == pytest.approx(numbers(tmp_path / "run", layers), rel=LOGGED, nan_ok=True)
     assert sink.alerts == cockpit.alerts
     assert any(alert.name == "softmax-twice" for alert in sink.alerts)
     assert sink.events == ["open Sequential", "close"]
@@ -67,7 +70,7 @@ def test_a_sink_that_fails_is_switched_off(method: str, tmp_path: Path, monkeypa
     with pytest.warns(CockpitWarning, match="The sink 'memory' failed and was switched off.*no tracker there") as warned:
         train(tmp_path / "run", sinks=[broken, sound])
     assert len([warning for warning in warned if issubclass(warning.category, CockpitWarning)]) == 1
-    assert sound.values == pytest.approx(numbers(tmp_path / "run", False), rel=1e-6, nan_ok=True)
+    assert sound.values == pytest.approx(numbers(tmp_path / "run", False), rel=LOGGED, nan_ok=True)
     assert load_run(tmp_path / "run").info["status"] == "completed"
 
 
@@ -84,7 +87,7 @@ def test_csv(tmp_path: Path) -> None:
     cockpit = train(tmp_path / "run", sinks="csv")
     with (tmp_path / "run" / "readings.csv").open(newline="") as file:
         rows = {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
-    assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
+    assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=LOGGED, nan_ok=True)
     with (tmp_path / "run" / "alerts.csv").open(newline="") as file:
         assert [row["code"] for row in csv.DictReader(file)] == [alert.code for alert in cockpit.alerts]
 
@@ -100,7 +103,7 @@ def test_parquet(tmp_path: Path) -> None:
     for file in (tmp_path / "run" / "readings.parquet", tmp_path / "again.parquet"):
         table = parquet.read_table(file)
         rows = {(row["step"], row["name"]): row["value"] for row in table.to_pylist()}
-        assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
+        assert rows == pytest.approx(numbers(tmp_path / "run", True), rel=LOGGED, nan_ok=True)
         metadata = parquet.read_metadata(file).metadata
         assert [alert["code"] for alert in json.loads(metadata[b"cockpit_lite.alerts"])] == [a.code for a in cockpit.alerts]
         assert json.loads(metadata[b"cockpit_lite.run"])["model"]["class"] == "Sequential"
@@ -114,7 +117,7 @@ def test_a_run_is_exported_as_it_was_told(tmp_path: Path, capsys: pytest.Capture
         assert len(lines[0]) == len(lines[1]) > 1
     sink = Memory(layers=True)
     export(load_run(tmp_path / "run"), sink)
-    assert sink.values == pytest.approx(numbers(tmp_path / "run", True), rel=1e-6, nan_ok=True)
+    assert sink.values == pytest.approx(numbers(tmp_path / "run", True), rel=LOGGED, nan_ok=True)
     assert sink.alerts == cockpit.alerts
     assert sink.events == ["open Sequential", "close"]
     for place in ("out.xlsx", "nobody"):
@@ -135,7 +138,7 @@ def test_tensorboard(tmp_path: Path) -> None:
         for tag in events.Tags()["scalars"]
         for event in events.Scalars(tag)
     }
-    assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert found == pytest.approx(expected, rel=LOGGED, nan_ok=True)
     told = "".join(event.tensor_proto.string_val[0].decode() for event in events.Tensors("cockpit/alerts/text_summary"))
     assert all(alert.code in told for alert in cockpit.alerts)
 
@@ -161,7 +164,7 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for name, value in line.items()
         if name.startswith("cockpit/") and name != "cockpit/step"
     }
-    assert found == pytest.approx(numbers(tmp_path / "run", False), rel=1e-6, nan_ok=True)
+    assert found == pytest.approx(numbers(tmp_path / "run", False), rel=LOGGED, nan_ok=True)
     assert alerts == [f"{alert.code} {alert.name}" for alert in cockpit.alerts]
     assert summary["cockpit/loss"] == pytest.approx(load_run(tmp_path / "run").series("loss")[1][-1])
 
@@ -181,7 +184,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in names
         for metric in client.get_metric_history(active.info.run_id, f"cockpit/{name}")
     }
-    assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert found == pytest.approx(expected, rel=LOGGED, nan_ok=True)
     tags = client.get_run(active.info.run_id).data.tags
     assert {f"cockpit.alert.{alert.code}" for alert in cockpit.alerts} <= tags.keys()
 
@@ -211,6 +214,6 @@ def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "alert", lambda self, title, **rest: (alerts.append(title), alert(self, title, **rest)))
     cockpit = train(tmp_path / "run", sinks="trackio")
     found = {(step, name.removeprefix("cockpit/")): value for values, step in logged for name, value in values.items()}
-    assert found == pytest.approx(numbers(tmp_path / "run", False), rel=1e-6, nan_ok=True)
+    assert found == pytest.approx(numbers(tmp_path / "run", False), rel=LOGGED, nan_ok=True)
     assert alerts == [f"{alert.code} {alert.name}" for alert in cockpit.alerts]
     assert trackio.context_vars.current_run.get() is None
