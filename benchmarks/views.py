@@ -4,8 +4,8 @@
   canvas, as a window does it. All readings are measured at every step, which is the most that there can be to draw. Cockpit's
   ``plotter.plot`` on the readings of as many steps is timed beside it where ``pip install -e ".[benchmark]"`` is there.
 - **Opening**: processes of their own that do nothing else; memory is what their resident set grows by.
-- **Watched training**: a viewer in another process keeps the picture of the run, at the pace of all viewers; it is stopped and let
-  go on between the blocks of the same training.
+- **Watched training**: a viewer in another process keeps the picture of the run, at the pace of all viewers; it is stopped and
+  let go on between the blocks of the same training.
 
 Processor time throughout, one thread, medians.
 """
@@ -399,8 +399,9 @@ takes more, and at most for a while. The page is then drawn from nothing. The la
 **Report** of a run of 10,000 steps, opened, checked, drawn and written: {verdict(taken, REPORT_TARGET, 1, "s")}, {page / 1e6:.2f}
 MB of HTML.
 
-**A training that is watched** ({nets()[0].name}, `instruments="standard"` at every 50th step): a step takes **{watched.ratio:.3f}** times what it
-takes while the viewer is stopped ({"met" if watched.ratio <= SLOWED_TARGET else "missed"}: {SLOWED_TARGET}); medians over
+**A training that is watched** ({nets()[0].name}, `instruments="standard"` at every 50th step): a step takes
+**{watched.ratio:.3f}** times what it takes while the viewer is stopped
+({"met" if watched.ratio <= SLOWED_TARGET else "missed"}: {SLOWED_TARGET}); medians over
 {options.pairs} blocks of {options.seconds:g} s. Neighbouring blocks without a viewer differ by a factor of
 {watched.control:.3f}, which is what the machine adds. The viewer, in a process of its own that yields to others, takes
 {watched.viewer:.1%} of a core."""
