@@ -19,8 +19,9 @@ Lines of ``readings.jsonl``::
 
 ``time`` is in seconds since the run began. A value is a number or a (nested) list of numbers, with seven significant digits,
 which is what float32 knows; in rows with fewer where less is known, and where they are many (row_layout.py). NaN and the
-infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that every line is strict JSON. ``how`` says how a value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`.
-No pickle anywhere: opening a run never executes anything.
+infinities are written as the strings "NaN", "Infinity" and "-Infinity", so that every line is strict JSON. ``how`` says how a
+value was got where that is more than "exact"; ``kind`` is one of :data:`KINDS`. No pickle anywhere: opening a run never
+executes anything.
 """
 
 from __future__ import annotations
