@@ -87,14 +87,11 @@ def main() -> None:
     (options.results / "runs").mkdir(parents=True, exist_ok=True)
     _run(missing, len(wanted), options, known)
     # Also those of other seeds that an earlier call has made, if they are still what their name says.
-    done = [record for record in known.values() if "error" in record or Case(**record["case"]).key == record["key"]]
+    done = [record for record in known.values() if "error" not in record and Case(**record["case"]).key == record["key"]]
     if options.again:
-        for record in filter(lambda record: "error" not in record, done):
-            folder = options.results / "runs" / record["key"].replace("/", ".")
-            if folder.exists():
-                record["findings"] = described(diagnose(folder))
-                record["places"] = begun(Case(**record["case"])).places
-    done = [record for record in done if "error" not in record]
+        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            for record, answer in zip(done, pool.imap(partial(_asked, options.results / "runs"), done, 8), strict=True):
+                record.update(answer)
     advised = _advise(done, options)
     publish("detection", "How well faults are found", _page(done, advised), options.print_only)
 
@@ -119,6 +116,15 @@ def _run(missing: list[Case], wanted: int, options: argparse.Namespace, known: d
             if time.monotonic() > until:
                 pool.terminate()
                 break
+
+
+def _asked(runs: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Ask the rules about the log of a run; return what changes of its record: nothing where the log is no longer there."""
+    torch.set_num_threads(1)
+    folder = runs / record["key"].replace("/", ".")
+    if not folder.exists():
+        return {}
+    return {"findings": described(diagnose(folder)), "places": begun(Case(**record["case"])).places}
 
 
 def _advise(records: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
