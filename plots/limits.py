@@ -25,7 +25,7 @@ def value_limits(found: list[np.ndarray], wishes: list[float], log: bool) -> tup
         middle, half = (low + high) / 2, max(0.5 * (high - low), 0.15)
         return 10 ** max(middle - 1.12 * half, -305.0), 10 ** min(middle + 1.12 * half, 305.0)
     if low == high == 0:
-        return 0.0, 1.0  # counts and shares that never left zero: nothing says that they could be negative
+        return -0.07, 1.07  # counts and shares that never left zero; nothing says that they could be far below it
     if low == high:
         low, high = low - (0.1 * abs(low) or 1.0), high + (0.1 * abs(high) or 1.0)
     margin = 0.07 * (high - low)

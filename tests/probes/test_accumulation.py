@@ -55,7 +55,7 @@ def test_equal_micro_batches_have_the_curvature_of_the_whole_step(name: str, tmp
 def test_the_sampled_trace_is_that_of_the_step_too(tmp_path: Path) -> None:
     run = train(tmp_path / "run", in_parts)
     whole = train(tmp_path / "whole", lambda model: loss(model).backward())
-    assert run.how("ggn_trace")[1]["note"] == "of the first of 4 micro-batches; from sampled labels"
+    assert run.how("ggn_trace")[1]["note"] == "of the first of 4 micro-batches; from random signs at the outputs"
     assert run.series("ggn_trace")[1].mean() == pytest.approx(whole.series("ggn_trace")[1].mean(), rel=0.5)
 
 
