@@ -137,7 +137,7 @@ def reason(timings: list[Timing]) -> str:
         return ""
     shortest = min(timings, key=lambda timing: statistics.median(timing.plain))
     extra = statistics.median(watched - plain for plain, watched in zip(shortest.plain, shortest.watched, strict=True))
-    if extra <= 0:
+    if extra <= 0 or shortest.ratio <= TARGET:
         return "The reason for a miss: the spread of the timing is wider than what is measured; see the middle half of the pairs."
     return (
         "The reason for a miss: what is recorded at every step takes Python the same time whatever the net, "

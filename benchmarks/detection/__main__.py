@@ -20,13 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.detection.advice import REACHED, REPAIRS, STEPS, applied
+from benchmarks.detection.advice import REACHED, REPAIRS, STEPS, advised
 from benchmarks.detection.baselines import BASELINES
-from benchmarks.detection.replay import diagnose
-from benchmarks.detection.runs import Case, attempt, begun, cases, described
+from benchmarks.detection.runs import Case, asked, attempt, cases
 from benchmarks.detection.score import (
     WORSE,
     baseline_summary,
@@ -90,10 +88,10 @@ def main() -> None:
     done = [record for record in known.values() if "error" not in record and Case(**record["case"]).key == record["key"]]
     if options.again:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-            for record, answer in zip(done, pool.imap(partial(_asked, options.results / "runs"), done, 8), strict=True):
+            for record, answer in zip(done, pool.imap(partial(asked, options.results / "runs"), done, 8), strict=True):
                 record.update(answer)
-    advised = _advise(done, options)
-    publish("detection", "How well faults are found", _page(done, advised), options.print_only)
+    page = _page(done, _advise(done, options))
+    publish("detection", "How well faults are found", page, options.print_only)
 
 
 def _run(missing: list[Case], wanted: int, options: argparse.Namespace, known: dict[str, Any]) -> None:
@@ -118,15 +116,6 @@ def _run(missing: list[Case], wanted: int, options: argparse.Namespace, known: d
                 break
 
 
-def _asked(runs: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Ask the rules about the log of a run; return what changes of its record: nothing where the log is no longer there."""
-    torch.set_num_threads(1)
-    folder = runs / record["key"].replace("/", ".")
-    if not folder.exists():
-        return {}
-    return {"findings": described(diagnose(folder)), "places": begun(Case(**record["case"])).places}
-
-
 def _advise(records: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Apply the advice of the first finding of each fault that did harm, and train again; return what came of it."""
     path, until = options.results / "advice.jsonl", time.monotonic() + 60 * options.advice_minutes
@@ -139,23 +128,16 @@ def _advise(records: list[dict[str, Any]], options: argparse.Namespace) -> list[
     missing.sort(key=lambda record: record["case"]["seed"] < 100)
     if missing and options.advice_minutes:
         with path.open("a") as file, multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-            for advised in pool.imap_unordered(partial(_advised, options.results / "runs"), missing):
-                if advised is not None:
-                    known[advised["key"]] = advised
-                    file.write(json.dumps(advised) + "\n")
+            for found in pool.imap_unordered(partial(advised, options.results / "runs"), missing):
+                if found is not None:
+                    known[found["key"]] = found
+                    file.write(json.dumps(found) + "\n")
                     file.flush()
                 if time.monotonic() > until:
                     pool.terminate()
                     break
     wanted = {record["key"] for record in records}
     return [record for record in known.values() if record["key"] in wanted]
-
-
-def _advised(runs: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the first finding from the log of a run again, with its evidence, and train as it says."""
-    torch.set_num_threads(1)
-    alerts = diagnose(runs / record["key"].replace("/", "."))
-    return applied(Case(**record["case"]), alerts[0]) if alerts and alerts[0].name in REPAIRS else None
 
 
 def _by_turns(found: list[Case]) -> list[Case]:
@@ -174,13 +156,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _page(records: list[dict[str, Any]], advised: list[dict[str, Any]]) -> str:
+def _page(records: list[dict[str, Any]], repaired: list[dict[str, Any]]) -> str:
     test = [record for record in records if record["case"]["seed"] >= 100]
     development = [record for record in records if record["case"]["seed"] < 100]
     healthy = list(filter(is_healthy, records))
     one, two, both = summary(test), summary(development), summary(records)
     figures = [[name, one[name], two[name], both[name], TARGETS[name]] for name in one]
-    figures.append(["advice applied, run again: reaches 90 % of the control", *_reached(test, development, advised), "85 %"])
+    figures.append(["advice applied, run again: reaches 90 % of the control", *_reached(test, development, repaired), "85 %"])
     others = [[name, *baseline_summary(test, name)] for name in BASELINES]
     notes = Counter(name for record in healthy for name, _, severity, _ in record["findings"] if severity == "note")
     return f"""
@@ -239,7 +221,7 @@ loss on clean data compared with that of a healthy training of the same seed. Wh
 of another scale, the healthy one has it too. Advice to look at something, and faults that are about the data themselves, are not
 in it. Below {REACHED:.0%} of the healthy improvement:
 
-{_rows(["run", "advice", "share of the healthy improvement"], _fell_short(advised))}
+{_rows(["run", "advice", "share of the healthy improvement"], _fell_short(repaired))}
 """
 
 

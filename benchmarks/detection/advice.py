@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks.detection.faults import FAULTS, HELD_OUT, Setup
+from benchmarks.detection.replay import diagnose
 from benchmarks.detection.runs import Case, begun, task_named, train
 from cockpit_lite import Alert
 
@@ -269,6 +271,18 @@ REPAIRS: dict[str, Repair] = {
     "data-sorted": _shuffle,
     "batch-too-small": _suggested_batch,
 }
+
+
+def advised(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the first finding of a run in a folder of runs again, and train as it says; None: it says nothing that can be done."""
+    torch.set_num_threads(1)
+    alerts = diagnose(folder / record["key"].replace("/", "."))
+    if not alerts or alerts[0].name not in REPAIRS:
+        return None
+    try:
+        return applied(Case(**record["case"]), alerts[0])
+    except KeyError:  # no number in its evidence: it asks a person to look
+        return None
 
 
 def applied(case: Case, alert: Alert) -> dict[str, Any]:

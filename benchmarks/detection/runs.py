@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from benchmarks.detection.baselines import BASELINES
 from benchmarks.detection.faults import CONTROLS, FAULTS, HELD_OUT, Setup
+from benchmarks.detection.replay import diagnose
 from benchmarks.detection.tasks import TASKS, Task
 from cockpit_lite import Alert, Cockpit, load_run
 from cockpit_lite.diagnosis import RULES
@@ -148,6 +149,15 @@ def begun(case: Case) -> Setup:
     else:
         CONTROLS[case.control](setup)
     return setup
+
+
+def asked(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Ask today's rules about the log of a run in a folder of runs; return what changes of its record: nothing without a log."""
+    torch.set_num_threads(1)
+    log = folder / record["key"].replace("/", ".")
+    if not log.exists():
+        return {}
+    return {"findings": described(diagnose(log)), "places": begun(Case(**record["case"])).places}
 
 
 def described(alerts: Iterable[Alert]) -> list[tuple[str, int, str, tuple[str, ...]]]:
