@@ -62,9 +62,10 @@ and the loss still falls."""
 REASONS = """Reasons. `ill-conditioning` is missed where the curvature term stays at 0.16 to 0.19 of the gradient term: the
 learning rate is below what the steep direction allows, and the threshold is 0.2. `exploding-recurrence` of the mildest severity
 (recurrent weights with singular values of 1.5, ReLU) does not explode: the gradient stays at a quarter of the norm of the
-weights, and what counts as harm is that a plain recurrent net over 64 pixels learns slowly. Images whose columns are of
-different scales are found, but the advice is to standardise by channel, as one does with images: the columns stay as
-different as they were."""
+weights, and what counts as harm is that a plain recurrent net over 64 pixels learns slowly; of the greatest one the first loss
+is 3e24 and the first gradient is not finite, and that is what is named. `weight-decay-too-strong` with momentum swings the
+weights across zero, and the rule waits for a norm that falls. Images whose columns are of different scales are found, but the
+advice is to standardise by channel, as one does with images: the columns stay as different as they were."""
 
 
 def main() -> None:
