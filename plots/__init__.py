@@ -6,6 +6,9 @@ updates the picture::
     from cockpit_lite import load_run, plots
 
     plots.grad_norm(load_run("runs/mine"), ax)
+
+Readings that are drawn together have the same gauge under each of their names. ``plots.reading("any_reading")`` is the gauge of
+what has none of its own.
 """
 
 from cockpit_lite.plots.activation_mean import activation_mean
@@ -57,6 +60,10 @@ from cockpit_lite.plots.update_ratio import update_ratio
 from cockpit_lite.plots.update_size import update_size
 from cockpit_lite.plots.validation_overlap import validation_overlap
 from cockpit_lite.plots.wiring import wiring
+
+norm_test = inner_product_test = orthogonality_test = gradient_tests
+overhead = step_time
+tic_diag = tic_trace
 
 __all__ = [
     "CHECKS",

@@ -452,3 +452,22 @@ def test_the_error_of_an_estimate_is_drawn(tmp_path: Path) -> None:
     assert isinstance(band, Area)
     heights = band.outlines[0][:, 1]
     assert (heights.min(), heights.max()) == (3.0, 9.0)
+
+
+def test_every_reading_of_the_contract_has_a_gauge_of_its_name() -> None:
+    contract = (
+        "loss learning_rate grad_norm update_size distance alpha norm_test inner_product_test orthogonality_test cabs gsnr "
+        "gradient_noise_scale early_stopping grad_hist_1d grad_hist_2d hessian_trace hessian_diagonal ggn_trace ggn_diagonal "
+        "max_eigenvalue min_eigenvalue condition spectral_density curvature_along_gradient tic_diag tic_trace dead_units "
+        "saturation activation_std update_ratio step_time overhead"
+    )
+    assert [name for name in contract.split() if not callable(getattr(plots, name, None))] == []
+
+
+@pytest.mark.parametrize("name", ["overhead", "tic_diag", "orthogonality_test"])
+def test_a_gauge_that_is_shared_shows_each_of_its_readings(name: str, tmp_path: Path) -> None:
+    run = readings_run(tmp_path, {name: [0.5, 0.6, 0.7, 0.8, 0.9]})
+    ax = Figure().subplots()
+    getattr(plots, name)(run, ax)
+    drawn = [np.asarray(line.get_ydata(), float) for axes in ax.figure.axes for line in axes.lines]
+    assert any(np.allclose(values / values[0], [1.0, 1.2, 1.4, 1.6, 1.8]) for values in drawn if len(values) == 5)
