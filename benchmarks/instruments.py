@@ -232,8 +232,6 @@ def main() -> None:
                 but_one = {TOGETHER: first_order(), **shares(first_order())}
                 found, _ = timer.ratios(but_one, options.seconds)
                 by_instrument[net.name] = {name: found[TOGETHER] - found[name] for name in but_one if name != TOGETHER}
-    order = sorted(shares(first_order()), key=lambda name: -max(found[name] for found in by_instrument.values()))
-    share_rows = [[f"`{name}`", *(f"{found[name]:.2f}" for found in by_instrument.values())] for name in order]
     body = f"""
 Plain steps and steps that all the named instruments measure take turns (SGD, one thread, processor time, medians). Everything is
 in it: hooks, engine, instruments, rules, log. First-order: of gradients, samples, updates and activations, without curvature and
@@ -246,11 +244,15 @@ Least possible is what the plain step takes and what has to be kept from step to
 update (`alpha`), each as large as all weights. The target for the memory is below that where weights are a large part of what
 a plain step takes, and can only be met there without these two. Time on the MLP: its step is so short that some four hundred
 small operations of thirty instruments, and of the engine, weigh several times as much as its matrix products.
-
+"""
+    if by_instrument:
+        order = sorted(shares(first_order()), key=lambda name: -max(found[name] for found in by_instrument.values()))
+        rows = [[f"`{name}`", *(f"{found[name]:.2f}" for found in by_instrument.values())] for name in order]
+        body += f"""
 An instrument's share: by how much of a plain step all together get cheaper without it. What several need (the per-sample engine)
-is nobody's share; a few hundredths are the spread of the timing.
+is nobody's share. What is below zero shows how wide the timing spreads: shares as small as that say nothing.
 
-{table(["instrument", *by_instrument], share_rows)}
+{table(["instrument", *by_instrument], rows)}
 """
     publish("instruments", "All first-order instruments together", body, options.print_only)
 
