@@ -1,10 +1,9 @@
 """What watching costs: a plain step, and the same step watched by us and by others, in one run.
 
-Two questions. **A step**: plain steps, steps nobody measures, steps measured by each preset, and steps under what else people
-switch on to look inside (``torch.autograd.detect_anomaly``, histograms of all weights and gradients as ``wandb.watch`` and
-TensorBoard take them, Cockpit 1.0.2) take turns in short blocks; the figure is the median over the rounds of a block's time over
-that of the plain block beside it, with the middle half. **A budget**: a watched training takes turns with a plain one over two
-thousand steps; how much longer it takes in all, and what its own account says.
+Plain steps, steps nobody measures, steps measured by each preset, and steps under what else people switch on to look inside
+(``torch.autograd.detect_anomaly``, histograms of all weights and gradients as ``wandb.watch`` and TensorBoard take them, Cockpit
+1.0.2) take turns in short blocks; the figure is the median over the rounds of a block's time over that of the plain block beside
+it, with the middle half. What a budget makes of it over a whole training is the benchmark beside this one, ``budgets``.
 
 Processor time, one thread. Cockpit and TensorBoard are left out, with a word, where they are not installed.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import gc
 import importlib.util
 import io
@@ -25,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +33,8 @@ from benchmarks.cockpit_peer import ECONOMY, FULL, peer_step
 from benchmarks.nets import Net
 from benchmarks.page import arguments, publish, table
 from benchmarks.per_sample import peak, timed_nets
-from cockpit_lite import Every, load_run
+from cockpit_lite import Every
 from cockpit_lite.instrument import CURVATURE
-from cockpit_lite.observer import Observer
 from cockpit_lite.presets import resolve
 from cockpit_lite.run_log import ReadingsReader
 from tests.identity import cockpit
@@ -48,13 +44,12 @@ Step = Callable[[], Any]
 BUSINESS = (*ECONOMY, "TICDiag", "HessTrace")
 PEERS = {"economy": ECONOMY, "business": BUSINESS, "full": FULL}
 PRESETS = ("light", "standard", "full")
-SHARES = (0.01, 0.05, 0.10)
-#: Greatest share in all, by budget; others may be exceeded by a tenth.
-SHARE_TARGETS = {0.01: 0.012, 0.05: 0.055}
 #: Preset at every step over plain, by net.
 TIME_TARGETS = {("3C3D", "standard"): 2.0, ("MLP", "standard"): 3.0, ("3C3D", "full"): 8.0}
 UNTRACKED_TARGET, MEMORY_TARGET, BYTES_TARGET = 1.01, 1.15, 2048
 BINS = 64
+#: What takes so many plain steps is timed in two rounds only.
+SLOW = 60.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +208,11 @@ class Timed:
         return statistics.median(self.ratios)
 
     @property
+    def is_known(self) -> bool:
+        """Whether two rounds have to do: of what takes a multiple of anything one would leave on, the spread says little."""
+        return len(self.ratios) >= 2 and self.median > SLOW
+
+    @property
     def spread(self) -> str:
         """The middle half."""
         if len(self.ratios) < 2:
@@ -253,7 +253,7 @@ class Stopwatch:
         until, done = time.monotonic() + seconds, 0
         while done < rounds or time.monotonic() < until:
             for name, way in wanted.items():
-                if found[name].problem:
+                if found[name].problem or found[name].is_known:
                     continue
                 plain = self.seconds(_plain)
                 try:
@@ -293,66 +293,6 @@ class Stopwatch:
         ]
         *_, last = (line for line in ReadingsReader(run / "readings.jsonl").new_lines() if "values" in line)
         return sum(lengths[beginnings[0] :]) / (steps - 10), numbers_in([last["values"], last.get("how", {})])
-
-
-# --------------------------------------------------------------------------------------------------------------- a budget
-
-
-class PausedClock:
-    """Processor time that stands still while the plain training has its turn, which is no time of the watched one."""
-
-    def __init__(self) -> None:
-        self._left_out = 0.0
-
-    def __call__(self) -> float:
-        return time.process_time() - self._left_out
-
-    def leave_out(self, seconds: float) -> None:
-        """Take back seconds that have gone by."""
-        self._left_out += seconds
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a training under a budget cost in all."""
-
-    steps: int
-    added: float
-    account: float
-    measured: int
-
-
-def budget(case: Case, share: float, folder: Path, steps: int, block: int, preset: str = "full") -> Spent:
-    """Train plain and under a budget in turn, blocks of so many steps, and return by how much the watched one took longer."""
-    torch.manual_seed(0)
-    model = case.net.factory()
-    model(case.net.inputs)
-    other = copy.deepcopy(model)
-    plain = case.step(other, case.optimizer(other))
-    optimizer = case.optimizer(model)
-    step = case.step(model, optimizer)
-    clock = PausedClock()
-    times = {plain: 0.0, step: 0.0}
-    for _ in range(3):
-        plain()
-    silence = contextlib.redirect_stderr(io.StringIO())
-    with (
-        silence,
-        mock.patch("cockpit_lite.cockpit.Observer", functools.partial(Observer, clock=clock)),
-        cockpit(model, optimizer, run=folder, instruments=preset, budget=share),
-    ):
-        for number in range(0, steps, block):
-            for what in (plain, step) if number // block % 2 else (step, plain):
-                start = time.process_time()
-                for _ in range(min(block, steps - number)):
-                    what()
-                seconds = time.process_time() - start
-                times[what] += seconds
-                if what is plain:
-                    clock.leave_out(seconds)
-    run = load_run(folder)
-    account = float(run.info["cost"]["share"])
-    return Spent(steps, times[step] / times[plain] - 1, account, len(run.series("grad_norm")[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the page
@@ -402,27 +342,16 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each net (default 60)")
     parser.add_argument("--rounds", type=int, default=5, help="at least so many (default 5)")
-    parser.add_argument("--budget-steps", type=int, default=2000, help="of each training under a budget (default 2,000; 0: none)")
-    parser.add_argument("--budget-seconds", type=float, default=600, help="of each such training, about, at most (default 600)")
     parser.add_argument("--only", nargs="*", help="nets whose names begin so")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [case for case in cases() if not options.only or case.name.startswith(tuple(options.only))]
     rows: list[list[str]] = []
-    budgets: list[list[object]] = []
     for case in chosen:
         with tempfile.TemporaryDirectory() as folder:
             stopwatch = Stopwatch(case, Path(folder))
             plain = statistics.median(stopwatch.seconds(_plain) for _ in range(5))
             rows += step_rows(case, stopwatch.times(ways(case), options.seconds, options.rounds), plain)
-            # A plain training goes beside it, which takes as long.
-            steps = min(options.budget_steps, round(options.budget_seconds / plain / 2))
-            for share in SHARES if steps else ():
-                spent = budget(case, share, Path(folder, f"budget {share}"), steps, max(round(0.1 / plain), 1))
-                # In a shorter training the first steps are not paid back yet: a figure, and no verdict.
-                limit = 100 * SHARE_TARGETS.get(share, 1.1 * share) if steps == options.budget_steps else None
-                cells = [judged(100 * spent.account, limit), f"{100 * spent.added:.1f}"]
-                budgets.append([case.name, f"{share:.0%}", *cells, f"{spent.measured} of {spent.steps}"])
     missing = [
         name for name, module in (("Cockpit", "cockpit"), ("TensorBoard", "tensorboard")) if not importlib.util.find_spec(module)
     ]
@@ -433,15 +362,6 @@ measured step, after the first ten. A number written out takes about ten bytes, 
 readings of sixteen layers and more.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
 
 {table(["net", "way", "time over plain", "middle half", "peak memory over plain", "bytes of log a step"], rows)}
-"""
-    if budgets:
-        body += f"""
-**Budgets**, `instruments="full"`: share of the training's time in percent that measuring took, by its own account, and by how
-much the watched training took longer than a plain one beside it, which holds the steps that nobody measures and the spread of the
-timing, too. Targets hold over {options.budget_steps:,} steps; a training whose time was up before has not paid back its first
-steps yet, and its share is not judged.
-
-{table(["net", "budget", "share measured (%)", "longer by (%)", "measured steps"], budgets)}
 """
     publish("overhead", "Overhead", body, options.print_only)
 

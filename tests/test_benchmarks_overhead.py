@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from benchmarks import overhead
+from benchmarks.budgets import row, spent
 from benchmarks.nets import Net
-from benchmarks.overhead import Case, Stopwatch, Timed, budget, cases, judged, step_rows, ways
+from benchmarks.overhead import Case, Stopwatch, Timed, cases, judged, step_rows, ways
 
 
 def small() -> Net:
@@ -51,8 +53,13 @@ def test_ratios_memory_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_budget_is_measured(tmp_path: Path) -> None:
-    spent = budget(Case(small()), 0.5, tmp_path / "run", steps=40, block=10)
-    assert spent.steps == 40 and spent.account > 0 and 0 < spent.measured <= 40 and spent.added > -1
+    """Of a short training the share is told, and not judged."""
+    found = spent(Case(small()), "full", 0.5, tmp_path / "run", steps=40, block_seconds=0.01)
+    assert found.steps == 40 and found.account > 0 and 0 < found.measured <= 40 and found.clock > -1
+    assert "met" not in row(found)[3] and "missed" not in row(found)[3]
+    long = dataclasses.replace(found, steps=2000, account=0.0549, share=0.05)
+    assert "met" in row(long)[3]
+    assert "missed" in row(dataclasses.replace(long, account=0.056))[3]
 
 
 def test_a_miss_is_called_one() -> None:
