@@ -54,7 +54,7 @@ def test_ratios_memory_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_budget_is_measured(tmp_path: Path) -> None:
     """Of a short training the share is told, and not judged."""
-    found = spent(Case(small()), "full", 0.5, tmp_path / "run", steps=40, block_seconds=0.01)
+    found = spent(Case(small()), "full", 0.5, tmp_path / "run", steps=40)
     assert found.steps == 40 and found.account > 0 and 0 < found.measured <= 40 and found.clock > -1
     assert "met" not in row(found)[3] and "missed" not in row(found)[3]
     long = dataclasses.replace(found, steps=2000, account=0.0549, share=0.05)
