@@ -2,8 +2,8 @@
 
 A training of two thousand steps under a budget, for each net, preset and share. **By its own account**: what the cockpit says it
 spent. **By the clock**: after every fifth watched step the same net takes a plain one; by how much the watched steps took longer
-than these, in the mean. (Blocks of plain steps, some seconds apart, were off by more than what is measured.) That holds the steps nobody measures, too, and the spread of the timing, which
-is why a target is a matter of the account.
+than these, in the mean. (Blocks of plain steps, some seconds apart, were off by more than what is measured.) That holds the steps
+nobody measures, too, and the spread of the timing, which is why a target is a matter of the account.
 
 Processor time, one thread. A training ended is a line of ``benchmarks/results/budgets.jsonl``: begun again, the benchmark goes on
 with those that are not there; ``--again`` forgets them first.
