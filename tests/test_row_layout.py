@@ -225,9 +225,11 @@ def test_a_layer_that_is_missing_or_no_number_does_not_hide_the_others() -> None
 
 
 def test_the_same_numbers_under_two_names_are_written_once() -> None:
-    values = {**layers(30, 1.0), **{name.replace("grad", "other"): value for name, value in layers(30, 1.0).items()}}
+    """The one that is repeated need not be the first of the row."""
+    values = {name.replace("grad", "first"): value for name, value in layers(30, 2.0).items()}
+    values |= {**layers(30, 1.0), **{name.replace("grad", "other"): value for name, value in layers(30, 1.0).items()}}
     lines, found = written_and_read([(values, {})] * 3)
-    assert lines[-1]["row"][1] == "=0"
+    assert lines[-1]["row"][2] == "=1"
     assert found[-1]["values"] == pytest.approx(values, rel=2.5e-4)
 
 
