@@ -19,6 +19,22 @@ QUICK = 0.8
 LARGE = 1 << 15
 
 
+def sum_is_quick(inputs: Tensor, deltas: Tensor) -> bool:
+    """Whether :func:`products_with_sum` takes clearly less than products with the sum as a given direction."""
+    fan_in, fan_out = inputs.shape[1], deltas.shape[1]
+    return inputs.shape[0] * (fan_in + fan_out) < QUICK * fan_in * fan_out
+
+
+def products_with_sum(inputs: Tensor, deltas: Tensor) -> Tensor:
+    """Return the inner products of the outer products d_n a_n' with their sum, shape (N,), without it.
+
+    Args:
+        inputs: a, shape (N, I).
+        deltas: d, shape (N, O).
+    """
+    return (inputs @ inputs.T).mul_(deltas @ deltas.T).sum(1)
+
+
 class Side:
     """One side of outer products; what several parameters of a layer ask of it is calculated once.
 
@@ -206,15 +222,11 @@ class OuterProducts(Form):
 
     def sum_is_quick(self) -> bool:
         """Whether :meth:`products_with_sum` takes clearly less than products with the sum as a given direction."""
-        if not self.left.single:
-            return False
-        fan_in, fan_out = self.right.sums().shape[1], self.left.sums().shape[1]
-        return self.batch_size * (fan_in + fan_out) < QUICK * fan_in * fan_out
+        return self.left.single and sum_is_quick(self.right.sums(), self.left.sums())
 
     def products_with_sum(self) -> Tensor:
         """Return the inner products with the sum of all gradients, shape (N,), without it; with one position."""
-        inputs, deltas = self.right.sums(), self.left.sums()
-        return (inputs @ inputs.T).mul_(deltas @ deltas.T).sum(1)
+        return products_with_sum(self.right.sums(), self.left.sums())
 
     def some_products(self, directions: Sequence[Tensor], every: int) -> tuple[Tensor, ...]:
         """What the layer would answer to these samples."""
