@@ -26,12 +26,14 @@ class GaussNewtonSample:
     """What one draw says.
 
     Attributes:
-        gradient: ``J'u`` by parameter name; zero for unused parameters.
-        squared_norms: ``‖J_n'u_n‖²`` by parameter name, shape (N,). Parameters are missing where the samples cannot be told
-            apart; there the square of the sum stands in.
+        names: Of the parameters that were known when it was drawn.
+        gradient: ``J'u`` by parameter name, of those whose samples cannot be told apart; zero for unused parameters.
+        squared_norms: ``‖J_n'u_n‖²`` by parameter name, shape (N,), of the others. For the former the square of the sum stands
+            in.
         sum_of_squares: ``sum_n (J_n'u_n)²`` element by element; the same parameters are missing. None: nobody asked for them.
     """
 
+    names: frozenset[str]
     gradient: Mapping[str, Tensor]
     squared_norms: Mapping[str, Tensor]
     sum_of_squares: Mapping[str, Tensor] | None
@@ -48,21 +50,22 @@ class GaussNewtonSample:
         names = list(names)
         self._check(names)
         together = [self.gradient[name].square().sum() for name in names if name not in self.squared_norms]
-        apart = [self.squared_norms[name].to(self.gradient[names[0]].device) for name in names if name in self.squared_norms]
-        parts = torch.stack([value.to(self.gradient[names[0]].device) for value in together]) if together else None
-        value = error = self.gradient[names[0]].new_zeros(())
-        if parts is not None:  # ‖x‖² of one normal vector x has at most the deviation sqrt(2) times its mean
-            value = value + parts.sum()
-            error = error + 2 * parts.sum().square()
+        apart = [self.squared_norms[name] for name in names if name in self.squared_norms]
+        device = (together or apart)[0].device
+        value = error = torch.zeros((), device=device, dtype=(together or apart)[0].dtype)
+        if together:  # ‖x‖² of one normal vector x has at most the deviation sqrt(2) times its mean
+            parts = torch.stack([part.to(device) for part in together]).sum()
+            value = value + parts
+            error = error + 2 * parts.square()
         if apart:
-            samples = torch.stack(apart).sum(0)
+            samples = torch.stack([part.to(device) for part in apart]).sum(0)
             value = value + samples.sum()
             count = samples.numel()
             error = error + (count * samples.var() if count > 1 else 2 * samples.sum().square())
         return TraceEstimate(value, error.sqrt())
 
     def _check(self, names: Iterable[str]) -> None:
-        if any(name not in self.gradient for name in names):
+        if not self.names.issuperset(names):
             raise NotMeasured("parameters began to be trained after the cockpit had been entered")
 
     def diagonal(self, name: str) -> Tensor:
@@ -74,5 +77,4 @@ class GaussNewtonSample:
         self._check([name])
         if self.sum_of_squares is None:
             raise NotMeasured("no instrument asked for the diagonal of sampled labels before the forward pass")
-        squares = self.sum_of_squares.get(name)
-        return self.gradient[name].square() if squares is None else squares
+        return self.gradient[name].square() if name in self.gradient else self.sum_of_squares[name]

@@ -1,11 +1,13 @@
 """Draws random gradients whose covariance is the Gauss-Newton matrix, with the samples told apart, on the user's own graph.
 
-Only a first derivative is taken: it works where a second one does not exist (fused attention, lookups that sum).
+Only a first derivative is taken: it works where a second one does not exist (fused attention, lookups that sum). Of what the
+rules for per-sample gradients know the gradients of the parameters are not calculated, see :mod:`shortcut`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import LossHead, find_loss_heads, without_autocast
 from cockpit_lite.probes.per_sample import PerSampleProbe
+from cockpit_lite.probes.shortcut import Shortcut, Shortcuts
 
 
 class SampledCurvature:
@@ -31,6 +34,7 @@ class SampledCurvature:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model, self._parameters = model, parameters
         self._probe = PerSampleProbe(model, parameters)
+        self._shortcuts = Shortcuts(self._parameters)
         self._watching, self._squares = False, True
 
     def start(self, squares: bool = True) -> None:
@@ -77,38 +81,73 @@ class SampledCurvature:
             raise NotMeasured(explain(error)) from error
 
     def _send(self, outputs: Sequence[Tensor], seeds: Mapping[int, Tensor], scale: float | Tensor) -> GaussNewtonSample:
-        if self._watching:
-            self._probe.backward_begins()
+        ends = [outputs[position] for position in seeds]
+        if not self._watching:
+            slopes = self._slopes(ends, seeds, self._parameters)
+            return GaussNewtonSample(frozenset(self._parameters), _over_root(slopes, self._parameters, scale), {}, None)
+        shortcut = self._shortcuts.of(self._probe, ends)
+        if shortcut is not None and shortcut.told_apart:
+            sample = self._measured(self._go(shortcut, ends, seeds), scale)
+            if shortcut.told_apart <= sample.squared_norms.keys():
+                return sample
+            self._shortcuts.forget(shortcut)  # something of it needs the whole pass
+            self._probe.forget_backwards()
+        self._probe.backward_begins()
         try:
-            slopes = torch.autograd.grad(
-                [outputs[position] for position in seeds],
-                list(self._parameters.values()),
-                list(seeds.values()),
-                retain_graph=True,
-                allow_unused=True,
-            )
+            slopes = self._slopes(ends, seeds, self._parameters)
         finally:
             self._probe.backward_ends()
-        gradient = {
-            name: slope.to_dense() if slope.is_sparse else slope
-            for name, slope in zip(self._parameters, slopes, strict=True)
-            if slope is not None
-        }
-        squared_norms: dict[str, Tensor] = {}
-        sum_of_squares: dict[str, Tensor] | None = {} if self._squares else None
-        if self._watching:
-            found = self._probe.statistics(False, None, gradient, squares=self._squares)
-            # Where batch normalisation couples the samples, u_n sends something through all of them.
-            covered = [name for name in found.squared_norms if name not in found.conditional]
-            squared_norms = {name: found.squared_norms[name] / scale for name in covered}
-            if self._squares:
-                sum_of_squares = {name: found.sum_of_squares[name] / scale for name in covered}
-        root = scale**0.5
-        whole = {
-            name: torch.zeros_like(parameter, requires_grad=False) if name not in gradient else gradient[name] / root
-            for name, parameter in self._parameters.items()
-        }
-        return GaussNewtonSample(whole, squared_norms, sum_of_squares)
+        sample = self._measured(slopes, scale)
+        if shortcut is not None:
+            shortcut.told_apart = self._probe.told_apart(shortcut.structure) & sample.squared_norms.keys()
+        return sample
+
+    def _go(self, shortcut: Shortcut, ends: Sequence[Tensor], seeds: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Send the random numbers back no further than the rules need it; return the gradients of the other parameters."""
+        stops = shortcut.stops(self._probe.ends())
+        others = [name for name in self._parameters if name not in shortcut.told_apart]
+        inputs: list[Any] = [*(stop.edge for stop in stops), *(self._parameters[name] for name in others)]
+        self._probe.backward_begins()
+        try:
+            found = torch.autograd.grad(ends, inputs, list(seeds.values()), retain_graph=True, allow_unused=True)
+            shortcut.take(self._probe, stops, found[: len(stops)])
+        finally:
+            self._probe.backward_ends()
+        return _dense(dict(zip(others, found[len(stops) :], strict=True)))
+
+    def _slopes(self, ends: Sequence[Tensor], seeds: Mapping[int, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        parameters = [self._parameters[name] for name in names]
+        slopes = torch.autograd.grad(ends, parameters, list(seeds.values()), retain_graph=True, allow_unused=True)
+        return _dense(dict(zip(names, slopes, strict=True)))
+
+    def _measured(self, slopes: Mapping[str, Tensor], scale: float | Tensor) -> GaussNewtonSample:
+        """Return what the probe has seen; the contributions to a parameter whose gradient is known are checked against that."""
+        found = self._probe.statistics(False, None, slopes, squares=self._squares)
+        # Where batch normalisation couples the samples, u_n sends something through all of them.
+        covered = [name for name in found.squared_norms if name not in found.conditional]
+        left = {name: parameter for name, parameter in self._parameters.items() if name not in covered}
+        return GaussNewtonSample(
+            frozenset(self._parameters),
+            _over_root(slopes, left, scale),
+            {name: _over(found.squared_norms[name], scale) for name in covered},
+            {name: _over(found.sum_of_squares[name], scale) for name in covered} if self._squares else None,
+        )
+
+
+def _over_root(slopes: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], scale: float | Tensor) -> dict[str, Tensor]:
+    root = scale**0.5
+    return {
+        name: _over(slopes[name], root) if name in slopes else torch.zeros_like(parameter, requires_grad=False)
+        for name, parameter in parameters.items()
+    }
+
+
+def _over(value: Tensor, scale: float | Tensor) -> Tensor:
+    return value / scale if isinstance(scale, Tensor) or scale != 1 else value
+
+
+def _dense(slopes: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: slope.to_dense() if slope.is_sparse else slope for name, slope in slopes.items() if slope is not None}
 
 
 def _seeds(heads: Sequence[LossHead], outputs: Sequence[Tensor], generator: torch.Generator) -> dict[int, Tensor]:

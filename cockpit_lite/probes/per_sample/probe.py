@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.compiler import is_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -61,6 +61,20 @@ def _harmless(method: Method) -> Method:
             self.seconds += time.perf_counter() - start
 
     return guarded  # type: ignore[return-value]  # the same signature
+
+
+class End(NamedTuple):
+    """Where a gradient arrives: at an output of a call.
+
+    Attributes:
+        edge: Of the graph.
+        call: The call.
+        position: Of the output among those of the call.
+    """
+
+    edge: GradientEdge
+    call: Call
+    position: int
 
 
 class MicroBatch(NamedTuple):
@@ -231,6 +245,32 @@ class PerSampleProbe:
         """Return what those calls of the model returned whose backward pass has not come yet."""
         return [output for forward in self._forwards for output in forward.outputs]
 
+    def structure(self) -> tuple[object, ...] | None:
+        """Return what the steps have in common that share out their rows alike, before a backward begins; None: not known."""
+        if any(forward.recomputes for forward in self._forwards):
+            return None
+        return tuple(forward.structure() for forward in self._forwards)
+
+    def ends(self) -> list[End]:
+        """Return where the gradients of the calls arrive, in the order of the calls; before a backward begins."""
+        return [
+            End(edge if isinstance(edge, GradientEdge) else GradientEdge(*edge), call, position)
+            for forward in self._forwards
+            for call, edges in zip(forward.calls, forward.edges, strict=False)
+            for position, edge in enumerate(edges)
+            if edge is not None
+        ]
+
+    def has_arrived(self, end: End) -> bool:
+        """Whether a gradient has arrived at this end."""
+        call = end.call
+        return id(call) in self._calls and (call.owner is None or bool(call.condensed) or call.deltas[end.position] is not None)
+
+    def arrived(self, end: End, delta: Tensor) -> None:
+        """A pass that went no further than this end has brought its gradient: no hook of it was called."""
+        if self._in_backward:
+            self._record(end.call, end.position, delta)
+
     def micro_batches(self) -> list[MicroBatch]:
         """Return the parts that the step's batch came in, in the order of the statistics.
 
@@ -295,6 +335,17 @@ class PerSampleProbe:
         self._used_again |= survey.used_again
         self._survey = survey
         return found
+
+    def told_apart(self, structure: tuple[object, ...]) -> set[str]:
+        """Return the parameters that the last statistics cover by the calls of the modules that own them.
+
+        Args:
+            structure: Of the step; if its rows may be shared out in another way next time, no name is returned.
+        """
+        survey = self._survey
+        if survey is None or not survey.sizes or not all(forward in self._known for forward in structure):
+            return set()
+        return set(self.parameters).difference(survey.not_covered, *(names for _, names in survey.around))
 
     def gradients(self, statistics: PerSampleStatistics, scale: Tensor | None = None) -> PerSampleGradients:
         """Return the per-sample gradients that ``statistics``, the last ones, are of; good until the weights change.
