@@ -30,7 +30,7 @@ from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import listen, stop_listening
 from cockpit_lite.probes.optimizer import OptimizerProbe
 from cockpit_lite.probes.parameters import named_parameters
-from cockpit_lite.probes.processes import OF_ONE_PROCESS, OF_WHOLE_PARAMETERS, Processes
+from cockpit_lite.probes.processes import OF_ONE_PROCESS, OF_WHOLE_PARAMETERS, TIMEOUT, Processes
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
@@ -40,6 +40,7 @@ from cockpit_lite.run_log import RunWriter, wait_for_ranks
 from cockpit_lite.schedule import Budget, Every, Schedule
 from cockpit_lite.sharded import any_is_sharded
 from cockpit_lite.sink import Sink, resolve_sinks
+from cockpit_lite.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from cockpit_lite.live import Viewer
@@ -164,7 +165,9 @@ class Cockpit:
         writer = self._open_run() if self._processes is None else self._open_run_together(self._processes)
         earlier = self._earlier
         announce = self._announce if self._rank == 0 else _say_nothing
-        self._recorder = Recorder(writer, self._rules, self._on_alert, announce, self._ignored, self._sinks, earlier)
+        # Others may be slow, too, and to wait for them has a time limit of its own.
+        watchdog = Watchdog(0.0 if self._processes is None else 10 * TIMEOUT.total_seconds())
+        self._recorder = Recorder(writer, self._rules, self._on_alert, announce, self._ignored, self._sinks, earlier, watchdog)
         instruments = self._instruments_of_the_run(writer)
         try:
             for instrument in instruments:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured, SetupError
+from cockpit_lite.watchdog import PATIENCE
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -116,6 +117,8 @@ class Instrument:
             is told why by these names.
         drawn_elements: How many elements of the model :data:`PER_SAMPLE_ELEMENTS` is to be; of what several want, the most.
         preset: The smallest preset that includes it; only instruments that come with cockpit-lite are in presets.
+        patience: Seconds after which a call that has not come back is ended and the instrument switched off: the first call may
+            take ten times as long, any other at least twenty times as long as those before it. None: nothing is ended.
     """
 
     name: str = ""
@@ -123,6 +126,7 @@ class Instrument:
     readings: tuple[str, ...] = ()
     drawn_elements: int = 256
     preset: ClassVar[Literal["light", "standard", "full"]] = "full"
+    patience: float | None = PATIENCE
 
     def start(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Called once before the first step; override it to remember where training began."""

@@ -62,7 +62,7 @@ class Observer:
         # What is recorded at every step comes along on every tracked step, but is no reason to track one.
         self._companions = [instrument for instrument in instruments if instrument.name in ALWAYS]
         self._instruments = [instrument for instrument in instruments if instrument.name not in ALWAYS]
-        self._probes = Probes(model, dict(parameters), self._optimizers, clock, processes)
+        self._probes = Probes(model, dict(parameters), self._optimizers, clock, processes, recorder.watchdog)
         self._pulse = Pulse()
         self._schedule = schedule
         self._budget = budget

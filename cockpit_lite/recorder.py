@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cockpit_lite.alert import Alert
@@ -19,6 +20,7 @@ from cockpit_lite.resume import Earlier
 from cockpit_lite.run_log import RunWriter
 from cockpit_lite.sink import Sink
 from cockpit_lite.transfer import HostTransfer, Row
+from cockpit_lite.watchdog import Watchdog
 
 #: Seconds of processor time that all rules together may take at a step; a rule that takes half of it is switched off.
 LONGEST_CHECK = 1.0
@@ -35,6 +37,7 @@ class Recorder:
         ignored: Findings that are not wanted.
         sinks: Where readings and alerts go besides the log.
         earlier: The run that is gone on with.
+        watchdog: What ends a rule or a sink that hangs; closed with the log.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Recorder:
         ignored: Ignored | None = None,
         sinks: Sequence[Sink] = (),
         earlier: Earlier | None = None,
+        watchdog: Watchdog | None = None,
     ):
+        self.watchdog = Watchdog() if watchdog is None else watchdog
         self.alerts: list[Alert] = []
         self.history = History.of_run(writer.info)
         if earlier is not None:
@@ -70,7 +75,7 @@ class Recorder:
         self._reasons: dict[str, str] = {}
         self._slow = self._history_failed = False
         self._sinks = list(sinks)
-        self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info))
+        self._tell_sinks(lambda sink: sink.open(writer.folder, writer.info), "open")
         if silent:
             self._write(lambda writer: writer.not_measured(0, silent))
 
@@ -97,8 +102,9 @@ class Recorder:
             self._record(row)
         self._write(lambda writer: writer.close(**final))
         self._writer = None
-        self._tell_sinks(lambda sink: sink.close())
+        self._tell_sinks(lambda sink: sink.close(), "close")
         self._sinks = []
+        self.watchdog.close()
 
     def _record(self, row: Row) -> None:
         if row.steps is not None:
@@ -143,10 +149,10 @@ class Recorder:
             self._writer = None
             warn(f"The run log in {folder} cannot be written any more and was switched off; training goes on.", error)
 
-    def _tell_sinks(self, action: Callable[[Sink], None]) -> None:
+    def _tell_sinks(self, action: Callable[[Sink], None], what: str = "take") -> None:
         for sink in tuple(self._sinks):
             try:
-                action(sink)
+                self.watchdog.call(sink, (id(sink), what), partial(action, sink))
             except Exception as error:
                 self._sinks.remove(sink)
                 warn(f"The sink {sink.name!r} failed and was switched off; training and the run's own log go on.", error)
@@ -157,7 +163,7 @@ class Recorder:
         for rule in tuple(self._rules):
             began = time.thread_time() if self._slow else 0.0
             try:
-                alert = rule.check(self.history)
+                alert = self.watchdog.call(rule, rule.code, partial(rule.check, self.history))
                 if self._slow and (seconds := time.thread_time() - began) > LONGEST_CHECK / 2:
                     raise TimeoutError(f"it took {seconds:.1f} s")
             except Exception as error:
@@ -197,7 +203,7 @@ class Recorder:
     def _raise(self, alert: Alert) -> None:
         self.alerts.append(alert)
         self._write(lambda writer: writer.alert(alert.to_dict()))
-        self._tell_sinks(lambda sink: sink.alert(alert))
+        self._tell_sinks(lambda sink: sink.alert(alert), "alert")
         if self._announce is not None:
             try:
                 self._announce(alert)

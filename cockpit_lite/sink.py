@@ -17,6 +17,7 @@ from typing import Any
 from cockpit_lite.alert import Alert
 from cockpit_lite.errors import SetupError
 from cockpit_lite.plugins import SINKS, plugins
+from cockpit_lite.watchdog import PATIENCE
 
 #: Sinks that come with cockpit-lite; each imports its tracker when it is opened.
 BUILT_IN = {
@@ -34,9 +35,13 @@ class Sink:
 
     Args:
         layers: Whether the readings of single layers and parameters are wanted, too. A large net has thousands.
+
+    Attributes:
+        patience: Seconds after which a call that has not come back is ended and the sink switched off, as of an Instrument.
     """
 
     name = "sink"
+    patience: float | None = PATIENCE
 
     def __init__(self, layers: bool = False):
         self.layers = layers

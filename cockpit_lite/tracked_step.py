@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
 
 PER_SAMPLE = frozenset(
+from cockpit_lite.watchdog import Watchdog
     {PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES}
 )
 
@@ -152,6 +153,7 @@ class Probes:
     Attributes:
         first: Whether no step has been tracked yet.
         last_step: What is remembered of the last tracked step, for instruments that look at two steps in a row.
+        watchdog: What ends an instrument that hangs.
         sharded: Whether this process holds parts of the parameters only.
         start: Of these, what they were when training began.
     """
@@ -177,6 +179,7 @@ class Probes:
     first: bool = field(init=False, default=True)
     sharded: bool = field(init=False)
     start: Mapping[str, Tensor] = field(init=False, default_factory=dict)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     local_gradient: LocalGradient = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
     gradient_at_start: GradientAtStart = field(init=False, default_factory=GradientAtStart)
@@ -812,7 +815,7 @@ class TrackedStep:
             self.company.setdefault(name, max(before, default=0.0))
         start = self._probes.clock()
         try:
-            work(instrument)
+            self._probes.watchdog.call(instrument, instrument.name, partial(work, instrument))
         except NotMeasured as obstacle:
             self._not_measured([instrument], str(obstacle))
         except Exception as error:

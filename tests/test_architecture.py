@@ -96,17 +96,17 @@ PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found
 
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
 DIRECTIONS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ("errors", "alert", "schedule"): ((), ()),
+    ("errors", "alert", "schedule", "watchdog"): ((), ()),
     ("run_log",): (("errors", "row_layout", "log_mirror"), ()),
     ("row_layout",): (("packed_numbers",), ()),
     ("packed_numbers",): ((), ()),
     ("run",): ((*READER, "report"), ("numpy",)),  # run.report() is a short way to the report
-    ("diagnosis",): ((*READER, *PLUGINS), ("numpy",)),
+    ("diagnosis",): ((*READER, *PLUGINS, "watchdog"), ("numpy",)),
     ("report",): ((*READER, "diagnosis", "plots"), ("numpy", "matplotlib", "rich", "jinja2", "markupsafe")),
     ("compare",): ((*READER, "diagnosis", "plots", "report"), ("numpy", "matplotlib", "rich", "markupsafe")),
     ("plots",): ((*READER, *PLUGINS), ("numpy", "matplotlib")),
     ("curvature",): (("errors",), ("torch", "backpack")),
-    ("instrument",): (("errors", "step"), ("torch",)),
+    ("instrument",): (("errors", "step", "watchdog"), ("torch",)),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from cockpit_lite.alert import Alert, Severity
 from cockpit_lite.diagnosis.history import History
+from cockpit_lite.watchdog import PATIENCE
 
 
 class Rule:
@@ -20,6 +21,7 @@ class Rule:
         follows_from: Names of faults that this one is a usual consequence of; findings are ranked by it.
         healthy: One sentence for the report when the rule found nothing.
         passes: Whether the fault may go away in the run, and :meth:`check` then says so by returning None: its alerts end.
+        patience: Seconds after which a check that has not come back is ended and the rule switched off, as of an Instrument.
     """
 
     code: ClassVar[str]
@@ -29,6 +31,7 @@ class Rule:
     healthy: ClassVar[str]
     follows_from: ClassVar[tuple[str, ...]] = ()
     passes: ClassVar[bool] = False
+    patience: ClassVar[float | None] = PATIENCE
 
     def does_not_apply(self, history: History) -> str:
         """Return why the rule can say nothing about this kind of training, for the report, or "". Asked before the first step."""
