@@ -177,6 +177,45 @@ def _rules() -> Iterator[Fault]:
         yield Fault("rules", f"{rule.code} {rule.name} raises", raising(type(rule), "check", next(errors)), rule.code, options)
 
 
+class _Hanging(Failing):
+    """Replaces a method of a class by one that never comes back; the watchdog waits a tenth of a second for it, not a minute."""
+
+    def __init__(self, owner: Any, attribute: str):
+        super().__init__(owner, attribute, _hang)
+
+    @contextmanager
+    def __call__(self, folder: Path) -> Iterator[None]:
+        quick = partial(cockpit_module.Watchdog, interval=0.01)
+        with (
+            mock.patch.object(cockpit_module, "Watchdog", quick),
+            mock.patch.object(self._owner, "patience", 0.01),
+            super().__call__(folder),
+        ):
+            yield
+
+
+def _hang() -> None:
+    while True:
+        pass
+
+
+def _hanging() -> Iterator[Fault]:
+    for name, kind in INSTRUMENTS.items():
+        options = {"instruments": list(dict.fromkeys(["grad_norm", name]))}
+        yield Fault("hanging instruments", f"{name} hangs", _Hanging(kind, "measure"), f"{name!r}", options)
+    for rule in RULES:
+        fault = _Hanging(type(rule), "check")
+        yield Fault("hanging rules", f"{rule.code} {rule.name} hangs", fault, rule.code, {"instruments": "light"})
+    for method in ("open", "step", "alert", "close"):
+        options = {"instruments": "light", "sinks": [Sink()]}
+        fault = _Hanging(Sink, method)
+        yield Fault("hanging sinks", f"a sink's {method} hangs", _with_alert(fault), "The sink 'sink'", options)
+
+
+def _with_alert(fault: Injection) -> Injection:
+    return lambda folder: _with(_not_a_number(folder), fault(folder))
+
+
 def _full_disk(folder: Path) -> AbstractContextManager[Any]:
     create = run_log.RunWriter._create
 
@@ -369,7 +408,7 @@ def _viewer_gets(number: signal.Signals, folder: Path) -> Iterator[None]:
 
 def faults() -> list[Fault]:
     """Return all of them."""
-    return [*_instruments(), *_probes(), *_rules(), *_log(), *_outside()]
+    return [*_instruments(), *_probes(), *_rules(), *_log(), *_outside(), *_hanging()]
 
 
 TRAINING = Combination(ZOO["mlp_batch_norm_dropout"], OPTIMIZERS[1], "validation")
@@ -435,7 +474,8 @@ def main() -> None:
     body = f"""
 Each fault in a training of its own (batch norm, dropout, momentum, validation in between), everything else switched on. Survived:
 weights, buffers, gradients, optimizer state, random numbers, hooks, modes and exceptions are those of the plain training, and for
-what was switched off there was one warning, which names it.
+what was switched off there was one warning, which names it. What hangs never comes back (`while True: pass`); it is ended after a
+tenth of a second here, not after a minute.
 
 {table(["part", "faults injected", "survived"], rows)}
 
