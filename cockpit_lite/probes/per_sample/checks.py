@@ -24,7 +24,7 @@ HALF_PRECISION_TOLERANCE = 3e-2
 Check = tuple[Tensor, Tensor | None]
 
 
-def compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, list[float]]:
+def compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Return sum over n of c_n'D and G'D for every check, by one transfer from the device."""
     expected = {name: of_gradient for name, (_, of_gradient) in checks.items() if of_gradient is not None}
     if len(expected) < len(checks):
@@ -33,7 +33,8 @@ def compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dic
         squares = torch.stack(list(norms.values())).double().square_()
         expected.update(zip(norms, squares.unbind(), strict=True))
     found = torch.stack([checks[name][0] for name in expected]).sum(1, dtype=torch.float64)
-    return dict(zip(expected, torch.stack([found, torch.stack(list(expected.values())).double()], 1).tolist(), strict=True))
+    both = torch.cat([found, torch.stack(list(expected.values()))]).tolist()
+    return dict(zip(expected, zip(both, both[len(expected) :], strict=False), strict=True))
 
 
 def check_direction(parameter: Tensor) -> RankOne:

@@ -74,9 +74,8 @@ def measure_plain(
     along: Tensor | None = None
     for local, name in owner.names.items():
         of_weight = local == "weight"
-        result.squared_norms[name] = (
-            torch.linalg.vector_norm(inputs, dim=-1).mul_(norms).square_() if of_weight else norms.square()
-        )
+        size = torch.linalg.vector_norm(inputs, dim=-1).mul_(norms) if of_weight else norms
+        result.squared_norms[name] = size * size
         if squared is not None:
             result.sum_of_squares[name] = squared.T @ inputs.square() if of_weight else squared.sum(0)
         total = gradient.get(name)

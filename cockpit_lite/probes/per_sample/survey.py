@@ -9,15 +9,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.norms import parameter_norms
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.checks import (
+    HALF_PRECISION_TOLERANCE,
+    TOLERANCES,
+    Check,
+    accurate_type,
+    along_direction,
+    check_direction,
+    compared,
+)
 from cockpit_lite.probes.per_sample.drawing import Drawing, Drawn
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
@@ -28,23 +36,16 @@ from cockpit_lite.probes.per_sample.generic import generic_forms
 from cockpit_lite.probes.per_sample.layers import nothing
 from cockpit_lite.probes.per_sample.modules import Owner
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, by_shape, rows
+from cockpit_lite.probes.per_sample.plain import is_plain, measure_plain, plain_forms
 from cockpit_lite.probes.per_sample.rules import NoRule, Rule
 from cockpit_lite.probes.per_sample.shadow import with_call
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 
 BATCH_STATISTICS = "conditional on the batch statistics: batch normalisation in train mode lets the samples meet"
 
-#: How far the sum of the contributions may be from the gradient, relative to the sum of their magnitudes along it.
-TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
-HALF_PRECISION_TOLERANCE = 3e-2
-
 #: Elements (16 MB in float32) that the factors of all forms may have that are kept until they are asked for again.
 KEPT = 4_000_000
 
-
-#: Two ways to the inner product of the gradient with some direction: those of the contributions with it, shape (N,), and that of
-#: the gradient, a scalar; ``None``: the direction is the gradient.
-Check = tuple[Tensor, Tensor | None]
 
 #: Parameter name -> micro-batch -> form of the per-sample gradients.
 FormsByName = dict[str, dict[int, Form]]
@@ -109,7 +110,13 @@ class Survey:
         missing: dict[str, str] = {}
         checks: dict[str, Check] = {}
         unused = dict(self.parameters)
+        plainly = self._measures_plainly(directions, gradient)
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
+            if plainly and gradient is not None and len(calls) == 1 and is_plain(calls[0], sizes[0]):
+                checks.update(measure_plain(calls[0], gradient, "" in directions, squares, result))
+                for name in calls[0].owner.names.values():  # type: ignore[union-attr]  # it is one of the owned
+                    unused.pop(name, None)
+                continue
             forms = self._forms(calls, sizes, missing)
             checks.update(self._measure(result, forms, directions, squares, gradient))
             if self._room:
@@ -132,6 +139,11 @@ class Survey:
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
+
+    def _measures_plainly(self, directions: Mapping[str, Mapping[str, Tensor]], gradient: Mapping[str, Tensor] | None) -> bool:
+        """Whether nothing is wanted but what :func:`measure_plain` measures, of a batch that came in one piece."""
+        only = not directions or (directions.keys() == {""} and directions[""] is gradient)
+        return only and gradient is not None and len(self.sizes) == 1 and self.drawing is None and not self._room
 
     def forms(self, wanted: frozenset[str]) -> Iterator[tuple[str, dict[int, Form]]]:
         """Yield name and forms by micro-batch of some covered parameters once more, a layer at a time.
@@ -216,7 +228,7 @@ class Survey:
             if along is None:
                 checks[name] = result.products[name], None
             elif found.along is not None:
-                checks[name] = found.along, _along(total, along.left, along.right)
+                checks[name] = found.along, along_direction(total, along)
         return checks
 
     def _measured(
@@ -256,6 +268,9 @@ class Survey:
         result: PerSampleStatistics,
     ) -> None:
         """Cover parameters by the generic rule on the smallest calls around them that contain every use; name the others."""
+        if not missing:  # nearly always
+            self.learned.learn(set(), {})
+            return
         training = self._training()
         hopeless = {name: self.learned.hopeless.get((name, training), "") for name in missing}
         self.not_covered.update({name: reason for name, reason in hopeless.items() if reason})
@@ -373,6 +388,8 @@ class Survey:
             own = call.owner.names
             if missing and set(own.values()) <= set(missing):
                 continue
+            if len(calls) == 1 and not missing and is_plain(call, sizes[number]):
+                return {name: {number: form} for name, form in plain_forms(call).items()}
             try:
                 forms = forms_of_call(call, call.owner, sizes[number], self._samples_stay_apart)
             except NoRule as reason:
@@ -405,7 +422,7 @@ class Survey:
             return failed
         doubtful = {
             name: (abs(found - expected), abs(expected))
-            for name, (found, expected) in _compared(checks, gradient).items()
+            for name, (found, expected) in compared(checks, gradient).items()
             # a gradient that is not finite has nothing to be compared with: the contributions are reported as they are
             if not abs(found - expected) <= self._tolerance(gradient[name]) * abs(expected) and isfinite(expected)
         }
@@ -566,57 +583,9 @@ def _measured(form: Form, towards: Mapping[str, Tensor], along: RankOne | None, 
 
 def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], squares: bool, some: int | None) -> Measured:
     """What a micro-batch contributes to a parameter that it does not use."""
-    zeros = torch.zeros(size, dtype=_accurate(parameter.dtype), device=parameter.device)
+    zeros = torch.zeros(size, dtype=accurate_type(parameter.dtype), device=parameter.device)
     products = tuple(zeros[:: max(1, size // some)] if name and some else zeros for name in towards)
     return Measured(zeros, products, zeros, torch.zeros_like(parameter, dtype=zeros.dtype) if squares else None)
-
-
-def _compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return sum over n of c_n'D and G'D for every check, by one transfer from the device."""
-    expected = {name: of_gradient for name, (_, of_gradient) in checks.items() if of_gradient is not None}
-    with_itself = {name: gradient[name] for name in checks if name not in expected}
-    if with_itself:
-        norms = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
-        squares = torch.stack(list(norms.values())).double().square_()
-        expected.update(zip(norms, squares.unbind(), strict=True))
-    found = torch.stack([checks[name][0] for name in expected]).sum(1, dtype=torch.float64)
-    return dict(zip(expected, torch.stack([found, torch.stack(list(expected.values())).double()], 1).tolist(), strict=True))
-
-
-def check_direction(parameter: Tensor) -> RankOne:
-    """Return the two sides of the direction ``left right'`` that contributions and gradient are compared along.
-
-    It does not depend on the gradient, so the contributions may be measured along it before that is known.
-    """
-    return _random_sides(parameter.shape, parameter.device, _accurate(parameter.dtype))
-
-
-@lru_cache(maxsize=1024)
-def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> RankOne:
-    # by length, so that the parameters of a layer share what their deltas are along it
-    left = _random(shape[0] if shape else 1, 0, device, dtype)
-    if len(shape) < 3:
-        return RankOne(left, _random(shape[1:].numel(), 1, device, dtype))
-    channels, places = _random(shape[1], 1, device, dtype), _random(shape[2:].numel(), 2, device, dtype)
-    return RankOne(left, torch.outer(channels, places).reshape(-1), (channels, places.tolist()))
-
-
-def _along(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    if gradient.dtype != left.dtype:
-        gradient = gradient.to(left.dtype)
-    if gradient.dim() > 1:
-        gradient = (gradient if gradient.dim() == 2 else gradient.reshape(left.shape[0], right.shape[0])) @ right
-    return torch.dot(gradient if gradient.dim() else gradient[None], left)  # what stands right of a vector is 1
-
-
-@lru_cache(maxsize=128)
-def _random(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return random numbers from a generator of our own: the user's are not touched."""
-    if size == 1:
-        return torch.ones(1, device=device, dtype=dtype)
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] | None) -> bool:
@@ -637,8 +606,3 @@ def connected(reached: Sequence[set[int]]) -> list[set[int]]:
             groups.remove(group)
         groups.append(merged)
     return sorted(groups, key=min)
-
-
-def _accurate(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that statistics of a parameter of this type come in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
