@@ -30,7 +30,7 @@ from cockpit_lite.probes import loss_scale, tensor_hooks
 from cockpit_lite.probes.backward import listen, stop_listening
 from cockpit_lite.probes.optimizer import OptimizerProbe
 from cockpit_lite.probes.parameters import named_parameters
-from cockpit_lite.probes.processes import OF_ONE_PROCESS, OF_WHOLE_PARAMETERS, TIMEOUT, Processes
+from cockpit_lite.probes.processes import OF_CALLS, OF_ONE_PROCESS, OF_WHOLE_PARAMETERS, TIMEOUT, Processes
 from cockpit_lite.recorder import Recorder
 from cockpit_lite.report import Report
 from cockpit_lite.report.terminal import print_alert
@@ -38,7 +38,7 @@ from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter, wait_for_ranks
 from cockpit_lite.schedule import Budget, Every, Schedule
-from cockpit_lite.sharded import any_is_sharded
+from cockpit_lite.sharded import any_is_sharded, whole_in_calls
 from cockpit_lite.sink import Sink, resolve_sinks
 from cockpit_lite.watchdog import Watchdog
 
@@ -309,6 +309,9 @@ class Cockpit:
         sharded = any_is_sharded(self._parameters.values())
         unknown = OF_ONE_PROCESS if sharded or self._processes is not None else frozenset()
         unknown = unknown | OF_WHOLE_PARAMETERS if sharded else unknown
+        if sharded and self._processes is not None:
+            whole = whole_in_calls(self._model, self._parameters.values(), self._processes.size)
+            unknown = unknown - OF_CALLS if whole else unknown
         left_out = [instrument for instrument in self._instruments if unknown & set(instrument.needs)]
         return left_out, f"it is not measured {'of sharded parameters' if sharded else 'over several processes'}"
 

@@ -61,6 +61,7 @@ from cockpit_lite.probes.gradient import GradientProbe
 from cockpit_lite.probes.last_step import GradientAtStart, LastStep, inner_product, versions
 from cockpit_lite.probes.parameters import learning_rates
 from cockpit_lite.probes.per_sample import PerSampleProbe, PerSampleStatistics
+from cockpit_lite.probes.per_sample.checks import along_direction, check_direction, part_of_direction
 from cockpit_lite.probes.probe_batch import ProbeBatch
 from cockpit_lite.probes.processes import SQUARES, LocalGradient, Own, Processes
 from cockpit_lite.probes.replay import Replay
@@ -68,13 +69,14 @@ from cockpit_lite.probes.sample_losses import SampleLosses
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
 from cockpit_lite.probes.shared_curvature import SharedCurvature
 from cockpit_lite.probes.static_graph import first_pass_left
+from cockpit_lite.probes.whole_parameters import WholeParameters
 from cockpit_lite.probes.wiring import WiringProbe
-from cockpit_lite.sharded import Sharded, any_is_sharded, copies, part
+from cockpit_lite.sharded import Sharded, any_is_sharded, copies, held, part
 from cockpit_lite.step import Step
 from cockpit_lite.transfer import Row
+from cockpit_lite.watchdog import Watchdog
 
 PER_SAMPLE = frozenset(
-from cockpit_lite.watchdog import Watchdog
     {PER_SAMPLE_NORMS, PER_SAMPLE_PRODUCTS, PER_SAMPLE_SQUARES, PER_SAMPLE_ELEMENTS, PER_SAMPLE_GRADIENTS, SAMPLE_LOSSES}
 )
 
@@ -151,9 +153,9 @@ class Probes:
     """What observes the training, made once and used by one tracked step after the other.
 
     Attributes:
+        watchdog: What ends an instrument that hangs.
         first: Whether no step has been tracked yet.
         last_step: What is remembered of the last tracked step, for instruments that look at two steps in a row.
-        watchdog: What ends an instrument that hangs.
         sharded: Whether this process holds parts of the parameters only.
         start: Of these, what they were when training began.
     """
@@ -162,6 +164,7 @@ class Probes:
     parameters: Mapping[str, nn.Parameter]
     optimizers: Sequence[Optimizer]
     clock: Callable[[], float] = time.perf_counter
+    whole: WholeParameters = field(init=False)
     gradient: GradientProbe = field(init=False)
     per_sample: PerSampleProbe = field(init=False)
     activations: ActivationProbe = field(init=False)
@@ -176,16 +179,17 @@ class Probes:
     curvature_memory: CurvatureMemory = field(init=False, default_factory=CurvatureMemory)
     plans: dict[tuple[Instrument, ...], Plan] = field(init=False, default_factory=dict)
     processes: Processes | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog)
     first: bool = field(init=False, default=True)
     sharded: bool = field(init=False)
     start: Mapping[str, Tensor] = field(init=False, default_factory=dict)
-    watchdog: Watchdog = field(default_factory=Watchdog)
     local_gradient: LocalGradient = field(init=False)
     last_step: LastStep | None = field(init=False, default=None)
     gradient_at_start: GradientAtStart = field(init=False, default_factory=GradientAtStart)
 
     def __post_init__(self) -> None:
-        self.gradient = GradientProbe(self.parameters)
+        self.whole = WholeParameters(self.model)
+        self.gradient = GradientProbe(self.parameters, self.whole)
         self.sharded = any_is_sharded(self.parameters.values())
         if self.sharded and self.processes is not None:
             self.start = {name: part(parameter.detach()).clone() for name, parameter in self.parameters.items()}
@@ -226,6 +230,7 @@ class Probes:
         self.blocks.stop()
         self.probe_batch.stop()
         self.local_gradient.stop()
+        self.whole.stop()
 
 
 class TrackedStep:
@@ -312,7 +317,7 @@ class TrackedStep:
         # Later its own passes have told the wrapper what it wants to know.
         left = first_pass_left(tensors) if self._probes.first else nullcontext()
         with self._timed(), left:
-            if not earlier_backwards and may_reach(tensors, self._probes.parameters.values()):
+            if not earlier_backwards and may_reach(tensors, [*self._probes.parameters.values(), *self._probes.whole.found]):
                 if tensors:
                     self._probes.forward.settle(tensors[0])
                 if WIRING in self._needs:
@@ -476,7 +481,9 @@ class TrackedStep:
         has = step.observed
         parts = {kind: has[kind] for kind in SQUARES if isinstance(has.get(kind), Sharded)}
         squares = {kind: self._squares(value.parts) for kind, value in parts.items()}
-        own = Own(has.get("loss"), has.pop("per_sample", None), has.pop("sample_losses", None), squares)
+        wanted = "gradient" in parts and self._needs & PER_SAMPLE
+        projections = self._projections(parts["gradient"].parts) if wanted else None
+        own = Own(has.get("loss"), has.pop("per_sample", None), has.pop("sample_losses", None), squares, projections)
         found = processes.share(step.index, own, gradient or {})
         if found.loss is not None:  # where they have parted, each goes on with its own
             has["loss"] = found.loss
@@ -500,6 +507,21 @@ class TrackedStep:
             for name, parameter in sorted(parameters.items())
         ]
         return torch.stack(squares)
+
+    def _projections(self, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what the parts of the gradient add to its inner product with the direction that is checked along."""
+        processes, found = self._probes.processes, []
+        assert processes is not None
+        for name, parameter in sorted(self._probes.parameters.items()):
+            place = held(parameter)
+            if place is None:
+                return None
+            if name in parts:
+                product = along_direction(parts[name], part_of_direction(check_direction(parameter), parameter.shape, *place))
+                found.append(product.double() / copies(parameter, processes.size))
+            else:
+                found.append(torch.zeros((), dtype=torch.float64, device=parameter.device))
+        return torch.stack(found)
 
     def _norms(self, parts: Sharded, squares: Tensor | None) -> dict[str, Tensor] | None:
         if squares is None:
@@ -708,7 +730,7 @@ class TrackedStep:
             seed=self._step.index,
             some=SLOPES if self._probes.processes is None else None,
         )
-        if self._probes.processes is not None:
+        if self._probes.processes is not None and not self._probes.sharded:
             self._probes.local_gradient.start()
 
     def _observe_samples(self, gradient: Mapping[str, Tensor] | None, scale: Tensor | None) -> None:
@@ -723,14 +745,16 @@ class TrackedStep:
         if SAMPLE_LOSSES in self._needs:
             self._observe_losses(scale)
         try:
-            if scale is not None and gradient is not None:
+            if self._probes.sharded:
+                gradient = None  # what the contributions are checked against is put together from the parts
+            elif scale is not None and gradient is not None:
                 # In the units that went backwards, since the contributions are checked against the gradient.
                 gradient = {name: value * scale for name, value in gradient.items()}
             with torch.no_grad():
                 statistics = self._probes.per_sample.statistics(
                     PER_SAMPLE_PRODUCTS in self._needs,
                     gradient,
-                    None if self._probes.processes is None else self._probes.local_gradient.gradient,
+                    None if self._probes.processes is None or self._probes.sharded else self._probes.local_gradient.gradient,
                     squares=PER_SAMPLE_SQUARES in self._needs,
                 )
                 if scale is not None:
@@ -775,7 +799,7 @@ class TrackedStep:
             return "the model has complex parameters"
         if self._taking_turns:
             return _TAKE_TURNS
-        if self._has_tensor_hooks():
+        if self._has_tensor_hooks() and not self._probes.sharded:  # there are FSDP's own, and we take no passes
             return _TENSOR_HOOKS
         for module in self._probes.model.modules():
             if module._backward_hooks or module._backward_pre_hooks:

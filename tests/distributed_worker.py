@@ -23,7 +23,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,6 +61,28 @@ def smooth() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+class Tokens(nn.Module):
+    """What language models are made of, small: a table of tokens, one of positions, attention, normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(5, 8), nn.Embedding(6, 8)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True) for _ in range(2))
+        self.norm, self.head = nn.RMSNorm(8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1]).expand(x.shape[:2])
+        hidden = self.tokens((x + 2).clamp(0, 4).long()) + self.positions(at)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(self.norm(hidden)).mean(1)
+
+
+def tokens() -> nn.Module:
+    torch.manual_seed(1)
+    return Tokens()
+
+
 def data(step: int, size: int = 16) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(size, 6, generator=generator)
@@ -93,6 +115,15 @@ def accumulated(model: Model, own: Callable[[Tensor], Tensor], step: int) -> Non
         waits = getattr(model, "no_sync", contextlib.nullcontext) if part == 0 else contextlib.nullcontext
         with waits():
             (cross_entropy(model(own(x)), own(y)) / 2).backward()
+
+
+def accumulated_in_shards(model: Any, own: Callable[[Tensor], Tensor], step: int) -> None:
+    """The first part of the gradient stays with its process, the second goes to the others along with it."""
+    for part in range(2):
+        x, y = data(10 * step + part)
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(part == 1)
+        (cross_entropy(model(own(x)), own(y)) / 2).backward()
 
 
 def unused(model: Model, own: Callable[[Tensor], Tensor], step: int) -> None:
@@ -137,6 +168,13 @@ def in_shards(model: nn.Module, processes: int) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
+def in_blocks(model: Any, processes: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (processes,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 def in_columns(model: nn.Module, processes: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (processes,))
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
@@ -150,12 +188,17 @@ SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], Callabl
     "unused": (heads, unused, unused_allowed, False),
     "views": (network, usual, as_views, False),
     "sharded": (network, clipped, in_shards, False),
+    "sharded blocks": (tokens, usual, in_blocks, False),
+    "sharded, accumulated": (network, accumulated_in_shards, in_shards, False),
     "tensor-parallel": (network, usual, in_columns, None),
     "apart": (network, usual, not_at_all, False),
     "static": (network, usual, with_static_graph, False),
     "curved": (smooth, usual, in_copies, True),
 }
 
+
+#: Where parameters are whole while a module is called, and in parts else.
+BY_FSDP = tuple(name for name, (_, _, spread, _) in SCENARIOS.items() if spread in (in_shards, in_blocks))
 
 #: Whose products are with random vectors that are the same everywhere, ...
 OF_PRODUCTS = ("max_eigenvalue", "min_eigenvalue", "eigenvector_overlap", "sharpness_limit")
@@ -166,7 +209,7 @@ SAMPLED = ("ggn_trace", "tic_diag")
 def instruments(name: str, sampled: Sequence[str] = SAMPLED) -> list[str | Instrument]:
     """Return what measures in a scenario."""
     if name != "curved":
-        return ["full" if name == "sharded" else "standard"]
+        return ["full" if name == "sharded" else "standard", *(["hardest_samples"] if name in BY_FSDP else [])]
     layers = LayerwiseCurvature(eigenvalues=3, sub_batch=None)
     return ["standard", *OF_PRODUCTS, HessianTrace(2, sub_batch=None), SpectralDensity(sub_batch=None), layers, *sampled]
 

@@ -34,8 +34,10 @@ OF_PRODUCTS = (
 )  # fmt: skip
 #: What follows from parts of the parameters.
 OF_PARTS = ("loss", "grad_norm", "grad_norm_clipped", "clip_ratio", "update_size", "update_ratio", "distance", "learning_rate")
+#: And what where these are whole while a module is called.
+OF_CALLS = ("norm_test", "gradient_noise_scale", "cabs", "gradient_alignment", "batch_size", "hardest_samples")
 #: How many processes -> what they do
-STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded", "curved"]}
+STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded", "sharded blocks", "curved"]}
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +117,12 @@ EVERYTHING = [(processes, name) for processes, names in STARTED.items() for name
 def test_readings_are_those_of_one_process(processes: int, name: str, runs: dict[int, Path]) -> None:
     for rank in range(processes):
         assert told(runs[processes], name, rank) == {"same": True, "error": "", "warnings": []}
-    whole = worker.SCENARIOS[name][2] not in (worker.in_shards, worker.in_columns)
+    whole = name not in (*worker.BY_FSDP, "tensor-parallel")
     single = alone(name, processes, runs[processes])
     clips = worker.SCENARIOS[name][1] is worker.clipped  # else there is none, or that of sharded parameters, which always is
     readings = (*READINGS, *OF_PRODUCTS) if name == "curved" else READINGS
     of_parts = tuple(reading for reading in OF_PARTS if clips or reading != "grad_norm_clipped")
+    of_parts += OF_CALLS if name in worker.BY_FSDP else ()
     for rank in {0, processes - 1}:
         assert_same_readings(load_run(runs[processes] / name, rank), single, readings if whole else of_parts)
         if whole and name != "unused":  # there the head that is not used has its turn, too
@@ -129,9 +132,11 @@ def test_readings_are_those_of_one_process(processes: int, name: str, runs: dict
 @pytest.mark.parametrize("name", ["sharded", "tensor-parallel"])
 def test_what_needs_whole_parameters_is_named(name: str, runs: dict[int, Path]) -> None:
     run = load_run(runs[2] / name)
-    for reading in ("norm_test", "gsnr", "alpha", "curvature_along_gradient"):
+    for reading in ("gsnr", "alpha", "curvature_along_gradient", *(() if name == "sharded" else ("norm_test",))):
         assert run.not_measured[reading] == "it is not measured of sharded parameters"
     assert "each process holds a part" in run.not_measured["gradient_scale"]
+    if name == "sharded":
+        assert "the first axis of the model's input is taken for the samples" in run.how("norm_test")[0]["note"]
     assert run.not_measured["ranks_apart"] == "the parameters are sharded, and different everywhere"
 
 
@@ -259,7 +264,7 @@ def test_what_is_sent_is_what_the_documentation_says(tmp_path: Path, monkeypatch
     finally:
         distributed.destroy_process_group()
     tensors, elements, samples = 4, sum(parameter.numel() for parameter in model.parameters()), 16
-    agreement, loss, histograms = 2 + 3 * tensors + 15, 1, elements * samples
+    agreement, loss, histograms = 2 + 3 * tensors + 16, 1, elements * samples
     gradient_and_product, curvature = 2 * (elements + 8), 1 + 16
     assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements + curvature + gradient_and_product + histograms
 

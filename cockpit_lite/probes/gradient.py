@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from cockpit_lite.probes.whole_parameters import WholeParameters
 from cockpit_lite.sharded import any_is_sharded, part
 
 
@@ -15,13 +16,17 @@ class GradientProbe:
     Gradients are compared by identity and version counter, never by value, so nothing is computed and nothing copied.
     Only where a gradient is found changed between backward and the optimizer (clipping), or may be because this is the
     first look, is a copy of the raw one kept on the next steps.
+
+    Args:
+        parameters: The watched ones by name.
+        whole: And as modules see them, where they are sharded.
     """
 
     #: Backward passes that are looked at in full before one parameter is trusted to stand for all.
     trial_passes = 3
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
-        self._parameters = parameters
+    def __init__(self, parameters: Mapping[str, nn.Parameter], whole: WholeParameters | None = None):
+        self._parameters, self._whole = parameters, whole
         self._keep_copies = True
         # A sharded tensor counts most, but not all of what is done to it in place.
         self._uncounted = any_is_sharded(parameters.values())
@@ -43,6 +48,9 @@ class GradientProbe:
             self._version = -1 if grad is None else grad._version
         else:
             self._before = [_mark(parameter) for parameter in self._parameters.values() if parameter.requires_grad]
+            if self._whole is not None:
+                self._whole.stop()
+                self._before += map(_mark, self._whole.found)
 
     def after_backward(self) -> bool:
         """Return whether the backward pass reached a watched parameter."""
@@ -51,13 +59,14 @@ class GradientProbe:
         before, self._before = self._before, []
         changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
         if changed:
-            self._after = _mark(_smallest(changed))  # its gradient is held until the next pass
+            # its gradient is held until the next pass; that of a whole parameter is gone where it was exchanged
+            self._after = _mark(_smallest([parameter for parameter in changed if parameter.grad is not None] or changed))
         if self._sentinel is None and changed:
             self._sentinel = _smallest(changed)
         self._full_looks += 1
         if self._sentinel is None or not any(parameter is self._sentinel for parameter in changed):
             self._one_is_enough = False
-        if self._one_is_enough and self._full_looks >= self.trial_passes:
+        if self._one_is_enough and not self._uncounted and self._full_looks >= self.trial_passes:
             self._trusted = self._sentinel
         return bool(changed)
 

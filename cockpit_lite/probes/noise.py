@@ -194,10 +194,10 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def reading(statistics: PerSampleStatistics, value: Tensor) -> Tensor | Reading:
-    """Return ``value``, marked as conditional where batch normalisation couples the samples."""
+    """Return ``value``, marked as conditional where batch normalisation couples the samples, with the statistics' note."""
     if statistics.conditional:
         return Reading(value, kind="conditional", note="conditional on the batch statistics of batch normalisation")
-    return value
+    return Reading(value, note=statistics.note) if statistics.note else value
 
 
 def _require_complete(statistics: PerSampleStatistics) -> None:

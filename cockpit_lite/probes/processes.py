@@ -3,16 +3,18 @@
 Data-parallel training averages the gradients of P processes: G = (1/P) sum_p g_p, g_p the gradient of process p's own loss. So
 what sample n of process p adds to G is c_n / P, c_n what it adds to g_p. Norms and inner products are gathered, sums of squares
 are added up; the inner products are taken with G, the contributions are checked against g_p, noted before it is averaged.
-Where parameters are sharded, squares of each part are added up to norms, and nobody ever holds the whole.
+Where parameters are sharded, squares of each part are added up to norms, and nobody ever holds the whole. Under FSDP the samples'
+norms are known all the same, from inputs and output gradients; there the contributions are checked along a direction of rank one,
+which they and the parts of the gradient are projected on.
 
 On a tracked step the processes first agree on what all of them have, so that nobody waits for what another one failed to
 measure; on curvature (see shared_curvature.py) before the backward pass, whose own communication must find all of them there.
 All of it goes through a group of our own: one that fails, or ends, leaves it, which closes its connections, and the
 others find out at once and go on by themselves.
 
-Communication of a tracked step with N samples in all, K parameter tensors, D elements: 2 P + 3 K + 15 numbers to agree, (2 K +
+Communication of a tracked step with N samples in all, K parameter tensors, D elements: 2 P + 3 K + 16 numbers to agree, (2 K +
 2) N numbers are gathered for norms, inner products, slopes and losses, up to 320 N for histograms, D are added up if sums of
-squares are wanted; of sharded parameters 5 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and
+squares are wanted; of sharded parameters 8 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and
 for the gradient and each product with a matrix of curvature D + 8. Nothing on other steps.
 """
 
@@ -68,6 +70,9 @@ OF_WHOLE_PARAMETERS = frozenset(
     }
 )
 
+#: But not where they are whole while a module is called.
+OF_CALLS = frozenset({PER_SAMPLE_NORMS, SAMPLE_LOSSES})
+
 #: Deviation of the mean gradient of all processes from the one that the optimizer sees, relative.
 TOLERANCE = 1e-2
 
@@ -98,12 +103,15 @@ class Own:
         statistics: Of its samples, products with the mean gradient; None if there are none.
         sample_losses: What its samples contribute to its loss, shape (N,).
         squares: Squared norms of its parts of sharded tensors, by what they are of: some of :data:`SQUARES`.
+        projections: What its parts of the gradient add to the inner product with the direction that contributions are checked
+            along, in the order of the names; ``None`` if the parameters are not sharded.
     """
 
     loss: Tensor | None = None
     statistics: PerSampleStatistics | None = None
     sample_losses: Tensor | None = None
     squares: Mapping[str, Tensor] = field(default_factory=dict)
+    projections: Tensor | None = None
 
 
 @dataclass
@@ -327,7 +335,7 @@ class Processes:
         kinds: Sequence[Mapping[str, Tensor]] = (local.squared_norms, local.products, local.sum_of_squares)
         has = [float(name in kind) for kind in kinds for name in self._names]
         slopes = _slopes(local)
-        others = (own.loss, own.statistics, slopes, own.sample_losses, *map(own.squares.get, SQUARES))
+        others = (own.loss, own.statistics, slopes, own.sample_losses, own.projections, *map(own.squares.get, SQUARES))
         has += [float(value is not None) for value in others]
         sizes, looked_at = [0.0] * self.size, [0.0] * self.size
         sizes[self.rank] = float(local.batch_size)
@@ -341,7 +349,7 @@ class Processes:
             [name for name, known in zip(self._names, everywhere[place * len(self._names) :], strict=False) if known]
             for place in range(3)
         ]
-        has_loss, has_statistics, has_slopes, has_losses, *has_squares = everywhere[3 * len(self._names) :]
+        has_loss, has_statistics, has_slopes, has_losses, has_projections, *has_squares = everywhere[3 * len(self._names) :]
         found = Shared()
         if has_loss and own.loss is not None:
             found.loss = self._sum(own.loss) / self.size
@@ -363,7 +371,13 @@ class Processes:
             found.statistics = self._merge(local, gathered, of_kind, numbers, has_slopes)
             if same_elements and local.elements:
                 found.statistics.elements, found.statistics.drawing = self._elements(local.elements, looked), local.drawing
-            self._check(found.statistics, gradient)
+            if has_projections and own.projections is not None:
+                self._check_parts(found.statistics, local, own.projections, found.squares["gradient"])
+            elif own.projections is None and not local.to_check:
+                self._check(found.statistics, gradient)
+            else:
+                found.statistics = None
+                found.reasons["statistics"] = "one of the processes has not got its part of the gradient before clipping"
         else:
             found.reasons["statistics"] = "one of the processes has no per-sample statistics on this step"
         return found
@@ -377,7 +391,7 @@ class Processes:
         has_slopes: bool,
     ) -> PerSampleStatistics:
         rows = iter(gathered)
-        found = PerSampleStatistics(batch_size=sum(numbers), conditional=dict(local.conditional))
+        found = PerSampleStatistics(batch_size=sum(numbers), conditional=dict(local.conditional), note=local.note)
         found.squared_norms = {name: next(rows) / self.size**2 for name in of_kind[0]}
         found.products = {name: next(rows) / self.size for name in of_kind[1]}
         if has_slopes:
@@ -428,6 +442,24 @@ class Processes:
             if not bool(((products.sum() - wanted).abs() <= allowed) | is_nothing):
                 found.drop(name)
                 found.not_covered[name] = "the gradient is not the mean of those of the processes"
+
+    def _check_parts(
+        self, found: PerSampleStatistics, local: PerSampleStatistics, projections: Tensor, squared_gradient_norms: Tensor
+    ) -> None:
+        """The same of sharded parameters, of which each process knows what its samples and its part of the gradient say."""
+        nothing = projections.new_zeros(())
+        along = [local.to_check.get(name, nothing).to(projections) for name in self._names]
+        own = [torch.stack([values.sum() for values in along]), torch.stack([values.abs().sum() for values in along])]
+        tolerance = projections.new_full((), local.tolerance).expand(len(along))
+        sums = self._sum(torch.stack([*(value / self.size for value in own), projections, tolerance / self.size]))
+        sizes = torch.stack([found.squared_norms.get(name, nothing).sum().to(projections) for name in self._names])
+        allowed = sums[3] * torch.maximum(sums[1], sums[2].abs())
+        is_nothing = torch.maximum(squared_gradient_norms.to(sizes), sizes) <= NEGLIGIBLE * sizes.sum()
+        right = ((sums[0] - sums[2]).abs() <= allowed) | is_nothing | ~sums[2].isfinite()
+        for name, agrees in zip(self._names, right.tolist(), strict=True):
+            if name in found.squared_norms and not agrees:
+                found.drop(name)
+                found.not_covered[name] = "the gradient is not the mean of what the samples of the processes contribute"
 
 
 def _slopes(statistics: PerSampleStatistics) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.owners import FLAT, Layout, Passes, by_shape
-from cockpit_lite.probes.per_sample.rules import RULES
+from cockpit_lite.probes.per_sample.rules import rule_of
 
 #: Correlation with the samples' weights under which a batch normalised model's rows are not taken for samples.
 AGREEMENT = 0.5
@@ -76,14 +76,18 @@ class Forward:
         self.calls, self.whole = [], None
         self.surveyed = self.abandoned = True
 
-    def survey(self, known: dict[tuple[object, ...], Answer], ask: bool) -> None:
+    def survey(self, known: dict[tuple[object, ...], Answer], ask: bool, in_shards: bool = False) -> None:
         """Give every call its layout: from ``known`` structures, from the graph, or if that cannot be asked from the shapes.
 
         Args:
             known: Answers of the graph that hold for every forward of the same structure; added to.
             ask: Whether the graph may be asked: that takes passes over it.
+            in_shards: Whether the parameters are sharded, so that a pass of ours would have all processes exchange them.
         """
         self.surveyed = True
+        if in_shards:
+            self._by_shape_without_doubt()
+            return
         structure = self.structure()
         if structure in known:
             self.batch_size, self.axis, layouts = known[structure]
@@ -116,6 +120,24 @@ class Forward:
         if self.data is not None:
             self.batch_size = self.data[0]
         return [None] * len(self.calls)
+
+    def _by_shape_without_doubt(self) -> None:
+        """Trust the shapes only where they fit in one way: the first axis is that of the samples, in the model and in calls."""
+        self._by_shape()
+        doubt = "the model's input has no tensor" if self.batch_size is None else ""
+        if self.data is not None and self.batch_size in self.data[1:]:
+            doubt = (
+                "another axis of the model's input is as long as the batch, and sharded parameters leave only the shapes to tell"
+            )
+        elif len(self._batch_axes()) > 1:
+            doubt = "the first axis of the model's input may be time, and sharded parameters leave only the shapes to tell"
+        for call in self.calls:
+            axes = call_axes(call.module, call.outputs[0])
+            call.layout = Layout(reason=doubt) if doubt else by_shape(call, self.batch_size or 0, axes)
+            if call.layout.owners is not None:  # how many rows of a sample are in which order
+                call.layout = Layout(
+                    reason="several rows a sample, and sharded parameters leave only the shapes to tell them apart"
+                )
 
     def _batch_axes(self) -> list[int]:
         """Return the axes of the model's input that may hold the samples, the likeliest first."""
@@ -212,14 +234,14 @@ def _failures(layouts: Sequence[Layout | None]) -> int:
 
 def trailing_axes(module: nn.Module) -> int:
     """Return how many last axes of the output are no leading ones."""
-    rule = RULES.get(type(module))
+    rule = rule_of(module)
     axes = None if rule is None else rule.trailing_axes(module)
     return 0 if axes is None else axes[1]
 
 
 def call_axes(module: nn.Module, output: Tensor) -> tuple[int, ...]:
     """Return the axes of the output on which a rule can use the samples."""
-    rule = RULES.get(type(module))
+    rule = rule_of(module)
     if rule is None:
         return (0, 1)  # the generic rule finds them on either
     first = rule.batch_axis(module)

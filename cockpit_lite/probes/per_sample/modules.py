@@ -13,7 +13,8 @@ from itertools import chain
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from cockpit_lite.probes.per_sample.rules import RULES, Rule
+from cockpit_lite.probes.per_sample.rules import Rule, rule_of
+from cockpit_lite.sharded import any_is_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,8 @@ class ModuleTable:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model = model
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        # FSDP changes them in its modules during every call, and back; they are looked at while it has not begun
+        self._parameters_change = not any_is_sharded(parameters.values())
         self._views: list[Iterable[object]] = []  # of the dictionaries that hold them
         self._seen: list[int] = []
         self.modules: dict[int, nn.Module] = {}
@@ -88,7 +91,7 @@ class ModuleTable:
         """
         around = {key for key, module in self.modules.items() if wants(module)}
         ends = self.remarkable | around
-        simple = {key for key in ends if type(self.modules[key]) in RULES and not self.modules[key]._modules}
+        simple = {key for key in ends if rule_of(self.modules[key]) is not None and not self.modules[key]._modules}
         by_rule = {key for key, owner in self.owners.items() if owner.rule is not None} - around
         repeated = {key for key in self.owners.keys() | around if _may_be_repeated(self.modules[key], key in by_rule)}
         norms = {key for key in ends if isinstance(self.modules[key], nn.modules.batchnorm._BatchNorm)}
@@ -107,7 +110,9 @@ class ModuleTable:
                     modules[id(child)] = child
                     waiting.append(child)
         self.modules = modules
-        self._views = [view.values() for module in waiting for view in (module._modules, module._parameters)]
+        self._views = [module._modules.values() for module in waiting]
+        if self._parameters_change:
+            self._views += [module._parameters.values() for module in waiting]
         self._seen = self._look()
         owners = {key: self._owner(module) for key, module in modules.items()}
         self.owners = {key: owner for key, owner in owners.items() if owner is not None}
@@ -132,7 +137,7 @@ class ModuleTable:
         own = {local: p for local, p in used.items() if p is not None and id(p) in self._names}
         if not own:
             return None
-        rule = RULES.get(type(module))
+        rule = rule_of(module)
         if rule is not None and not own.keys() <= set(rule.names(module)):
             rule = None
         names = {local: self._names[id(parameter)] for local, parameter in own.items()}

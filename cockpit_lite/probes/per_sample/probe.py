@@ -36,6 +36,7 @@ from cockpit_lite.probes.per_sample.projections import watch_projections
 from cockpit_lite.probes.per_sample.rules.rule import random_state
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
 from cockpit_lite.probes.per_sample.survey import Survey, connected
+from cockpit_lite.sharded import any_is_sharded
 
 #: Calls of the model whose graphs are held at a time because a backward pass may come for them all together.
 MOST_WAITING = 4
@@ -109,6 +110,9 @@ class PerSampleProbe:
         self.model = model
         self.parameters = dict(parameters)
         self._table = ModuleTable(model, self.parameters)
+        self._in_shards = any_is_sharded(self.parameters.values())
+        if self._in_shards:
+            self._table.refresh()
         self._handles: list[RemovableHandle] = []
         self._step = 0  # counts the steps that were watched
         # what holds from step to step: structures of calls, and parameters that were tried in vain
@@ -206,7 +210,8 @@ class PerSampleProbe:
         with self.paused():
             for forward in self._forwards:
                 if not forward.surveyed:
-                    forward.survey(self._known, ask=tensor_hooks.registrations() == self._user_hooks)
+                    ask = tensor_hooks.registrations() == self._user_hooks
+                    forward.survey(self._known, ask, self._in_shards)
                     forward.release()
         if self._early is not None:
             self._early.withdraw()
@@ -312,7 +317,8 @@ class PerSampleProbe:
         Args:
             products: Whether to return inner products with ``direction``.
             direction: Parameter name -> tensor of the parameter's shape; usually the gradient.
-            gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient.
+            gradient: The gradient that the contributions are checked against. ``None``: ``direction`` is the gradient. Of
+                sharded parameters nobody knows it: the statistics then come with what is to be checked.
             squares: Whether to return sums of squares.
         """
         if products > self._products or squares > self._squares:
@@ -328,6 +334,7 @@ class PerSampleProbe:
             self._gradients,
             self._drawing,
             self._some,
+            self._in_shards,
         )
         with torch.no_grad(), self.paused():
             directions = {"": direction, **self._directions} if products and direction is not None else self._directions

@@ -33,6 +33,10 @@ class PerSampleStatistics:
         drawing: What was to be drawn; ``None``: nothing.
         not_covered: Parameter name -> reason. A parameter is either here or above, never in both.
         conditional: Parameter name -> what its numbers are conditional on.
+        note: What else a reader should know of all of them.
+        to_check: Parameter name -> inner products with :func:`~cockpit_lite.probes.per_sample.checks.check_direction`, (N,),
+            where nobody has compared them with those of the gradient yet: no process knows the one that they sum to.
+        tolerance: How far their sum may then be from that of the gradient, relative to the sum of their magnitudes.
     """
 
     batch_size: int = 0
@@ -44,6 +48,9 @@ class PerSampleStatistics:
     drawing: Drawing | None = None
     not_covered: dict[str, str] = field(default_factory=dict)
     conditional: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    to_check: dict[str, Tensor] = field(default_factory=dict)
+    tolerance: float = 0.0
 
     @cached_property
     def total_squared_norms(self) -> Tensor:
@@ -59,13 +66,13 @@ class PerSampleStatistics:
         """Divide by what a gradient scaler multiplied the loss with; the direction was scaled, too, further ones were not."""
         for values in (self.squared_norms, self.products, self.sum_of_squares):
             values.update({name: value / scale**2 for name, value in values.items()})
-        for values in self.along.values():
+        for values in (*self.along.values(), self.to_check):
             values.update({name: value / scale for name, value in values.items()})
         self.elements.update({name: drawn._replace(values=drawn.values / scale) for name, drawn in self.elements.items()})
 
     def drop(self, name: str) -> None:
         """Forget what was measured of a parameter."""
-        for values in (self.squared_norms, self.products, self.sum_of_squares, *self.along.values()):
+        for values in (self.squared_norms, self.products, self.sum_of_squares, self.to_check, *self.along.values()):
             values.pop(name, None)
         self.elements.pop(name, None)
 

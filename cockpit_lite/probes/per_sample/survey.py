@@ -40,8 +40,11 @@ from cockpit_lite.probes.per_sample.plain import is_plain, measure_plain, plain_
 from cockpit_lite.probes.per_sample.rules import NoRule, Rule
 from cockpit_lite.probes.per_sample.shadow import with_call
 from cockpit_lite.probes.per_sample.statistics import PerSampleStatistics
+from cockpit_lite.sharded import part, unsharded_class
 
 BATCH_STATISTICS = "conditional on the batch statistics: batch normalisation in train mode lets the samples meet"
+
+BY_SHAPE = "the first axis of the model's input is taken for the samples: the graph of sharded parameters is not asked"
 
 #: Elements (16 MB in float32) that the factors of all forms may have that are kept until they are asked for again.
 KEPT = 4_000_000
@@ -63,6 +66,7 @@ class Survey:
         keep: Whether small forms are kept for :meth:`forms`, which would otherwise make them a second time.
         drawing: What elements are to be drawn.
         some: How many samples are enough along directions that have a name, at least; all if left out.
+        in_shards: Whether this process holds only a part of every parameter, and of the gradient.
     """
 
     def __init__(
@@ -75,8 +79,9 @@ class Survey:
         keep: bool = False,
         drawing: Drawing | None = None,
         some: int | None = None,
+        in_shards: bool = False,
     ) -> None:
-        self.parameters, self.drawing, self._some = parameters, drawing, some
+        self.parameters, self.drawing, self._some, self._in_shards = parameters, drawing, some, in_shards
         self.calls = sorted(calls, key=lambda call: call.forward)
         self.forwards = forwards
         self.micro_batches = connected(reached)
@@ -126,6 +131,8 @@ class Survey:
         for name, parameter in unused.items():
             if name not in missing and _arrived(parameter, name, gradient):
                 missing[name] = "the parameter is used outside of any module's call"
+        if self._in_shards:
+            missing = {name: reason for name, reason in missing.items() if self.parameters[name].grad is not None}
         missing.update(self._failures(checks, gradient, result))
         self._cover_by_calls_around(
             missing, lambda forms: self._measure(result, forms, directions, squares, gradient), gradient, result
@@ -136,6 +143,11 @@ class Survey:
         for name in self.not_covered:
             result.drop(name)
         result.conditional.update({name: note for name, note in self.notes.items() if name in result.squared_norms})
+        if result.to_check:
+            result.note = BY_SHAPE
+            result.tolerance = (
+                HALF_PRECISION_TOLERANCE if self._half_precision else max(map(self._tolerance, self.parameters.values()))
+            )
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
@@ -143,7 +155,14 @@ class Survey:
     def _measures_plainly(self, directions: Mapping[str, Mapping[str, Tensor]], gradient: Mapping[str, Tensor] | None) -> bool:
         """Whether nothing is wanted but what :func:`measure_plain` measures, of a batch that came in one piece."""
         only = not directions or (directions.keys() == {""} and directions[""] is gradient)
-        return only and gradient is not None and len(self.sizes) == 1 and self.drawing is None and not self._room
+        return (
+            only
+            and gradient is not None
+            and len(self.sizes) == 1
+            and not self._in_shards
+            and self.drawing is None
+            and not self._room
+        )
 
     def forms(self, wanted: frozenset[str]) -> Iterator[tuple[str, dict[int, Form]]]:
         """Yield name and forms by micro-batch of some covered parameters once more, a layer at a time.
@@ -212,7 +231,8 @@ class Survey:
                 result.products[name] = form.products_with_sum()
                 del towards[""]
                 by_gradient = False
-            along = None if total is None or by_gradient else check_direction(self.parameters[name])
+            checked = self._in_shards or (total is not None and not by_gradient)
+            along = check_direction(self.parameters[name]) if checked else None
             found = self._measured(name, parts, towards, along, squares)
             result.squared_norms[name] = found.norms
             for key, products in zip(towards, found.products, strict=True):
@@ -223,6 +243,8 @@ class Survey:
             drawn = None if self.drawing is None else self._drawn(self.drawing, name, parts)
             if drawn is not None:
                 result.elements[name] = drawn
+            if self._in_shards and found.along is not None:
+                result.to_check[name] = found.along
             if total is None or not parts:
                 continue
             if along is None:
@@ -268,6 +290,9 @@ class Survey:
         result: PerSampleStatistics,
     ) -> None:
         """Cover parameters by the generic rule on the smallest calls around them that contain every use; name the others."""
+        if self._in_shards:  # the calls around them would have to be repeated
+            self.not_covered.update(missing)
+            return
         if not missing:  # nearly always
             self.learned.learn(set(), {})
             return
@@ -391,7 +416,7 @@ class Survey:
             if len(calls) == 1 and not missing and is_plain(call, sizes[number]):
                 return {name: {number: form} for name, form in plain_forms(call).items()}
             try:
-                forms = forms_of_call(call, call.owner, sizes[number], self._samples_stay_apart)
+                forms = forms_of_call(call, call.owner, sizes[number], self._samples_stay_apart, repeat=not self._in_shards)
             except NoRule as reason:
                 missing.update(dict.fromkeys(own.values(), str(reason)))
                 if call.spent:
@@ -454,7 +479,9 @@ class Survey:
         return f"contributions do not sum to the gradient: the parameter is also used outside of {' and '.join(owners)}'s call"
 
 
-def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Call], bool]) -> Mapping[str, Form]:
+def forms_of_call(
+    call: Call, owner: Owner, batch_size: int, apart: Callable[[Call], bool], repeat: bool = True
+) -> Mapping[str, Form]:
     """Return parameter name in the module -> form of its per-sample gradients in this call.
 
     Args:
@@ -462,6 +489,7 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
         owner: What is known of its module.
         batch_size: Number of samples.
         apart: Whether the samples are known not to meet in a call.
+        repeat: Whether a call without a rule may be repeated.
 
     Raises:
         NoRule: if there is none; the message is the reason.
@@ -469,6 +497,8 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
     if call.condensed:
         return call.condensed
     layout = call.layout
+    if layout is None and not repeat:
+        raise NoRule(f"{_kind(call)}: it is called in the backward pass, and sharded parameters leave only the shapes to tell")
     if layout is None:  # recomputed in the backward pass
         layout = by_shape(call, batch_size, call_axes(call.module, call.outputs[0]))
     if layout.reason:
@@ -477,8 +507,10 @@ def forms_of_call(call: Call, owner: Owner, batch_size: int, apart: Callable[[Ca
         try:
             return ruled_forms(call, owner.rule, owner.names, layout, batch_size)
         except NoRule:
-            if layout.axis == FLAT:
+            if layout.axis == FLAT or not repeat:
                 raise
+    if not repeat:
+        raise NoRule(f"{_kind(call)} has no rule, and with sharded parameters its call cannot be repeated")
     repeated, _ = generic_forms(call, owner.parameters, layout, batch_size, apart(call))
     return repeated
 
@@ -555,7 +587,7 @@ def ruled_forms(call: Call, rule: Rule, names: Iterable[str], layout: Layout, ba
 
 
 def _kind(call: Call) -> str:
-    return type(call.module).__name__
+    return unsharded_class(call.module).__name__
 
 
 def _towards(name: str, directions: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -591,7 +623,7 @@ def _nothing(parameter: nn.Parameter, size: int, towards: Mapping[str, Tensor], 
 def _arrived(parameter: nn.Parameter, name: str, gradient: Mapping[str, Tensor] | None) -> bool:
     """Whether the parameter has a gradient, so that something must have contributed to it."""
     value = parameter.grad if gradient is None else gradient.get(name)
-    return value is not None and bool((value.coalesce().values() if value.is_sparse else value).any())
+    return value is not None and bool(part(value.coalesce().values() if value.is_sparse else value).any())
 
 
 def connected(reached: Sequence[set[int]]) -> list[set[int]]:

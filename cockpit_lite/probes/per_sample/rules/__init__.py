@@ -17,6 +17,7 @@ from cockpit_lite.probes.per_sample.rules.normalization import (
 )
 from cockpit_lite.probes.per_sample.rules.recurrent import PerSampleRecurrent
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule
+from cockpit_lite.sharded import unsharded_class
 
 #: Exact classes, as in BackPACK: a subclass may calculate something else, and goes to the generic rule.
 RULES: dict[type[nn.Module], Rule] = {
@@ -34,4 +35,10 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.MultiheadAttention: PerSampleAttention(),
 }
 
-__all__ = ["RULES", "NoRule", "Rule"]
+
+def rule_of(module: nn.Module) -> Rule | None:
+    """Return the rule of a module, ``None`` if its class has none."""
+    return RULES.get(type(module)) or RULES.get(unsharded_class(module))
+
+
+__all__ = ["RULES", "NoRule", "Rule", "rule_of"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cockpit_lite.probes.per_sample.forms import Dense, Form, OuterProducts, accurate
-from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, random_numbers_of
+from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, random_numbers_of, require_whole
 
 
 class PerSampleAttention(Rule):
@@ -45,6 +45,7 @@ class PerSampleAttention(Rule):
         return {name: ext.measure(forms[name], module.get_parameter(name)) for name in names}
 
     def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
+        require_whole(module, module.parameters())
         arguments: list[Any] = [getattr(module, f"input{position}", default) for position, default in enumerate(_DEFAULTS)]
         key_padding_mask, need_weights, attn_mask, average, causal = arguments[3:]
         sources = [accurate(tensor) for tensor in arguments[:3]]

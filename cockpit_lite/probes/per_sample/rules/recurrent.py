@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import Form, OuterProducts, Side, Sums, accurate
 from cockpit_lite.probes.per_sample.rules.gates import Weights, run, through_gates
-from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees
+from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, require_whole
 
 
 class PerSampleRecurrent(Rule):
@@ -49,6 +49,7 @@ class PerSampleRecurrent(Rule):
 
     @torch.no_grad()
     def _forms(self, module: Any, g_out: Sequence[Tensor | None]) -> dict[str, Form]:
+        require_whole(module, module.parameters())
         directions = ("", "_reverse") if module.bidirectional else ("",)
         keys = [[f"l{layer}{suffix}" for suffix in directions] for layer in range(module.num_layers)]
         weights = {key: _weights(module, key) for layer in keys for key in layer}

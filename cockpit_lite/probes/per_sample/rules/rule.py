@@ -21,6 +21,7 @@ from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 
 from cockpit_lite.probes.per_sample.forms import Dense
+from cockpit_lite.sharded import any_is_sharded
 
 
 class NoRule(Exception):  # noqa: N818  # a rule's way to say no, not an error
@@ -71,6 +72,12 @@ class Rule(FirstOrderModuleExtension):
 def _exists(module: nn.Module, name: str) -> bool:
     *path, last = name.split(".")
     return module.get_submodule(".".join(path))._parameters.get(last) is not None
+
+
+def require_whole(module: nn.Module, parameters: Iterable[Tensor]) -> None:
+    """Say no to a repetition of a call for which only a part of the weights is there."""
+    if any_is_sharded(parameters):
+        raise NoRule(f"the weights of {type(module).__name__} are sharded, and its call would have to be repeated")
 
 
 def agrees(repeated: Tensor, output: Tensor | None) -> bool:
