@@ -64,6 +64,20 @@ def test_random_numbers_in_the_forward_are_drawn_again_and_not_taken_from_the_us
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_what_failed_since_random_numbers_are_drawn_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, tried = ClassToken(0.5).double(), torch.randn(4, 3, 5, dtype=torch.float64), []
+    vmap = generic.vmap
+    monkeypatch.setattr(generic, "vmap", lambda *args, **kwargs: tried.append(kwargs["randomness"]) or vmap(*args, **kwargs))
+    for step in (["error", "different"], ["different"], ["different"]):
+        statistics, _ = watched(model, lambda: model(inputs).square().sum())
+        assert not statistics.not_covered
+        assert tried == step
+        tried.clear()
+    statistics, _ = watched(model.eval(), lambda: model(inputs).square().sum())  # nothing is drawn, so nothing has to be known
+    assert not statistics.not_covered
+    assert tried == ["error"]
+
+
 class Scaled(nn.Module):
     """A bare parameter before an encoder whose layers leave parts of features and of attention out."""
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ REPEATED_HALF_PRECISION = 5e-2
 AMBIGUOUS = 3
 #: Up to so many samples are done one after the other where they cannot be done together.
 LOOP = 256
+
+#: Modules whose calls vmap has refused to repeat since they draw random numbers: on later steps that is not tried again.
+_DRAWN_FROM: WeakSet[nn.Module] = WeakSet()
 
 
 class Output(NamedTuple):
@@ -116,17 +120,21 @@ def generic_forms(
             with _as_called(call), sdpa_kernel(SDPBackend.MATH), random_numbers_kept(call.outputs[0].device, drawn):
                 chunk = max(1, CHUNK // max(1, elements))
                 mapped = partial(vmap, by_sample, in_dims=(axes, output_axes))
-                try:
-                    found, gradients = mapped(randomness="error", chunk_size=chunk)(samples, deltas)
-                except Exception as error:  # vmap refuses some operations, and decisions that depend on values
-                    if "randomness" in str(error):
-                        masks = _masks(call, copy, values)
-                        every = mapped(randomness="different")
-                        found, gradients = _with_masks(every, samples, axes, deltas, output_axes, masks, axis, chunk)
-                    elif count > LOOP:
-                        raise
-                    else:
-                        found, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
+                draws = call.random_state is not None and call.module in _DRAWN_FROM
+                if not draws:
+                    try:
+                        found, gradients = mapped(randomness="error", chunk_size=chunk)(samples, deltas)
+                    except Exception as error:  # vmap refuses some operations, and decisions that depend on values
+                        draws = "randomness" in str(error)
+                        if not draws and count > LOOP:
+                            raise
+                        if not draws:
+                            found, gradients = _looped(by_sample, samples, axes, deltas, output_axes)
+                if draws:
+                    _DRAWN_FROM.add(call.module)
+                    masks = _masks(call, copy, values)
+                    every = mapped(randomness="different")
+                    found, gradients = _with_masks(every, samples, axes, deltas, output_axes, masks, axis, chunk)
         except Exception as error:  # whatever a user's forward may raise on one sample
             reason = _explain(kind, error)
             continue
