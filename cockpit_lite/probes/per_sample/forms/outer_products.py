@@ -58,6 +58,10 @@ class Side:
         """Shape (N, G, T, K)."""
         return self._values[:, None, None] if self.single else self._values
 
+    def gather(self) -> None:
+        """Bring the positions of a sample together in memory, which products of single samples like."""
+        self._values = self._values.contiguous()
+
     def double(self) -> Side:
         """Return the same in double precision."""
         return Side(self._values.double())
@@ -250,6 +254,7 @@ class OuterProducts(Form):
             yield deltas.transpose(-1, -2) @ inputs
 
     def _by_gradients(self, directions: Sequence[Tensor], along: RankOne | None, squares: bool) -> Measured:
+        self.left.gather()
         dtype = self.deltas.dtype
         towards = [direction.to(dtype).reshape(-1) for direction in directions]
         if along is not None:

@@ -65,7 +65,7 @@ def through_gates(
         inputs: Shape (T, N, I).
         before: Hidden states one time before, shape (T, N, H).
         outputs: Hidden states, shape (T, N, H).
-        delta: Gradients at the outputs, that of the final hidden state at the last of them, shape (T, N, H).
+        delta: Gradients at the outputs, that of the final hidden state at the last of them, shape (T, N, H). Overwritten.
         cell: Cell state at the beginning, of an LSTM.
         cell_delta: Gradient at the final cell state, if any.
         activated: The gates of an LSTM after their activations, shape (T, N, 4 H), if they are known.
@@ -156,12 +156,10 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
     through_cell, through_output = slopes[:, :, :3].unbind(), slopes[:, :, 3].unbind()
     carried = torch.zeros_like(cell) if cell_delta is None else cell_delta.clone()
     for_all = carried[:, None]
-    hidden = torch.empty_like(cell)
     for time in reversed(range(count)):
-        if time + 1 == count:
-            hidden.copy_(deltas[time])
-        else:
-            torch.addmm(deltas[time], rows[time + 1], weight, out=hidden)
+        hidden = deltas[time]
+        if time + 1 < count:
+            hidden.addmm_(rows[time + 1], weight)
         carried.addcmul_(hidden, at_cell[time])
         through_cell[time].mul_(for_all)
         through_output[time].mul_(hidden)

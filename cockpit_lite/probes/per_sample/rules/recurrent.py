@@ -80,11 +80,9 @@ class PerSampleRecurrent(Rule):
                 flipped = number == 1
                 state = position * len(layer) + number
                 found = outputs[position][key]
-                part = torch.zeros_like(found) if part is None else part.clone()
-                if last is not None:
-                    part[0 if flipped else -1] += last[state]
-                sequences = [tensor.flip(0) if flipped else tensor for tensor in (below, found, part)]
+                sequences = [tensor.flip(0) if flipped else tensor for tensor in (below, found)]
                 before = torch.cat([starts[key][0][None], sequences[1][:-1]])
+                arriving = partial(_arriving, part, found, None if last is None else last[state], flipped)
                 through = partial(
                     through_gates,
                     module.mode,
@@ -92,14 +90,13 @@ class PerSampleRecurrent(Rule):
                     sequences[0],
                     before,
                     sequences[1],
-                    sequences[2],
-                    starts[key][1] if module.mode == "LSTM" else None,
-                    None if cell is None else cell[state],
+                    cell=starts[key][1] if module.mode == "LSTM" else None,
+                    cell_delta=None if cell is None else cell[state],
                 )
-                gates = through(kernels[key].gates if kernels else None)
+                gates = through(arriving(), activated=kernels[key].gates if kernels else None)
                 agree = agrees(gates.outputs, sequences[1][gates.times])
                 if kernels and not agree:  # perhaps the kernel keeps something else
-                    gates = through()
+                    gates = through(arriving())
                     agree = agrees(gates.outputs, sequences[1][gates.times])
                 if not agree:
                     raise NoRule(f"the call of {type(module).__name__} could not be repeated")
@@ -140,9 +137,27 @@ def _time_first(module: Any, tensor: Tensor | None) -> Tensor | None:
     return accurate(tensor).transpose(0, 1) if module.batch_first else accurate(tensor)
 
 
+def _arriving(part: Tensor | None, like: Tensor, final: Tensor | None, flipped: bool) -> Tensor:
+    """Return the gradients at the outputs in the order in which the times are gone through, in memory of their own.
+
+    Args:
+        part: What arrived at the outputs; ``None``: nothing.
+        like: The outputs.
+        final: What arrived at the final state.
+        flipped: Whether the last time is gone through first.
+    """
+    if part is None:
+        found = torch.zeros_like(like)
+    else:
+        found = part.flip(0) if flipped else part.clone(memory_format=torch.contiguous_format)
+    if final is not None:
+        found[-1] += final
+    return found
+
+
 def _side(deltas: Tensor) -> Side:
-    """Return what the weights of a layer share, with the times of a sample together in memory."""
-    return Side(deltas.transpose(0, 1).contiguous()[:, None])
+    """Return what the weights of a layer share."""
+    return Side(deltas.transpose(0, 1)[:, None])
 
 
 def _run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor], key: str) -> Tensor:
