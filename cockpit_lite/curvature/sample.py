@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from cockpit_lite.curvature.control import FEWEST, Controls
 from cockpit_lite.curvature.trace import TraceEstimate
 from cockpit_lite.errors import NotMeasured
 
@@ -30,6 +32,7 @@ class GaussNewtonSample:
         gradient: ``J'u`` by parameter name, of those whose samples cannot be told apart; zero for unused parameters.
         squared_norms: ``‖J_n'u_n‖²`` by parameter name, shape (N,), of the others. For the former the square of the sum stands
             in.
+        controls: What is known of the random numbers, if anything.
         sum_of_squares: ``sum_n (J_n'u_n)²`` element by element; the same parameters are missing. None: nobody asked for them.
     """
 
@@ -37,9 +40,20 @@ class GaussNewtonSample:
     gradient: Mapping[str, Tensor]
     squared_norms: Mapping[str, Tensor]
     sum_of_squares: Mapping[str, Tensor] | None
+    controls: Controls | None = None
+
+    @cached_property
+    def _parts(self) -> Mapping[str, Tensor]:
+        """What the samples contribute to the traces of the parameters whose samples are told apart."""
+        norms = self.squared_norms
+        if self.controls is None or not norms or len(self.controls.values) < FEWEST:
+            return norms
+        device = self.controls.values.device
+        corrected = self.controls.corrected(torch.stack([value.to(device) for value in norms.values()]))
+        return dict(zip(norms, corrected.unbind(), strict=True))
 
     def trace(self, names: Iterable[str]) -> TraceEstimate:
-        """Return the trace of the block of these parameters.
+        """Return the trace of the block of these parameters; what chance adds to it is taken out as far as it is known.
 
         The standard error is that of a sum of independent parts, estimated from their spread, in which the differences between
         samples count, too: it is rather too large than too small.
@@ -50,7 +64,7 @@ class GaussNewtonSample:
         names = list(names)
         self._check(names)
         together = [self.gradient[name].square().sum() for name in names if name not in self.squared_norms]
-        apart = [self.squared_norms[name] for name in names if name in self.squared_norms]
+        apart = [self._parts[name] for name in names if name in self.squared_norms]
         device = (together or apart)[0].device
         value = error = torch.zeros((), device=device, dtype=(together or apart)[0].dtype)
         if together:  # ‖x‖² of one normal vector x has at most the deviation sqrt(2) times its mean

@@ -7,6 +7,8 @@ rules for per-sample gradients know the gradients of the parameters are not calc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,13 +74,22 @@ class SampledCurvature:
         outputs = forward.outputs()
         heads = find_loss_heads(loss, outputs, check=loss.device.type == "cpu")
         with without_autocast(loss):
-            seeds = _seeds(heads, outputs, generator)
+            roots = [head.random_root(generator) for head in heads]
+            seeds = _seeds(heads, roots, outputs)
         parameters = list(self._parameters.values())
         try:
             with quietly(parameters, self._model.buffers()):
-                return self._send(outputs, seeds, 1.0 if scale is None else scale)
+                sample = self._send(outputs, seeds, 1.0 if scale is None else scale)
         except RuntimeError as error:
             raise NotMeasured(explain(error)) from error
+        if len(heads) > 1 or not sample.squared_norms:
+            return sample
+        with suppress(NotMeasured):  # it is as right without, and only spread more
+            size, axis = self._probe.batch
+            controls = None if size is None else heads[0].controls(roots[0], size, axis)
+            if controls is not None and len(controls.values) == len(next(iter(sample.squared_norms.values()))):
+                return replace(sample, controls=controls)
+        return sample
 
     def _send(self, outputs: Sequence[Tensor], seeds: Mapping[int, Tensor], scale: float | Tensor) -> GaussNewtonSample:
         ends = [outputs[position] for position in seeds]
@@ -150,13 +161,12 @@ def _dense(slopes: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: slope.to_dense() if slope.is_sparse else slope for name, slope in slopes.items() if slope is not None}
 
 
-def _seeds(heads: Sequence[LossHead], outputs: Sequence[Tensor], generator: torch.Generator) -> dict[int, Tensor]:
+def _seeds(heads: Sequence[LossHead], roots: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return random numbers by position of the output: mean 0, and L'' as their covariance."""
     seeds: dict[int, Tensor] = {}
-    for head in heads:
+    for head, root in zip(heads, roots, strict=True):
         position = head.position
         output = outputs[position].detach().requires_grad_()
-        root = head.random_root(generator)
         with torch.enable_grad():
             (seed,) = torch.autograd.grad(head.from_output(output), output, root)
         seeds[position] = seeds[position] + seed if position in seeds else seed

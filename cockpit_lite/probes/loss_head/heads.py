@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cockpit_lite.curvature.control import Controls
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head.route import Route
 
@@ -154,6 +155,19 @@ class LossHead:
             NotMeasured: if the second derivative is not known.
         """
         return self.sampled_gradient(generator)
+
+    def controls(self, root: Tensor, batch_size: int, axis: int = 0) -> Controls | None:
+        """Return what is known of a random root where samples have several predictions; None: nothing.
+
+        Args:
+            root: What :meth:`random_root` returned.
+            batch_size: Number of samples.
+            axis: The axis of the model's input that holds them.
+
+        Raises:
+            NotMeasured: if it is not known which predictions are whose.
+        """
+        return None
 
 
 class Elementwise(LossHead):
@@ -341,6 +355,29 @@ class CrossEntropy(LossHead):
         signs = torch.empty_like(probabilities).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
         drawn = _cholesky_times(probabilities, signs, self._axis) if self._logits else -signs * probabilities.sqrt()
         return self.row_weights().sqrt().unsqueeze(self._axis) * drawn
+
+    def controls(self, root: Tensor, batch_size: int, axis: int = 0) -> Controls | None:
+        """See :meth:`LossHead.controls`."""
+        if not self._logits or self.row_weights().numel() <= batch_size:
+            return None
+        owners = self.route.owners(batch_size, axis, root.device)
+        known: Tensor | bool = True
+        if isinstance(owners, int):  # nothing was moved on the way: their axis
+            if owners == self._axis:
+                raise NotMeasured(_CLASSES)
+            shape = [batch_size if place == owners else 1 for place in range(root.dim())]
+            rows = torch.arange(batch_size, device=root.device).view(shape).expand(root.shape).select(self._axis, 0).reshape(-1)
+        else:
+            rows = owners.select(self._axis, 0)
+            known = (owners == rows.unsqueeze(self._axis)).all()  # else the numbers say nothing: nobody has to wait for this
+            rows = rows.reshape(-1)
+        numbers = root.movedim(self._axis, -1).reshape(len(rows), -1)
+        traces = self.row_weights().reshape(-1) * (1 - self._normalised.exp().square().sum(self._axis).reshape(-1))
+        sums = numbers.new_zeros(batch_size, numbers.shape[1]).index_add_(0, rows, numbers)
+        each = numbers.new_zeros(batch_size, 2).index_add_(0, rows, torch.stack([numbers.square().sum(1), traces], 1))
+        expected = each[:, 1:].expand(-1, 2)
+        values = torch.stack([each[:, 0], sums.square().sum(1)], 1)
+        return Controls(torch.where(torch.as_tensor(known, device=values.device), values, expected), expected)
 
     def contributions(self) -> Contributions:
         """See :meth:`LossHead.contributions`."""
