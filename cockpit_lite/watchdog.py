@@ -83,7 +83,7 @@ class Watchdog:
                 if self._ended is call:
                     self._take_back()
         except Hanging:
-            self._ended = None
+            self._call = self._ended = None  # it may have come just before the first line of what follows the work
             raise TimeoutError(f"it did not come back{self._where}") from None
         except BaseException:
             if self._ended is call:  # Ctrl-C came on the way there
@@ -123,7 +123,7 @@ class Watchdog:
                     self._ended = None
                 break
             except BaseException as error:  # this is where it may arrive; or Ctrl-C, which is for the user
-                interrupt = None if isinstance(error, Hanging) else error
+                interrupt = interrupt if isinstance(error, Hanging) else error
         if interrupt is not None:
             raise interrupt
 
