@@ -59,8 +59,9 @@ class Side:
         return self._values[:, None, None] if self.single else self._values
 
     def gather(self) -> None:
-        """Bring the positions of a sample together in memory, which products of single samples like."""
-        self._values = self._values.contiguous()
+        """Bring the positions of a sample together in memory, if other samples lie between them: its products like that."""
+        if self._values.stride(-1) == 1:  # turned over they lie together
+            self._values = self._values.contiguous()
 
     def double(self) -> Side:
         """Return the same in double precision."""
