@@ -77,6 +77,7 @@ class Observer:
         self._value: float | None = None  # of the loss that goes backwards now, where it is known
         self._versions: tuple[int, ...] = ()  # of the parameters, when the first such pass was thrown away
         self._without_step = 0  # backward passes whose gradient no optimizer used
+        self._left_out = False  # whether the optimizer that is called now takes no step
         self._updated: set[int] = set()  # optimizers that have stepped
         self._closure = ""  # "expected", "first" evaluation, "again"
         self._scale: Tensor | None = None
@@ -160,7 +161,11 @@ class Observer:
         if id(optimizer) in self._updated:
             self._end_step()
         self._closure = "expected" if has_closure else ""
-        if self._tracked is None:
+        # Only a measured step is worth the wait: others show no gradient, and a step too many is counted there.
+        self._left_out = not self._several and loss_scale.leaves_out(optimizer, wait=self._tracked is not None)
+        if self._left_out:
+            self._throw_away()
+        if self._tracked is None or self._left_out:
             return
         if not has_closure:
             self._tracked.measure_gradient(optimizer, self._scale, self._loss())
@@ -183,7 +188,7 @@ class Observer:
 
     def after_update(self, optimizer: Optimizer) -> None:
         """See :class:`~cockpit_lite.probes.optimizer.OptimizerListener`."""
-        if not self.active:
+        if not self.active or self._left_out:
             return
         if self._several:
             if self._taking_turns and not self._backwards:

@@ -794,12 +794,16 @@ def test_autocast(tmp_path: Path) -> None:
     check(loop, tmp_path)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
-def test_a_gradient_scaler(unscale: bool, tmp_path: Path) -> None:
-    """Loss, gradient and curvature are recorded without the scale, and the scaler's own skipped step is no step."""
+def test_a_gradient_scaler(unscale: bool, fused: bool, tmp_path: Path) -> None:
+    """Loss, gradient and curvature are recorded without the scale, and the scaler's own skipped step is no step.
+
+    Fused optimizers are called all the same, unscale by themselves, and find out by themselves that there is no step to take.
+    """
 
     def loop(watch: Watch, ledger: Ledger) -> None:
-        model, optimizer = start(ledger)
+        model, optimizer = start(ledger, SGD, lr=0.1, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         with watch(model, optimizer):
             for number, (x, y) in enumerate(data(8)):

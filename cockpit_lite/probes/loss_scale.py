@@ -57,6 +57,17 @@ def is_unscaled(optimizer: Optimizer) -> bool:
     return stage is not OptState.READY
 
 
+def leaves_out(optimizer: Optimizer, wait: bool) -> bool:
+    """Return whether a fused optimizer, which is called all the same, leaves out the step that begins.
+
+    Args:
+        optimizer: Whose step begins: the scaler has told it now whether it found an infinite gradient.
+        wait: Whether to wait for a device that has not finished the backward pass yet; else the answer there is no.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and (wait or found.is_cpu) and bool(found)
+
+
 def _noting_scale(self: GradScaler, outputs: Any) -> Any:
     global _uses
     scaled = _original(self, outputs)

@@ -105,6 +105,7 @@ def fit(folder: Path, watched: bool, make: Callable[[], Any] = Net, shuffle: boo
     validation = torch.utils.data.DataLoader(data, batch_size=128)
     model = make()
     callbacks = [CockpitCallback(run=folder / "run", budget=None)] if watched else []
+    alone = settings.pop("validated_alone", False)
     if settings.pop("averaged", False):
         callbacks.append(lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1))
     trainer = lightning.Trainer(
@@ -112,7 +113,11 @@ def fit(folder: Path, watched: bool, make: Callable[[], Any] = Net, shuffle: boo
         callbacks=callbacks, default_root_dir=folder, **{"max_epochs": 2, **settings},
     )  # fmt: skip
     has_validation = hasattr(model, "validation_step") and type(model).__name__ == "Net"
+    if alone:
+        trainer.validate(model, validation, verbose=False)
     trainer.fit(model, training, validation if has_validation else None)
+    if alone:
+        trainer.validate(model, validation, verbose=False)
     return Outcome(model)
 
 
@@ -120,6 +125,7 @@ CASES: dict[str, dict[str, Any]] = {
     "automatic": {},
     "manual": {"make": lambda: Net(manual=True)},
     "two optimizers": {"make": Gan},
+    "validated before and after": {"validated_alone": True},
     "accumulation": {"accumulate_grad_batches": 4},
     "clipping": {"gradient_clip_val": 0.1},
     "bfloat16": {"precision": "bf16-mixed"},
