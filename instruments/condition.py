@@ -100,7 +100,7 @@ class Condition(Instrument):
         found = step.once(density.spectral_density)
         median = median_of_the_rest(found.nodes, found.weights, curvature.dimension)
         _, known = curvature.sub_batch_or_all(SHARE)
-        notes = [known, f"median magnitude of {len(found.nodes)} nodes"]
+        notes = [known, "median magnitude of the density's nodes"]
         readings = {"condition": Reading(largest / median, "estimated", note="; ".join(filter(None, notes)))}
         krylov = curvature.krylov
         if len(krylov.basis) < curvature.dimension:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cockpit_lite.packed_numbers import FEWEST, MOST, Form, is_packed, pack, unpack
 
-#: Form -> greatest relative error: half a unit in the last of 16, 12 and 8 significant bits.
-ERRORS: dict[Form, float] = {"f": 2**-16, "g": 2**-12, "h": 2**-8}
+#: Form -> greatest relative error: half a unit in the last of 16, 12, 8 and 6 significant bits.
+ERRORS: dict[Form, float] = {"f": 2**-16, "g": 2**-12, "h": 2**-8, "i": 2**-6}
 
 
 @given(
@@ -36,6 +36,25 @@ def test_arrays_keep_their_shape_and_their_zeros(share_of_zeros: float) -> None:
     assert text is not None
     assert unpack(text) == (array, 325)
     assert len(text) < 30 + (325 / 6 if share_of_zeros else 0) + 4 * 325 * (1.1 - share_of_zeros)
+
+
+@pytest.mark.parametrize(("form", "bits"), [("g", 14), ("h", 10), ("i", 8)])
+def test_numbers_that_are_alike_in_size_take_few_bits(form: Form, bits: int) -> None:
+    draw = random.Random(0)
+    values = [draw.choice([-1, 1]) * 10 ** draw.uniform(-3, 0) for _ in range(62)]
+    for numbers, signed in ((values, 1), ([abs(value) for value in values], 0)):
+        text = pack(numbers, form)
+        assert text is not None and len(text) <= len("62s14:") + math.ceil(math.ceil((48 + 62 * (bits + signed)) / 8) * 4 / 3)
+        assert all(abs(a - b) <= ERRORS[form] * abs(b) for a, b in zip(unpack(text)[0], numbers, strict=True))
+    same = pack([0.25] * 62, form)
+    assert same is not None and len(same) < 30 and unpack(same)[0] == [0.25] * 62
+
+
+def test_nan_may_fill_up_an_array() -> None:
+    array = [[0.5, -1.0, math.nan], [-math.nan, 2.0, 0.0]]
+    for form in ERRORS:
+        text = pack(array, form, filled=True)
+        assert text is not None and str(unpack(text)[0]) == str([[0.5, -1.0, math.nan], [math.nan, 2.0, 0.0]])
 
 
 def test_whole_numbers_up_to_65535_are_exact() -> None:
@@ -76,6 +95,16 @@ def test_what_cannot_be_packed_is_left_as_it_is(values: list[Any]) -> None:
         "4fP4AAQAAAQEAAQI!A",
         "4xP4AAQAAAQEAAQIAA",
         "4zf",
+        "4l8",
+        "4l8:",
+        "4l0:PczMPBUcAAAAAAA",
+        "4l99:PczMPBUcAAAAAAA",
+        "4l8:AAAAPBUcAAAAAA",
+        "4l8:f8AAPBUcAAAAAA",
+        "4l8:PczMf4AAAAAAAA",
+        "4l8:PczMfwAAAAAAAA",
+        "4l8:PczMPBUcAAAAAAAA",
+        "4l8:PczMPBUcAAAA",
         "8zf8A",
         "0f",
         "999999h",

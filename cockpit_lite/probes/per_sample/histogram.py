@@ -82,7 +82,8 @@ def _finished(step: Step, sample: SampledElements, tables: Tensor, alone: Sequen
     found = (flat * own_weights[:, None]).round_().reshape(tables.shape)
     drawn, notes = sum(sample.draws), []
     if drawn < sample.of or samples < statistics.batch_size:
-        notes.append(f"from {drawn} of {sample.of} elements of {samples} samples")
+        # To one digit: small parameters whose turn it is are taken whole, and a note that is never the same fills the log.
+        notes.append(f"from some {float(f'{drawn:.1g}'):.0f} of {sample.of} elements of {samples} samples")
     if statistics.not_covered:
         notes.append(f"without {len(statistics.not_covered)} parameters that are not covered")
     places = {name: place for place, name in enumerate(sample.names)}
