@@ -21,8 +21,8 @@ that one), or a text. "=1": the same as cell 1 of the row. Longer arrays are pac
 value and how it was got: ``{"grad_hist_1d/0.bias": ["59zh...", {"kind": "estimated"}]}``.
 
 Significant digits: seven, which is what float32 knows; three of a standard error or residual.
-Packed ones have 3.6, arrays 4.8, and fewer where less is known: 2.4 what has a standard error of 2 % or more, 1.8 (off by 1.6 % at
-most) standard errors and residuals, and histograms of a few hundred elements. Knows no torch.
+Packed ones have 3.6, arrays 4.8, and fewer where less is known: 2.4 what has a standard error of 2 % or more, 1.8 (off by 1.6 %
+at most) standard errors, residuals, and histograms of a few hundred elements. Knows no torch.
 """
 
 from __future__ import annotations
