@@ -61,6 +61,10 @@ class Drawing:
         self._start = float(torch.rand((), generator=self._generator))
         self.alone = in_turn(list(shapes), seed)
 
+    def count(self, name: str) -> int:
+        """Return how many elements are drawn of a parameter."""
+        return self.shared.get(name, 0) + LEAST * (name in self.alone)
+
     def take(self, name: str, parts: Sequence[Form], shape: torch.Size) -> Drawn | None:
         """Return what is drawn of a parameter; None if it is not its turn.
 
@@ -69,7 +73,7 @@ class Drawing:
             parts: The form of every micro-batch, in order.
             shape: Of the parameter.
         """
-        count = self.shared.get(name, 0) + LEAST * (name in self.alone)
+        count = self.count(name)
         if not count:
             return None
         layer = LayerGradients(parts, shape)

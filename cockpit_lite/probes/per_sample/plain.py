@@ -53,24 +53,31 @@ def plain_forms(call: Call) -> dict[str, OuterProducts | Sums]:
 
 
 def measure_plain(
-    call: Call, gradient: Mapping[str, Tensor], products: bool, squares: bool, result: PerSampleStatistics
+    call: Call,
+    result: PerSampleStatistics,
+    directions: Mapping[str, Mapping[str, Tensor]],
+    gradient: Mapping[str, Tensor] | None,
+    squares: bool,
+    some: int | None,
 ) -> dict[str, Check]:
-    """Add norms, inner products with the gradient and sums of squares to the result; return what is to be compared.
+    """Add norms, inner products and sums of squares to the result; return what is to be compared.
 
     With one position c_n = d_n a_n' for the weight and d_n for the bias, so that everything follows from a and d.
 
     Args:
         call: One that is plain.
-        gradient: By parameter name.
-        products: Whether inner products are wanted.
-        squares: Whether sums of squares are wanted.
         result: Added to.
+        directions: Name -> direction of inner products, which is parameter name -> tensor.
+        gradient: What the contributions are checked against, by parameter name.
+        squares: Whether sums of squares are wanted.
+        some: How many samples are enough along directions that have a name, at least; all if left out.
     """
     owner, inputs, deltas = call.owner, call.args[0], call.deltas[0]
     assert owner is not None and deltas is not None
     checks: dict[str, Check] = {}
     norms = torch.linalg.vector_norm(deltas, dim=-1)
     squared = deltas.square() if squares else None
+    every = 1 if some is None else max(1, len(deltas) // some)
     along: Tensor | None = None
     for local, name in owner.names.items():
         of_weight = local == "weight"
@@ -78,21 +85,30 @@ def measure_plain(
         result.squared_norms[name] = size * size
         if squared is not None:
             result.sum_of_squares[name] = squared.T @ inputs.square() if of_weight else squared.sum(0)
-        total = gradient.get(name)
-        if total is None:
-            continue
-        if products:
-            quick = of_weight and sum_is_quick(inputs, deltas)
-            if quick:  # the contributions sum to the gradient, which is checked: their products among each other say the same
-                found = products_with_sum(inputs, deltas)
-            else:
-                found = (inputs @ total.T).mul_(deltas).sum(1) if of_weight else deltas @ total
-            result.products[name] = found
-            if not quick:
-                checks[name] = found, None
+        total = None if gradient is None else gradient.get(name)
+        for key, values in directions.items():
+            direction = values.get(name)
+            if direction is None:
                 continue
-        direction = check_direction(total)
-        if along is None:  # sides of one length are the same, so that weight and bias share it
-            along = deltas @ direction.left
-        checks[name] = (inputs @ direction.right).mul_(along) if of_weight else along, along_direction(total, direction)
+            if key:
+                rows = inputs[::every] if of_weight else None
+                result.along.setdefault(key, {})[name] = _products(rows, deltas[::every], direction)
+            elif of_weight and direction is total and sum_is_quick(inputs, deltas):
+                # the contributions sum to the gradient, which is checked: their products among each other say the same
+                result.products[name] = products_with_sum(inputs, deltas)
+            else:
+                result.products[name] = _products(inputs if of_weight else None, deltas, direction)
+                if direction is total:
+                    checks[name] = result.products[name], None
+        if total is not None and name not in checks:
+            sides = check_direction(total)
+            if along is None:  # sides of one length are the same, so that weight and bias share it
+                along = deltas @ sides.left
+            checks[name] = (inputs @ sides.right).mul_(along) if of_weight else along, along_direction(total, sides)
     return checks
+
+
+def _products(inputs: Tensor | None, deltas: Tensor, direction: Tensor) -> Tensor:
+    """Return the inner products of d_n a_n', or of d_n if there are no inputs, with a direction."""
+    towards = direction.to(deltas.dtype)
+    return deltas @ towards if inputs is None else (inputs @ towards.T).mul_(deltas).sum(1)

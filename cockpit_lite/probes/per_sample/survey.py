@@ -115,12 +115,14 @@ class Survey:
         missing: dict[str, str] = {}
         checks: dict[str, Check] = {}
         unused = dict(self.parameters)
-        plainly = self._measures_plainly(directions, gradient)
+        plainly = len(sizes) == 1 and not self._in_shards and not self._room
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
-            if plainly and gradient is not None and len(calls) == 1 and is_plain(calls[0], sizes[0]):
-                checks.update(measure_plain(calls[0], gradient, "" in directions, squares, result))
+            if plainly and len(calls) == 1 and is_plain(calls[0], sizes[0]):
+                checks.update(measure_plain(calls[0], result, directions, gradient, squares, self._some))
                 for name in calls[0].owner.names.values():  # type: ignore[union-attr]  # it is one of the owned
                     unused.pop(name, None)
+                if self.drawing is not None:
+                    self._draw_plainly(self.drawing, calls[0], result)
                 continue
             forms = self._forms(calls, sizes, missing)
             checks.update(self._measure(result, forms, directions, squares, gradient))
@@ -151,18 +153,6 @@ class Survey:
         if self.batch_statistics:
             result.conditional = dict.fromkeys(result.squared_norms, BATCH_STATISTICS)
         return result
-
-    def _measures_plainly(self, directions: Mapping[str, Mapping[str, Tensor]], gradient: Mapping[str, Tensor] | None) -> bool:
-        """Whether nothing is wanted but what :func:`measure_plain` measures, of a batch that came in one piece."""
-        only = not directions or (directions.keys() == {""} and directions[""] is gradient)
-        return (
-            only
-            and gradient is not None
-            and len(self.sizes) == 1
-            and not self._in_shards
-            and self.drawing is None
-            and not self._room
-        )
 
     def forms(self, wanted: frozenset[str]) -> Iterator[tuple[str, dict[int, Form]]]:
         """Yield name and forms by micro-batch of some covered parameters once more, a layer at a time.
@@ -281,6 +271,13 @@ class Survey:
         if not any(isinstance(part, Condensed) for part in known):
             return drawing.take(name, known, self.parameters[name].shape)
         return known[0].drawn if len(known) == 1 and isinstance(known[0], Condensed) else None
+
+    def _draw_plainly(self, drawing: Drawing, call: Call, result: PerSampleStatistics) -> None:
+        if call.owner is not None and any(map(drawing.count, call.owner.names.values())):
+            for name, form in plain_forms(call).items():
+                drawn = drawing.take(name, [form], form.shape)
+                if drawn is not None:
+                    result.elements[name] = drawn
 
     def _cover_by_calls_around(
         self,
