@@ -26,6 +26,9 @@ def one_process() -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+WORLD = "of all processes"  # there is none yet
+
+
 class Net(nn.Module):
     """Something to be used in several ways."""
 
@@ -69,9 +72,9 @@ def sharded(model: nn.Module) -> nn.Module:
     return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
 
 
-def trained(model: nn.Module, folder: Path, samples: int = 10) -> Run:
+def trained(model: nn.Module, folder: Path, samples: int = 10, group: Any = WORLD) -> Run:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    group = distributed.group.WORLD
+    group = distributed.group.WORLD if group is WORLD else group
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cockpit, "_write_results", lambda self: None)
         with Cockpit(
@@ -108,6 +111,20 @@ def test_what_cannot_be_told_is_named(make: Callable[[], nn.Module], samples: in
     run = trained(sharded(make()), tmp_path / "run", samples)
     assert "norm_test" not in run.names
     assert reason in run.not_measured["norm_test"]
+
+
+def test_who_averages_gradients_and_does_not_say_so_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+
+    def average(parameter: Tensor) -> None:  # with a process that has a gradient of zero
+        assert parameter.grad is not None
+        parameter.grad /= 2
+
+    model = Net()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(average)
+    run = trained(model, tmp_path / "run", group=None)
+    assert "averaged over processes that do not measure together (hand over process_group=)" in run.not_measured["norm_test"]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -13,7 +13,7 @@ from functools import cached_property
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
@@ -473,7 +473,10 @@ class Survey:
 
     def _reason(self, name: str) -> str:
         owners = sorted({type(call.module).__name__ for call in self.calls if _owns(call, name)})
-        return f"contributions do not sum to the gradient: the parameter is also used outside of {' and '.join(owners)}'s call"
+        why = f"the parameter is also used outside of {' and '.join(owners)}'s call"
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            why += ", or its gradient is averaged over processes that do not measure together (hand over process_group=)"
+        return f"contributions do not sum to the gradient: {why}"
 
 
 def forms_of_call(
