@@ -38,7 +38,7 @@ from cockpit_lite.resume import Earlier, find_earlier
 from cockpit_lite.run import load_run
 from cockpit_lite.run_log import RunWriter, wait_for_ranks
 from cockpit_lite.schedule import Budget, Every, Schedule
-from cockpit_lite.sharded import any_is_sharded, whole_in_calls
+from cockpit_lite.sharded import any_is_sharded, unsharded_class, whole_in_calls
 from cockpit_lite.sink import Sink, resolve_sinks
 from cockpit_lite.watchdog import Watchdog
 
@@ -121,7 +121,7 @@ class Cockpit:
         self._parameters = named_parameters(model, self._optimizers)
         _check_shared(model, self._optimizers)
         self._loss_fn = loss_fn
-        self._folder = _new_folder(type(model).__name__) if run is None else Path(run)
+        self._folder = _new_folder(unsharded_class(model).__name__) if run is None else Path(run)
         self._folder_is_ours = run is None
         if not isinstance(resume, int) or resume < 0:
             raise SetupError(f"resume= takes True or the number of the next step, not {resume!r}.")
@@ -359,7 +359,7 @@ class Cockpit:
             except RunExistsError:
                 if not self._folder_is_ours:
                     raise
-                self._folder = _new_folder(type(self._model).__name__)  # another run began in the same second
+                self._folder = _new_folder(unsharded_class(self._model).__name__)  # another run began in the same second
 
     def preflight(self, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor] | None = None) -> Preflight:
         """Check on one batch whether everything is ready to train; nothing of yours is changed.
@@ -397,7 +397,7 @@ class Cockpit:
             "status": "running",
             "pid": os.getpid(),
             "model": {
-                "class": type(self._model).__name__,
+                "class": unsharded_class(self._model).__name__,
                 "parameters": sum(parameter.numel() for parameter in self._parameters.values()),
                 "trainable_parameters": sum(
                     parameter.numel() for parameter in self._parameters.values() if parameter.requires_grad

@@ -92,6 +92,7 @@ def test_norms_are_those_of_whole_parameters(tmp_path: Path) -> None:
     alone, together = (trained(make(Net()), tmp_path / name) for name, make in (("alone", lambda net: net), ("shards", sharded)))
     assert together.series("norm_test")[1] == pytest.approx(alone.series("norm_test")[1], rel=1e-5)
     assert len(together.series("norm_test")[1]) == 2
+    assert together.info["model"]["class"] == "Net"
 
 
 @pytest.mark.parametrize(
