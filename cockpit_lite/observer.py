@@ -28,6 +28,9 @@ from cockpit_lite.schedule import Budget, Schedule
 from cockpit_lite.tracked_step import Probes, TrackedStep, account
 from cockpit_lite.transfer import Row
 
+#: Steps after which, at most, instruments that found nothing to measure in the net look again.
+_LOOK_AGAIN = 1000
+
 #: Backward passes without a step after which it is worth saying so.
 _OFTEN = 5
 
@@ -83,6 +86,9 @@ class Observer:
         self._scale: Tensor | None = None
         self._scale_uses = 0
         self._tracked: TrackedStep | None = None
+        self._resting: set[Instrument] = set()  # those that found nothing to measure in this net
+        self._look_again = 0  # the first step at which they may look again, beside others
+        self._rest_for = 1
         self._halfway: list[Instrument] = []  # those that were due on the last step and want this one, too
         # Where such an instrument was switched off here, the other processes track the second step all the same, and wait for us.
         self._pairs = processes is not None and any(LAST_STEP in instrument.needs for instrument in instruments)
@@ -269,8 +275,24 @@ class Observer:
             return tuple(self._instruments)
         if self._budget.idle(self.index):
             return ()
-        allows, index = self._budget.allows, self.index
-        return [instrument for instrument in self._instruments if allows(account(instrument), index)]
+        allows, index, resting = self._budget.allows, self.index, self._resting
+        due = [i for i in self._instruments if i not in resting and allows(account(i), index)]
+        if due and resting and index >= self._look_again:
+            due += [instrument for instrument in self._instruments if instrument in resting]
+        return due
+
+    def _let_rest(self, budget: Budget, tracked: TrackedStep) -> None:
+        """What a net does not have is no reason to track its steps; now and then it is looked for beside what is measured."""
+        nothing = tracked.found_nothing()
+        looked = self._resting.intersection(tracked.due)
+        if not nothing and not looked:
+            return
+        self._resting = (self._resting - looked) | set(nothing)
+        self._rest_for = min(2 * self._rest_for, _LOOK_AGAIN)
+        self._look_again = self.index + self._rest_for
+        busy = {account(instrument) for instrument in self._instruments if instrument not in self._resting}
+        for name in {account(instrument) for instrument in nothing} - busy:
+            budget.forget(name)
 
     def _end_step(self) -> None:
         now = self._clock()
@@ -289,6 +311,8 @@ class Observer:
             self._recorder.take(row)
             self._tracked.spent += self._clock() - logging
             self.costs.book(seconds, self._tracked.costs(), self._tracked.company)
+            if self._budget is not None:
+                self._let_rest(self._budget, self._tracked)
             self._expected_backwards = max(self._backwards, 1)
             self._last_end = self._clock()
         self.index += 1

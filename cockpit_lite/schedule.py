@@ -148,6 +148,14 @@ class Budget:
             self._credit[account] = self._credit.get(account, 0.0) - seconds
         self._plan()
 
+    def forget(self, account: str) -> None:
+        """Nothing more is to be measured on this account: it is paid nothing, and what it owes is paid by the dearest."""
+        self._cost.pop(account, None)
+        credit = self._credit.pop(account, 0.0)
+        if self._cost and credit < 0:
+            self._credit[max(self._cost, key=self._cost.__getitem__)] += credit
+        self._plan()
+
     def _pay(self) -> None:
         """Pay the share of the training time since the last payment into the accounts."""
         seconds, self._unpaid = self._unpaid, 0.0

@@ -248,6 +248,7 @@ class TrackedStep:
 
     Attributes:
         row: The readings.
+        due: As it was given.
         spent: Seconds spent on it so far, inside the methods.
         company: Budget account -> seconds of the dearest one that measured curvature before it, and may have done its work.
     """
@@ -266,7 +267,7 @@ class TrackedStep:
         self.row = Row(index, {})
         self.spent = 0.0
         self.company: dict[str, float] = {}
-        self._due = due
+        self.due = due
         self._companions = companions
         self._probes = probes
         self._expected_backwards = expected_backwards
@@ -470,6 +471,16 @@ class TrackedStep:
         shared = max(self.spent - own, 0.0) / len(accounts)
         return {name: self._costs.get(name, 0.0) + shared for name in accounts}
 
+    def found_nothing(self) -> list[Instrument]:
+        """Return the instruments that are for parts of a net which this one does not have, or not any more."""
+        missing = set()
+        if BLOCKS in self._needs and self._probes.blocks.obstacle:
+            missing.add(BLOCKS)
+        attention = self._step.observed.get("attention")
+        if attention is not None and not attention.entropy:
+            missing.add(ATTENTION)
+        return [instrument for instrument in self.due if missing & set(instrument.needs)] if missing else []
+
     def _detached(self) -> dict[str, Tensor]:
         return {name: part(parameter.detach()) for name, parameter in self._probes.parameters.items()}
 
@@ -594,7 +605,7 @@ class TrackedStep:
     def _measure_curvature(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: float | Tensor | None
     ) -> None:
-        due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
+        due = [instrument for instrument in self.due if CURVATURE in instrument.needs]
         obstacle = self._find_curvature_obstacle()
         together = None
         if self._probes.processes is not None:
@@ -684,7 +695,7 @@ class TrackedStep:
 
     def _judge_curvature(self, backwards: int) -> None:
         """Only now it shows whether the first loss spoke for the whole objective of the step."""
-        due = [instrument for instrument in self._due if CURVATURE in instrument.needs]
+        due = [instrument for instrument in self.due if CURVATURE in instrument.needs]
         obstacle, note = self._accumulation.obstacle(backwards), self._accumulation.note
         if not due or (obstacle is None and note is None):
             return

@@ -274,3 +274,20 @@ def test_what_an_account_costs_alone_is_believed_when_it_was_alone() -> None:
     assert budget._cost["trace"] == alone  # nothing new is known of it
     budget.end_step(1.0, {"condition": 50.0, "trace": 1.5}, {"trace": 50.0})
     assert budget._cost["trace"] > alone
+
+
+def test_an_account_that_is_forgotten_is_paid_nothing_and_its_debt_is_paid() -> None:
+    budget = Budget(0.1)
+    budget.end_step(1.0, {"cheap": 0.01, "dear": 1.0, "void": 4.0})
+    budget.forget("void")
+    budget.forget("never heard of")
+    spent, total = {"cheap": 0.01, "dear": 1.0}, 5.01
+    for step in range(1, 2000):
+        due = {account: spent[account] for account in spent if budget.allows(account, step)}
+        budget.end_step(1.0, due)
+        total += sum(due.values())
+    assert total <= 0.1 * 2000 * 1.02
+    assert total >= 0.1 * 2000 * 0.9
+    budget.forget("dear")
+    budget.forget("cheap")
+    assert not budget.idle(2000)  # nobody is waited for
