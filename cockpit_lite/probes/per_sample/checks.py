@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,22 +20,44 @@ from cockpit_lite.probes.per_sample.forms.form import RankOne
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 3e-2
 
-#: Two ways to the inner product of the gradient with some direction: those of the contributions with it, shape (N,), and that of
-#: the gradient, a scalar; ``None``: the direction is the gradient.
-Check = tuple[Tensor, Tensor | None]
+
+class Check(NamedTuple):
+    """Two ways to the inner product of the gradient with some direction.
+
+    Attributes:
+        contributions: Those of the contributions with it, shape (N,).
+        gradient: That of the gradient, a scalar; ``None``: the direction is the gradient.
+        factors: What the contributions still have to be multiplied with, shape (N,); ``None``: nothing.
+    """
+
+    contributions: Tensor
+    gradient: Tensor | None
+    factors: Tensor | None = None
+
+    def scale(self) -> Tensor:
+        """Return the sum of the magnitudes of the contributions."""
+        products = self.contributions.double()
+        return (products if self.factors is None else products * self.factors).abs().sum()
 
 
 def compared(checks: Mapping[str, Check], gradient: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Return sum over n of c_n'D and G'D for every check, by one transfer from the device."""
-    expected = {name: of_gradient for name, (_, of_gradient) in checks.items() if of_gradient is not None}
+    expected = {name: check.gradient for name, check in checks.items() if check.gradient is not None}
     if len(expected) < len(checks):
         with_itself = {name: gradient[name] for name in checks if name not in expected}
         norms = parameter_norms({name: value.to_dense() if value.is_sparse else value for name, value in with_itself.items()})
         squares = torch.stack(list(norms.values())).double().square_()
         expected.update(zip(norms, squares.unbind(), strict=True))
-    found = torch.stack([checks[name][0] for name in expected]).sum(1, dtype=torch.float64)
-    both = torch.cat([found, torch.stack(list(expected.values()))]).tolist()
-    return dict(zip(expected, zip(both, both[len(expected) :], strict=False), strict=True))
+    found = {name: torch.dot(check.contributions, check.factors) for name, check in checks.items() if check.factors is not None}
+    rows = [name for name in expected if name not in found]
+    values = torch.stack([*expected.values(), *found.values()])
+    if rows:
+        sums = torch.stack([checks[name].contributions for name in rows]).sum(1, dtype=torch.float64)
+        values = torch.cat([values, sums])
+    every = values.tolist()
+    both = zip([*found, *rows], every[len(expected) :], strict=True)
+    of_gradient = dict(zip(expected, every, strict=False))
+    return {name: (value, of_gradient[name]) for name, value in both}
 
 
 def check_direction(parameter: Tensor) -> RankOne:
@@ -62,6 +85,12 @@ def part_of_direction(direction: RankOne, shape: torch.Size, axis: int, first: i
     if axis == 0:
         return RankOne(direction.left.narrow(0, first, number), direction.right)
     return RankOne(direction.left, direction.right.reshape(shape[1:]).narrow(axis - 1, first, number).reshape(-1))
+
+
+@lru_cache(maxsize=128)
+def ones(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ones, to be read only."""
+    return torch.ones(count, device=device, dtype=dtype)
 
 
 def accurate_type(dtype: torch.dtype) -> torch.dtype:

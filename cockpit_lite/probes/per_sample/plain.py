@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cockpit_lite.norms import PIECE
 from cockpit_lite.probes.per_sample.calls import Call
-from cockpit_lite.probes.per_sample.checks import Check, along_direction, check_direction
+from cockpit_lite.probes.per_sample.checks import Check, along_direction, check_direction, ones
 from cockpit_lite.probes.per_sample.forms import OuterProducts, Side, Sums
 from cockpit_lite.probes.per_sample.forms.outer_products import products_with_sum, sum_is_quick
 from cockpit_lite.probes.per_sample.rules.linear import PerSampleLinear
@@ -34,6 +35,7 @@ def is_plain(call: Call, batch_size: int) -> bool:
         and type(inputs) is Tensor
         and inputs.dim() == 2
         and inputs.shape[0] == deltas.shape[0] == batch_size
+        and batch_size <= PIECE  # what is added up by one product: of more samples it would lose digits
         and inputs.dtype == deltas.dtype
         and inputs.dtype in ACCURATE
         and not call.kwargs
@@ -99,12 +101,13 @@ def measure_plain(
             else:
                 result.products[name] = _products(inputs if of_weight else None, deltas, direction)
                 if direction is total:
-                    checks[name] = result.products[name], None
+                    checks[name] = Check(result.products[name], None)
         if total is not None and name not in checks:
             sides = check_direction(total)
             if along is None:  # sides of one length are the same, so that weight and bias share it
                 along = deltas @ sides.left
-            checks[name] = (inputs @ sides.right).mul_(along) if of_weight else along, along_direction(total, sides)
+            others = inputs @ sides.right if of_weight else ones(len(deltas), deltas.device, deltas.dtype)
+            checks[name] = Check(along, along_direction(total, sides), others)
     return checks
 
 

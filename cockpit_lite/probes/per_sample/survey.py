@@ -238,9 +238,9 @@ class Survey:
             if total is None or not parts:
                 continue
             if along is None:
-                checks[name] = result.products[name], None
+                checks[name] = Check(result.products[name], None)
             elif found.along is not None:
-                checks[name] = found.along, along_direction(total, along)
+                checks[name] = Check(found.along, along_direction(total, along))
         return checks
 
     def _measured(
@@ -450,7 +450,7 @@ class Survey:
         }
         if not doubtful:  # nearly always
             return failed
-        scales = torch.stack([checks[name][0].double().abs().sum() for name in doubtful]).tolist()
+        scales = torch.stack([checks[name].scale() for name in doubtful]).tolist()
         for (name, (off, size)), scale in zip(doubtful.items(), scales, strict=True):
             tolerance = HALF_PRECISION_TOLERANCE if self._half_precision else self._tolerance(gradient[name])
             if not off <= tolerance * max(scale, size) and not self._is_rounding(name, gradient[name]):
