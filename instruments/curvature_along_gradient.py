@@ -15,6 +15,9 @@ order wherever the curvature term exceeds half of the gradient term.
 
 Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights are in.
 
+Where nobody else wants a product with the Hessian on the step, it is taken after the user's backward pass: the gradient is known
+then, their graph is gone, and the model is called again on some of the samples at a time, so that it takes far less memory.
+
 Reference: I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning" (2016), section 8.2.1.
 """
 
@@ -29,10 +32,14 @@ from torch import Tensor
 
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
+from cockpit_lite.instrument import CURVATURE, GRADIENT, REPLAY, Instrument, Reading, Readings
+from cockpit_lite.norms import total_norm
+from cockpit_lite.probes.curvature_along import AlongDirections
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
+
+_NOWHERE = "the gradient is zero, so it points nowhere"
 
 
 @dataclass(frozen=True)
@@ -53,30 +60,80 @@ def gradient_step(curvature: Curvature, learning_rates: Mapping[str, float]) -> 
     """
     rates = [learning_rates.get(name, 0.0) for name in curvature.parameters]
     gradient = curvature.flat_gradient()
-    along = gradient @ curvature.gradient_product
+    squared, along = gradient @ gradient, gradient @ curvature.gradient_product
     if len(set(rates)) == 1:
-        rate = rates[0]
-        gradient_term, curvature_term = rate * (gradient @ gradient), 0.5 * rate**2 * along
-    else:
-        pieces = curvature.unflatten(gradient)
-        move = curvature.flatten([rate * piece for rate, piece in zip(rates, pieces, strict=True)])
-        gradient_term, curvature_term = gradient @ move, 0.5 * (move @ curvature.product(move))
-    return GradientStep(along / (gradient @ gradient), gradient_term, curvature_term)
+        return _one_rate(rates[0], squared, along)
+    pieces = curvature.unflatten(gradient)
+    move = curvature.flatten([rate * piece for rate, piece in zip(rates, pieces, strict=True)])
+    return GradientStep(along / squared, gradient @ move, 0.5 * (move @ curvature.product(move)))
+
+
+def replayed_gradient_step(step: Step, products: AlongDirections) -> GradientStep:
+    """Return what :func:`gradient_step` does, when the backward pass is over.
+
+    Args:
+        step: With the gradient.
+        products: What earlier steps have told of the model.
+
+    Raises:
+        NotMeasured: if the call of the model cannot be repeated, or gives another gradient.
+    """
+    gradient, rates = step.gradient, [step.parameter_learning_rates.get(name, 0.0) for name in step.gradient]
+    if any(value.is_sparse for value in gradient.values()):
+        raise NotMeasured("a parameter has a sparse gradient, of which PyTorch has no second derivative")
+    squared = total_norm(step.gradient_norms).square()
+    directions = [gradient]
+    if len(set(rates)) > 1:
+        directions.append({name: rate * value for rate, (name, value) in zip(rates, gradient.items(), strict=True)})
+    weights = {name: parameter.detach() for name, parameter in step.parameters.items()}
+    slopes, curvatures = products.of(step.replay, weights, directions)
+    if bool((slopes[0] - squared).abs() > step.replay.tolerance * squared):
+        raise NotMeasured("a second forward pass gave another gradient")
+    if len(directions) == 1:
+        return _one_rate(rates[0], squared, curvatures[0])
+    return GradientStep(curvatures[0] / squared, slopes[1], 0.5 * curvatures[1])
+
+
+def _one_rate(rate: float, squared: Tensor, along: Tensor) -> GradientStep:
+    return GradientStep(along / squared, rate * squared, 0.5 * rate**2 * along)
 
 
 class CurvatureAlongGradient(Instrument):
     """Curvature of the mini-batch loss along its gradient, and the two Taylor terms of the plain gradient step."""
 
     name = "curvature_along_gradient"
-    needs = (CURVATURE,)
+    needs = (CURVATURE, GRADIENT, REPLAY)
     readings = ("curvature_along_gradient", "taylor_gradient_term", "taylor_curvature_term")
     preset = "standard"
 
-    def measure(self, step: Step) -> Readings:
+    def __init__(self) -> None:
+        self._products = AlongDirections()
+        self._found: Readings | None = None
+        self._by_the_graph = False  # since the way behind it was tried in vain
+
+    def prepare(self, step: Step) -> None:
+        """Take it from the user's graph where that is opened anyway, or where there is no other way."""
+        self._found = None
         curvature = step.curvature
-        if not bool(torch.any(curvature.flat_gradient() != 0)):
-            raise NotMeasured("the gradient is zero, so it points nowhere")
-        readings = vars(gradient_step(curvature, step.parameter_learning_rates))
+        if self._by_the_graph or curvature.is_open or curvature.is_shared or "replay" not in step.observed:
+            if not bool(torch.any(curvature.flat_gradient() != 0)):
+                raise NotMeasured(_NOWHERE)
+            self._found = self._readings(step, gradient_step(curvature, step.parameter_learning_rates), curvature.note)
+
+    def measure(self, step: Step) -> Readings:
+        found, self._found = self._found, None
+        if found is not None:
+            return found
+        if not bool(total_norm(step.gradient_norms) != 0):
+            raise NotMeasured(_NOWHERE)
+        try:
+            return self._readings(step, replayed_gradient_step(step, self._products), step.replay.note)
+        except NotMeasured:
+            self._by_the_graph = True
+            raise
+
+    def _readings(self, step: Step, found: GradientStep, note: str | None) -> Readings:
+        readings = vars(found)
         if not step.parameter_learning_rates:  # an optimizer without a learning rate takes no such step
             readings = {self.name: readings[self.name]}
-        return {name: Reading(value, note=curvature.note) for name, value in readings.items()}
+        return {name: Reading(value, note=note) for name, value in readings.items()}

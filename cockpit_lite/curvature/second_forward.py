@@ -137,7 +137,7 @@ class SecondForward(LossGraph):
         if samples is None:
             _compare(first, second, tolerance)
         else:
-            self.layouts = [_layout(samples, *pair, tolerance) for pair in zip(first, second, strict=True)]
+            self.layouts = [samples.layout_of(*pair, tolerance) for pair in zip(first, second, strict=True)]
         ends = _Ends(self.layouts, 1.0 if samples is None else samples.factor, [output.new_empty(0) for output in second])
         custom_functions = check_nodes([loss], first) + check_nodes(second)
         slopes = torch.autograd.grad(loss, first, create_graph=True)
@@ -217,16 +217,6 @@ class _Ends(NamedTuple):
         if not self.layouts:
             return value.to(self.kinds[index])
         return self.layouts[index].take(value).to(self.kinds[index]) * self.factor
-
-
-def _layout(samples: SubBatch, before: Tensor, after: Tensor, tolerance: float) -> Layout:
-    """Return how the samples lie in an output of the model, which tells whether they are told apart at all."""
-    for layout in samples.layouts(before.shape, after.shape):
-        with torch.no_grad():
-            wanted = layout.take(before).to(after.dtype)
-            if not bool(torch.linalg.vector_norm(after - wanted) > tolerance * torch.linalg.vector_norm(wanted)):
-                return layout
-    raise NotMeasured("samples meet in the model, or its axes could not be told apart")
 
 
 def _require_apart(slopes: Sequence[Tensor], first: Sequence[Tensor], layouts: Sequence[Layout]) -> None:

@@ -65,6 +65,11 @@ class Source:
         self._together = together
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a graph to take products from."""
+        return self._graph is not None
+
+    @property
     def notes(self) -> Sequence[str]:
         """What a reader of the values should know."""
         return self._graph.notes if self._graph is not None else ()

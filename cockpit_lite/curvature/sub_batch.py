@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cockpit_lite.errors import SetupError
+from cockpit_lite.errors import NotMeasured, SetupError
 
 #: The share of the batch that random products are taken of where nobody says otherwise: what it adds to their spread is small.
 SHARE = 0.25
@@ -77,6 +77,24 @@ class SubBatch:
                 continue
             for inner in (False, True) if each > 1 else (False,):
                 yield Layout(self, axis, each, inner)
+
+    def layout_of(self, before: Tensor, after: Tensor, tolerance: float) -> Layout:
+        """Return how the samples lie in an output of the model, which tells whether they are told apart at all.
+
+        Args:
+            before: The output for the whole batch.
+            after: For these samples.
+            tolerance: How far they may be apart, relative.
+
+        Raises:
+            NotMeasured: if the values are others.
+        """
+        for layout in self.layouts(before.shape, after.shape):
+            with torch.no_grad():
+                wanted = layout.take(before).to(after.dtype)
+                if not bool(torch.linalg.vector_norm(after - wanted) > tolerance * torch.linalg.vector_norm(wanted)):
+                    return layout
+        raise NotMeasured("samples meet in the model, or its axes could not be told apart")
 
 
 def check(instrument: str, size: float | None) -> None:

@@ -132,6 +132,16 @@ class Curvature:
         return self._matrix.dimension
 
     @property
+    def is_open(self) -> bool:
+        """Whether the gradient has been taken with a graph, so that a product costs nothing beside itself."""
+        return self._source.is_open
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes hold parts of the same batch, and all have to measure alike."""
+        return self._together is not None
+
+    @property
     def samples(self) -> tuple[int, int] | None:
         """How many samples of how many it is estimated from, or None where it is from all."""
         found = self._source.samples

@@ -17,10 +17,10 @@ in silence for layer and batch normalisation (up to the value itself in the zoo)
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,15 @@ from torch import Tensor, nn
 from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
+from cockpit_lite.curvature.sub_batch import SubBatch
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import Contributions, LossHead, find_loss_heads
 from cockpit_lite.probes.per_sample.probe import MicroBatch
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
+
+Result = TypeVar("Result")
 
 #: How far the repeated loss may be from the one that the user saw, relative to the sum of its terms' magnitudes.
 _TOLERANCE = 1e-3
@@ -73,6 +76,7 @@ class Replay:
         model: The one that is called.
         call: The call, without its output, which would hold the graph.
         note: What a reader of the values should know.
+        tolerance: How far what is repeated may be from what the user saw, relative.
 
     Raises:
         NotMeasured: if the loss is not known as a function of the model's output.
@@ -91,7 +95,7 @@ class Replay:
         self.call.output = None
         self._value = loss.detach()
         half = call.autocast or any(head.prediction.dtype in (torch.float16, torch.bfloat16) for head in self.heads)
-        self._tolerance = _TOLERANCE_HALF_PRECISION if half else _TOLERANCE
+        self.tolerance = _TOLERANCE_HALF_PRECISION if half else _TOLERANCE
         self._scale = scale
 
     def terms(self, weights: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -114,11 +118,44 @@ class Replay:
         Raises:
             NotMeasured: if the call cannot be repeated, or not be differentiated twice.
         """
+        return self.guarded(lambda: self._expand(weights, direction))
+
+    def guarded(self, work: Callable[[], Result]) -> Result:
+        """Return what ``work`` returns, which takes passes over the model that the user's training cannot tell.
+
+        Raises:
+            NotMeasured: instead of what PyTorch raises where something cannot be differentiated.
+        """
         try:
             with self._quietly():
-                return self._expand(weights, direction)
+                return work()
         except RuntimeError as error:
             raise NotMeasured(explain(error)) from error
+
+    def differentiable_terms(self, weights: Mapping[str, Tensor], part: SubBatch | None = None) -> list[Tensor]:
+        """Return what the rows contribute to the loss, with a graph; inside :meth:`guarded`.
+
+        Args:
+            weights: By name, those of the user's own forward pass.
+            part: Only the rows of these samples have a graph.
+
+        Raises:
+            NotMeasured: if the call cannot be repeated; with a part also if samples meet in the model.
+        """
+        if part is None:
+            terms = [head.terms(value) for head, value in zip(self.heads, self._predict(weights), strict=True)]
+            self._compare(terms)
+            return terms
+        repeated = self._repeat(weights, part)
+        outputs: dict[int, Tensor] = {}
+        for head in self.heads:
+            before = head.route.output
+            assert before is not None
+            if head.position not in outputs:
+                after = repeated[head.position]
+                layout = part.layout_of(before, after, self.tolerance)
+                outputs[head.position] = before.index_copy(layout.axis, layout.positions.to(before.device), after.to(before))
+        return [head.terms(head.from_output(outputs[head.position])) for head in self.heads]
 
     def by_sample(self, values: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
         """Return the sums of ``values``, one tensor like the prediction for each term of the loss, over what belongs to a sample.
@@ -168,19 +205,22 @@ class Replay:
         )
 
     def _predict(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        outputs = self._repeat(weights)
+        return [head.from_output(outputs[head.position]) for head in self.heads]
+
+    def _repeat(self, weights: Mapping[str, Tensor], part: SubBatch | None = None) -> list[Tensor]:
         try:
-            outputs = self.call.repeat(weights)
+            return self.call.repeat(weights, part)
         except (NotMeasured, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the user's own forward, which need not be made for this
             raise NotMeasured(f"the model's forward cannot be repeated ({type(error).__name__}: {error})") from error
-        return [head.from_output(outputs[head.position]) for head in self.heads]
 
     def _compare(self, terms: Sequence[Tensor]) -> None:
         """Make sure that the call was repeated faithfully; this waits for the device, as a wrong number would be worse."""
         value = torch.stack([term.detach().double().sum() for term in terms]).sum()
         size = torch.stack([term.detach().double().abs().sum() for term in terms]).sum()
-        if bool((value - self._value).abs() > self._tolerance * size):
+        if bool((value - self._value).abs() > self.tolerance * size):
             raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
 
     def unscaled(self, value: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ def measure(curvature: Curvature, rates: dict[str, float]) -> dict[str, float]:
     step = Step(0, curvature.parameters)
     step.parameter_learning_rates = rates
     step.observed["curvature"] = curvature
-    readings = CurvatureAlongGradient().measure(step)
+    instrument = CurvatureAlongGradient()
+    instrument.prepare(step)
+    readings = instrument.measure(step)
     assert all(isinstance(reading, Reading) and reading.kind == "exact" for reading in readings.values())
     return {name: float(reading.value) for name, reading in readings.items() if isinstance(reading, Reading)}
 

@@ -146,6 +146,11 @@ class Route:
         """Whether elements were moved on the way."""
         return any(step.moves for step in self._steps)
 
+    @property
+    def output(self) -> Tensor | None:
+        """The model's output that the route begins with, without its graph; None where it begins elsewhere."""
+        return self._output
+
     def tensor(self, dtype: torch.dtype) -> Tensor | None:
         """Return the tensor itself, if the output and the route are all it takes."""
         return None if self._output is None or self._shifted else self._forward(self._output, dtype)
