@@ -34,6 +34,10 @@ def _without_memory(shape: torch.Size, dtype: torch.dtype, device: torch.device)
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
+#: Of tensors of more than so many elements at least so many rows are looked at to see how large they are.
+SMALL, ROWS = 1 << 14, 4
+
+
 class Call:
     """One call of a module that owns trainable parameters, or of the model.
 
@@ -62,7 +66,7 @@ class Call:
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
         condensed: Name in the module -> what is left once it was measured and the rest let go; empty before.
         spent: Whether the arguments were let go.
-        noise: Magnitude of the terms that the gradient is a sum of, once condensed.
+        sizes: Norms of the output gradients, of the inputs, and of as many ones, once condensed.
     """
 
     # what most calls have; they are made by the dozen at every step, so that setting it in each would take its time
@@ -77,7 +81,7 @@ class Call:
     ended = 0
     spent = False
     condensed: Mapping[str, Condensed] = _NOTHING
-    noise: Tensor | float | None = None
+    sizes: tuple[list[Tensor], list[Tensor], float] | None = None
     _outputs: Sequence[Tensor] = ()
     _output_versions: Sequence[int] = ()
 
@@ -145,24 +149,25 @@ class Call:
 
     def condense(self, forms: Mapping[str, Condensed]) -> None:
         """Keep the condensed forms, and let go of what they were made of."""
-        self.condensed, self.noise = forms, self.magnitude()
+        self.condensed, self.sizes = forms, self._sizes()
         self.args, self.kwargs, self.inputs, self._versions, self.spent = (), _NOTHING, [], [], True
         self.forget_outputs()
         self.deltas, self.kernels = [None] * len(self.deltas), _NOTHING
 
-    def magnitude(self) -> Tensor | float:
-        """Return a bound of the terms that the gradients of the parameters are sums of."""
-        if self.noise is not None:
-            return self.noise
+    def magnitude(self) -> float:
+        """Return about how large the terms are that the gradients of the parameters are sums of, at most."""
+        deltas, inputs, ones = self._sizes() if self.sizes is None else self.sizes
         # a sum of products is at most the product of the norms; a bias is a sum of deltas times one
+        return sum(map(float, deltas)) * max([ones, *map(float, inputs)])
+
+    def _sizes(self) -> tuple[list[Tensor], list[Tensor], float]:
         deltas = [delta for delta in self.deltas if delta is not None]
         inputs = [_norm(value) for value in self.inputs if value.is_floating_point()]
-        ones = math.sqrt(sum(delta.numel() for delta in deltas))
-        return sum(map(_norm, deltas)) * (torch.stack(inputs).max().clamp(min=ones) if inputs else ones)
+        return [_norm(delta) for delta in deltas], inputs, math.sqrt(sum(delta.numel() for delta in deltas))
 
     def forget_deltas(self) -> None:
         """Forget the gradients that arrived: the user has thrown them away."""
-        self.condensed, self.noise = _NOTHING, None
+        self.condensed, self.sizes = _NOTHING, None
         self.deltas = [None] * len(self.deltas)
         for projection in self.projections.values():
             projection.delta = None
@@ -182,7 +187,13 @@ class Call:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
+    """Return the norm, of a large tensor from some of its rows: it has to tell a gradient from rounding errors."""
+    count = len(values) if values.dim() else 1
+    every = max(1, count // ROWS) if values.numel() > SMALL else 1
+    norm = torch.linalg.vector_norm(
+        values[::every] if every > 1 else values, dtype=torch.promote_types(values.dtype, torch.float32)
+    )
+    return norm * math.sqrt(every) if every > 1 else norm
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -468,7 +468,7 @@ class Survey:
 
     def _is_rounding(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient is nothing but rounding errors, as that of a bias whose effect a normalisation takes away."""
-        bound = sum(float(call.magnitude()) for call in self.calls if _owns(call, name))
+        bound = sum(call.magnitude() for call in self.calls if _owns(call, name))
         return float(gradient.detach().abs().max()) <= 8 * torch.finfo(gradient.dtype).eps * bound
 
     def _reason(self, name: str) -> str:
