@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cockpit_lite.probes.per_sample import PerSampleProbe, early
+from cockpit_lite.probes.per_sample import calls as calls_module
 from cockpit_lite.probes.per_sample import probe as probe_module
 from cockpit_lite.probes.per_sample.rules import RULES
 from tests.per_sample.checker import watched
@@ -671,3 +672,19 @@ def test_a_small_layer_takes_few_operations() -> None:
     each = (counts[1] - counts[0]) / 4
     assert each <= 13
     assert counts[0] - 2 * each <= 10
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_bias_that_is_taken_away_again_is_not_taken_for_a_mistake(released: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient is nothing but rounding errors, to which nothing adds up; some samples say how large these may be."""
+    monkeypatch.setattr(early, "KEPT", 0 if released else 10**9)
+    monkeypatch.setattr(calls_module, "SMALL", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    images = torch.randn(16, 2, 8, 8)
+    statistics, gradient = watched(model, lambda: model(images).square().mean(), products=False, early=True)
+    assert not statistics.not_covered
+    assert float(gradient["0.bias"].abs().max()) < 1e-6 * float(gradient["0.weight"].abs().max())
+    monkeypatch.setattr(calls_module.Call, "magnitude", lambda call: 0.0)
+    statistics, _ = watched(model, lambda: model(images).square().mean(), products=False, early=True)
+    assert list(statistics.not_covered) == ["0.bias"]  # this is what decides
