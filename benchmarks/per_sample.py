@@ -228,13 +228,12 @@ which rows belong to which sample; a structure is asked once.
         publish("per_sample", "Per-sample statistics", body, options.print_only)
 
 
-REASONS = """Why targets are missed. Time of an MLP: its step is so short that some sixty small operations and the Python calls
-around them, which do not depend on the size of the layers, weigh as much as its matrix products. Of a step, module hooks that do
-nothing take 0.03 to 0.04, with hooks in the graph of the three layers 0.06 to 0.08; the kernels of norms and checks one after the
-other, without anything around them, 0.17, since each finds the caches full of the step's own matrices (an operation of 3 us when
-repeated takes 10 to 40 us where it comes first); the rest is telling layers and samples apart. Sums of squares are one more product as
-large as the weight gradient, a quarter of this step, and inner products with the gradient another one, or those between the
-samples. LSTM: its kernel keeps the gates, but does not show the gradients before them: these are found again by going back
+REASONS = """Why targets are missed. Time of an MLP: its step is so short that some forty small operations and the Python calls
+around them, which do not depend on the size of the layers, take a third of it. Of a step, module hooks that do nothing take about
+0.035, with hooks in the graph of the three layers 0.07; the kernels of norms and checks one after the other, without anything
+around them, 0.17, since each finds the caches full of the step's own matrices; the rest is telling layers and samples apart. Sums
+of squares are one more product as large as the weight gradient, a quarter of this step, and inner products with the gradient
+another one, or those between the samples. LSTM: its kernel keeps the gates, but does not show the gradients before them: these are found again by going back
 through time once more, a small product a time, and these products alone take a sixth of the step. ResNet: in its first stages
 every sample's gradient of a kernel is needed, which is one more weight gradient, but as matrix products, which take up to
 twice as long as the kernels of torch for it; with sums of squares in all stages. Transformer: at 64 tokens the inner products
