@@ -233,12 +233,12 @@ around them, which do not depend on the size of the layers, take a third of it. 
 0.035, with hooks in the graph of the three layers 0.07; the kernels of norms and checks one after the other, without anything
 around them, 0.17, since each finds the caches full of the step's own matrices; the rest is telling layers and samples apart. Sums
 of squares are one more product as large as the weight gradient, a quarter of this step, and inner products with the gradient
-another one, or those between the samples. LSTM: its kernel keeps the gates, but does not show the gradients before them: these are found again by going back
-through time once more, a small product a time, and these products alone take a sixth of the step. ResNet: in its first stages
-every sample's gradient of a kernel is needed, which is one more weight gradient, but as matrix products, which take up to
-twice as long as the kernels of torch for it; with sums of squares in all stages. Transformer: at 64 tokens the inner products
-between the positions of a sample take a fifth of the multiplications of the step, in small matrices. Memory: what is asked
-for as sums of squares is as large as the parameters, which alone is 1.4 times the memory of the MLP's step."""
+another one, or those between the samples. LSTM: its kernel keeps the gates, but does not show the gradients before them: these
+are found again by going back through time once more, a small product a time, and these products alone take a sixth of the step.
+ResNet: in its first stages every sample's gradient of a kernel is needed, which is one more weight gradient, but as matrix
+products, which take up to twice as long as the kernels of torch for it; with sums of squares in all stages. Transformer: at 64
+tokens the inner products between the positions of a sample take a fifth of the multiplications of the step, in small matrices.
+Memory: what is asked for as sums of squares is as large as the parameters, which alone is 1.4 times the memory of the MLP's step."""
 
 
 if __name__ == "__main__":
