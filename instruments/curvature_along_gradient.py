@@ -15,8 +15,9 @@ order wherever the curvature term exceeds half of the gradient term.
 
 Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights are in.
 
-Where nobody else wants a product with the Hessian on the step, it is taken after the user's backward pass: the gradient is known
-then, their graph is gone, and the model is called again on some of the samples at a time, so that it takes far less memory.
+Where nobody else wants a product with the Hessian on the step and the graph is large, it is taken after the user's backward pass:
+the gradient is known then, their graph is gone, and the model is called again on some of the samples at a time, so that it takes
+far less memory.
 
 Reference: I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning" (2016), section 8.2.1.
 """
@@ -114,8 +115,9 @@ class CurvatureAlongGradient(Instrument):
     def prepare(self, step: Step) -> None:
         """Take it from the user's graph where that is opened anyway, or where there is no other way."""
         self._found = None
-        curvature = step.curvature
-        if self._by_the_graph or curvature.is_open or curvature.is_shared or "replay" not in step.observed:
+        curvature, replay = step.curvature, step.observed.get("replay")
+        nothing_to_spare = replay is None or self._by_the_graph or self._products.is_small(replay)
+        if nothing_to_spare or curvature.is_open or curvature.is_shared:
             if not bool(torch.any(curvature.flat_gradient() != 0)):
                 raise NotMeasured(_NOWHERE)
             self._found = self._readings(step, gradient_step(curvature, step.parameter_learning_rates), curvature.note)

@@ -51,7 +51,12 @@ class AlongDirections:
     """Slopes and curvatures of one step after the other; remembers how large the graphs are, and where samples meet."""
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[object, ...], int] = {}
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
+
+    def is_small(self, replay: Replay) -> bool:
+        """Whether the graph is known to be so small that keeping it costs next to nothing."""
+        kind = self._kinds.get(_kind(replay))
+        return kind is not None and kind.kept <= WORTH
 
     def of(self, replay: Replay, weights: Mapping[str, Tensor], directions: Sequence[Mapping[str, Tensor]]) -> Along:
         """Return slopes and curvatures along the directions at the weights of the user's own forward pass.
@@ -64,21 +69,35 @@ class AlongDirections:
         Raises:
             NotMeasured: if the call cannot be repeated, or not be differentiated twice.
         """
-        kind = (id(replay.model), replay.model.training, *(value.shape for value in replay.call.inputs()))
-        parts = self._parts.get(kind, MOST_PARTS)
-        for samples in cut(replay, parts) if parts > 1 else ():
-            kept = _Kept() if kind not in self._parts else None
-            try:
-                found = [replay.guarded(partial(_of, replay, weights, directions, samples[0], kept))]
-            except NotMeasured:
-                continue  # another axis, or the whole batch
-            found += [replay.guarded(partial(_of, replay, weights, directions, part)) for part in samples[1:]]
-            if kept is not None:
-                size = sum(value.numel() * value.element_size() for value in directions[0].values())
-                self._parts[kind] = MOST_PARTS if kept.bytes * samples[0].factor > max(LARGE * size, WORTH) else 1
-            return _sum(found)
-        self._parts[kind] = 1
-        return replay.guarded(partial(_of, replay, weights, directions))
+        kind = self._kinds.get(_kind(replay))
+        counted = _Kept() if kind is None else None
+        size = sum(value.numel() * value.element_size() for value in directions[0].values())
+        if kind is None or (kind.apart and kind.kept > max(LARGE * size, WORTH)):
+            for parts in cut(replay):
+                try:
+                    found = [replay.guarded(partial(_of, replay, weights, directions, parts[0], counted))]
+                except NotMeasured:
+                    continue  # another axis, or the whole batch
+                found += [replay.guarded(partial(_of, replay, weights, directions, part)) for part in parts[1:]]
+                if counted is not None:
+                    self._kinds[_kind(replay)] = _Kind(True, counted.bytes * parts[0].factor)
+                return _sum(found)
+            counted = _Kept() if kind is None else None
+        found_whole = replay.guarded(partial(_of, replay, weights, directions, None, counted))
+        if counted is not None:
+            self._kinds[_kind(replay)] = _Kind(False, counted.bytes)
+        return found_whole
+
+
+class _Kind(NamedTuple):
+    """What steps of one kind have in common: whether their samples can be told apart, and how many bytes the graph keeps."""
+
+    apart: bool
+    kept: float
+
+
+def _kind(replay: Replay) -> tuple[object, ...]:
+    return (id(replay.model), replay.model.training, *(value.shape for value in replay.call.inputs()))
 
 
 class _Kept:
@@ -98,12 +117,12 @@ class _Kept:
         return tensor
 
 
-def cut(replay: Replay, parts: int) -> list[list[SubBatch]]:
+def cut(replay: Replay) -> list[list[SubBatch]]:
     """Return the samples in parts of the same size, more or less, for each axis that may be the batch's."""
     found = []
     for axis in (0, 1):
         size = next((value.shape[axis] for value in replay.call.inputs() if value.dim() > axis), 0)
-        count = min(parts, size // FEWEST)
+        count = min(MOST_PARTS, size // FEWEST)
         if count > 1:
             pieces = torch.arange(size, device=replay.call.inputs()[0].device).chunk(count)
             found.append([SubBatch(piece, size, axis) for piece in pieces])

@@ -51,12 +51,14 @@ def test_part_by_part_it_is_that_of_the_whole_batch(name: str) -> None:
             vector = torch.cat([direction[name].flatten() for name in parameters])
             torch.testing.assert_close(slope, vector @ curvature.flat_gradient())
             torch.testing.assert_close(bent, vector @ curvature.product(vector))
-        calls.append(list(products._parts.values()))
-    assert calls == [[1], [1]]  # so small a net is not worth it, once that is known
+        assert products.is_small(replay)
+        calls.append([kind.apart for kind in products._kinds.values()])
+    assert calls == [[name in APART]] * 2
 
 
 def test_a_large_graph_is_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curvature_along, "WORTH", 0)
+    monkeypatch.setattr(curvature_along, "LARGE", 1)
     model, inputs = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(400, 2)
     seen: list[int] = []
     model[0].forward = lambda value, forward=model[0].forward: seen.append(len(value)) or forward(value)  # type: ignore[assignment]
@@ -69,6 +71,7 @@ def test_a_large_graph_is_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> Non
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         products.of(Replay(loss, call), weights, [weights])
     assert seen == [400, *[100] * 4] * 2
+    assert not products.is_small(Replay(loss, call))
 
 
 def test_parts_are_not_too_small() -> None:
@@ -79,7 +82,7 @@ def test_parts_are_not_too_small() -> None:
         loss, call = model(torch.randn(size, 2)).square().sum(), probe.call
         probe.stop()
         assert call is not None
-        found = cut(Replay(loss, call), curvature_along.MOST_PARTS)
+        found = cut(Replay(loss, call))
         assert [part.size for part in found[0]] == sizes if sizes else not [part for part in found if part[0].axis == 0]
 
 
@@ -121,7 +124,8 @@ def train(folder: Path, by_the_graph: bool, **how: Any) -> tuple[dict[str, list[
     [{}, {"rates": True}, {"clip": True}, {"loss": scaled}, {"micro_batches": 2}],
     ids=["plain", "two learning rates", "clipped", "own weighting", "accumulation"],
 )
-def test_behind_the_backward_pass_it_is_the_same(how: dict[str, Any], tmp_path: Path) -> None:
+def test_behind_the_backward_pass_it_is_the_same(how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature_along, "WORTH", 0)
     behind, facts = train(tmp_path / "behind", False, **how)
     before, known = train(tmp_path / "before", True, **how)
     assert all(torch.equal(mine, other) for mine, other in zip(facts["weights"], known["weights"], strict=True))
