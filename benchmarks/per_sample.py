@@ -238,7 +238,7 @@ are found again by going back through time once more, a small product a time, an
 ResNet: in its first stages every sample's gradient of a kernel is needed, which is one more weight gradient, but as matrix
 products, which take up to twice as long as the kernels of torch for it; with sums of squares in all stages. Transformer: at 64
 tokens the inner products between the positions of a sample take a fifth of the multiplications of the step, in small matrices.
-Memory: what is asked for as sums of squares is as large as the parameters, which alone is 1.4 times the memory of the MLP's step."""
+Memory of an MLP: sums of squares are as large as the parameters, which alone is 1.4 times the memory of its step."""
 
 
 if __name__ == "__main__":
