@@ -145,7 +145,7 @@ class _Layout:
         said: dict[str, int] = {}
         for part in self._parts:
             cell = self._cell(part, row[part]) if isinstance(part, int) else self._packed(part, row)
-            text = cell if type(cell) is str else repr(cell) if type(cell) is list else ""
+            text = cell if type(cell) is str else repr(cell) if type(cell) is list and len(cell) < _LONG else ""
             if len(text) >= _REPEATED:
                 first = said.setdefault(text, len(written))
                 cell = cell if first == len(written) else f"={first}"
