@@ -568,8 +568,8 @@ def main() -> None:
         "along the gradient alone, as in `standard` (where its graph is large, by calling the model again on a quarter of the "
         "samples at a time when the user's graph is gone; with it, that is 2.1 times the plain memory on 3C3D and 4.5 times on "
         f"the transformer), with {', '.join(f'`{name}`' for name in TRIO)} (target {TARGETS['trio']:g}), and with all {count} "
-        f"instruments that look at second derivatives (target {TARGETS['all']:g}). Random products are of a quarter of the batch, eigenvalues and sampled "
-        "diagonals of the whole.",
+        f"instruments that look at second derivatives (target {TARGETS['all']:g}). Random products are of a quarter of the "
+        "batch, eigenvalues and sampled diagonals of the whole.",
         table(["training", "along the gradient", "memory", "three", "memory", f"all {count}", "memory"], whole),
         "What these steps are made of, in forward+backwards. For each matrix of weights a training step takes three matrix "
         "products and a product with the Hessian six, so no less than two training steps where a net is made of nothing else; "

@@ -166,8 +166,9 @@ def _seeds(heads: Sequence[LossHead], roots: Sequence[Tensor], outputs: Sequence
     seeds: dict[int, Tensor] = {}
     for head, root in zip(heads, roots, strict=True):
         position = head.position
-        output = outputs[position].detach().requires_grad_()
-        with torch.enable_grad():
-            (seed,) = torch.autograd.grad(head.from_output(output), output, root)
+        seed, output = root, outputs[position].detach()
+        if not head.route.is_direct or output.dtype != root.dtype:
+            with torch.enable_grad():
+                (seed,) = torch.autograd.grad(head.from_output(output.requires_grad_()), output, root)
         seeds[position] = seeds[position] + seed if position in seeds else seed
     return seeds

@@ -147,6 +147,11 @@ class Route:
         return any(step.moves for step in self._steps)
 
     @property
+    def is_direct(self) -> bool:
+        """Whether the tensor is the model's output itself, but for its type."""
+        return self._output is not None and not self._steps
+
+    @property
     def output(self) -> Tensor | None:
         """The model's output that the route begins with, without its graph; None where it begins elsewhere."""
         return self._output
