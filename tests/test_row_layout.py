@@ -195,7 +195,7 @@ def test_a_reading_of_many_layers_is_one_cell_whose_names_are_written_once() -> 
         for name, about in how.items():
             assert read["how"][name] == {
                 "kind": "gauss-newton",
-                "standard_error": pytest.approx(about["standard_error"], rel=2**-6),
+                "standard_error": pytest.approx(about["standard_error"], rel=2**-5),
             }
 
 
@@ -242,8 +242,8 @@ def test_histograms_are_short_and_tables_exact() -> None:
     lines, found = written_and_read([(values, how), (values, how), ({**values, "grad_hist_1d/0.weight": counts}, how)])
     assert found[-1]["values"]["hardest_by_loss"] == table
     assert found[-1]["values"]["percentiles"] == [0.0, 0.1, 0.25]
-    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(counts, rel=2**-6)
-    assert found[-1]["values"]["grad_hist_1d"] == pytest.approx(counts, rel=2**-6)
+    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(counts, rel=2**-5)
+    assert found[-1]["values"]["grad_hist_1d"] == pytest.approx(counts, rel=2**-5)
     assert len(json.dumps(lines[-1], separators=(",", ":"))) < 320
 
 
@@ -255,7 +255,7 @@ def test_a_reading_out_of_turn_says_how_it_was_got() -> None:
     assert "columns" not in lines[-1] and "how" not in lines[-1]
     assert found[-1]["how"] == how
     assert found[-1]["values"]["seldom"] == 4.0
-    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(beside["grad_hist_1d/0.weight"], rel=2**-6)
+    assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(beside["grad_hist_1d/0.weight"], rel=2**-5)
 
 
 def test_whatever_a_packed_log_says_it_is_read_or_counted(tmp_path: Path) -> None:
