@@ -312,7 +312,7 @@ class Cockpit:
         if sharded and self._processes is not None:
             whole = whole_in_calls(self._model, self._parameters.values(), self._processes.size)
             unknown = unknown - OF_CALLS if whole else unknown
-        left_out = [instrument for instrument in self._instruments if unknown & set(instrument.needs)]
+        left_out = [i for i in self._instruments if unknown & (set(i.needs) - set(i.can_do_without))]
         return left_out, f"it is not measured {'of sharded parameters' if sharded else 'over several processes'}"
 
     def _instruments_of_the_run(self, writer: RunWriter) -> list[Instrument]:

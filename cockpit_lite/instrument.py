@@ -112,6 +112,7 @@ class Instrument:
         name: The reading it is known by, also its name in ``instruments=[...]``. Two instruments of one cockpit
             may not share a name: give a differently configured one a name of its own.
         needs: Which of :data:`NEEDS` it uses.
+        can_do_without: Which of them it has another way for, where they are not to be had.
         readings: The readings it writes, without the layerwise ones; empty: just ``name``. A rule or gauge that
         misses one of them
             is told why by these names.
@@ -123,6 +124,7 @@ class Instrument:
 
     name: str = ""
     needs: tuple[str, ...] = (LOSS,)
+    can_do_without: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     drawn_elements: int = 256
     preset: ClassVar[Literal["light", "standard", "full"]] = "full"

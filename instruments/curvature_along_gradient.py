@@ -104,6 +104,7 @@ class CurvatureAlongGradient(Instrument):
 
     name = "curvature_along_gradient"
     needs = (CURVATURE, GRADIENT, REPLAY)
+    can_do_without = (REPLAY,)
     readings = ("curvature_along_gradient", "taylor_gradient_term", "taylor_curvature_term")
     preset = "standard"
 
