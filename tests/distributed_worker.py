@@ -200,6 +200,8 @@ SCENARIOS: dict[str, tuple[Callable[[], nn.Module], Callable[..., None], Callabl
 }
 
 
+#: What follows from the norms of samples alone.
+OF_NORMS = ("norm_test", "gradient_noise_scale", "cabs", "gradient_alignment", "hardest_samples")
 #: Where parameters are whole while a module is called, and in parts else.
 BY_FSDP = tuple(name for name, (_, _, spread, _) in SCENARIOS.items() if spread in (in_shards, in_blocks))
 
@@ -211,8 +213,10 @@ SAMPLED = ("ggn_trace", "tic_diag")
 
 def instruments(name: str, sampled: Sequence[str] = SAMPLED) -> list[str | Instrument]:
     """Return what measures in a scenario."""
+    if name in BY_FSDP and name != "sharded":
+        return ["light", *OF_NORMS]
     if name != "curved":
-        return ["full" if name == "sharded" else "standard", *(["hardest_samples"] if name in BY_FSDP else [])]
+        return ["full" if name == "sharded" else "standard"]
     layers = LayerwiseCurvature(eigenvalues=3, sub_batch=None)
     return ["standard", *OF_PRODUCTS, HessianTrace(2, sub_batch=None), SpectralDensity(sub_batch=None), layers, *sampled]
 
@@ -236,7 +240,7 @@ class FailsHalfway(Instrument):
     needs = ("curvature",)
 
     def measure(self, step: Any) -> dict[str, Tensor]:
-        vector = step.curvature.flat_gradient()
+        vector = torch.ones_like(step.curvature.flat_gradient())  # which nobody else multiplies with
         if step.index == 1 and distributed.get_rank() == 1:
             raise RuntimeError("mine")
         return {"fails_halfway": step.curvature.product(vector).norm()}

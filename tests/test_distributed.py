@@ -35,7 +35,7 @@ OF_PRODUCTS = (
 #: What follows from parts of the parameters.
 OF_PARTS = ("loss", "grad_norm", "grad_norm_clipped", "clip_ratio", "update_size", "update_ratio", "distance", "learning_rate")
 #: And what where these are whole while a module is called.
-OF_CALLS = ("norm_test", "gradient_noise_scale", "cabs", "gradient_alignment", "batch_size", "hardest_samples")
+OF_CALLS = (*worker.OF_NORMS, "batch_size")
 #: How many processes -> what they do
 STARTED = {2: [*worker.SCENARIOS, *worker.FAILURES], 4: ["uneven", "sharded", "sharded blocks", "curved"]}
 
