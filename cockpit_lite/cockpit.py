@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from cockpit_lite.alert import Alert
 from cockpit_lite.black_box.box import DEFAULT_LIMIT, BlackBox
+from cockpit_lite.data_parallel import reduced_and_local
 from cockpit_lite.diagnosis import known_rules
 from cockpit_lite.diagnosis.ignore import Ignored
 from cockpit_lite.errors import RunExistsError, SetupError
@@ -114,6 +115,7 @@ class Cockpit:
         black_box: bool | int = True,
         process_group: Any = None,
     ):
+        self._data_parallel = reduced_and_local(model, process_group is not None)
         # Passes of ours through the wrapper itself would take part in its communication.
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._model = _check_model(model)
@@ -412,6 +414,7 @@ class Cockpit:
             "budget": None if self._budget is None else self._budget.share,
             "seed": torch.initial_seed(),
             **({} if self._processes is None else {"processes": self._processes.size}),
+            **({"data_parallel": self._data_parallel} if self._data_parallel else {}),
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

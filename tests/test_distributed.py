@@ -144,6 +144,7 @@ def test_one_run_with_the_readings_of_every_process(runs: dict[int, Path]) -> No
     run = load_run(runs[2] / "usual")
     assert run.ranks == [0, 1]
     assert run.info["processes"] == 2
+    assert "loss" in run.info["data_parallel"]["reduced"] and "data" in run.info["data_parallel"]["local"]
     assert run.info["status"] == "completed"
     assert (run.folder / "report.html").is_file()
     np.testing.assert_allclose(load_run(run.folder, 1).series("norm_test")[1], run.series("norm_test")[1], rtol=1e-6)
@@ -267,6 +268,23 @@ def test_what_is_sent_is_what_the_documentation_says(tmp_path: Path, monkeypatch
     agreement, loss, histograms = 2 + 3 * tensors + 16, 1, elements * samples
     gradient_and_product, curvature = 2 * (elements + 8), 1 + 16
     assert sum(sent) == agreement + loss + (2 * tensors + 2) * samples + elements + curvature + gradient_and_product + histograms
+
+
+def test_what_is_local_is_said(tmp_path: Path) -> None:
+    """Without a group the gradient is that of all processes, since it is averaged before anybody looks; the loss is not."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        with Cockpit(model, torch.optim.SGD(model.parameters(), lr=0.1), run=tmp_path / "run") as cockpit:
+            info = load_run(cockpit.folder).info["data_parallel"]
+    finally:
+        distributed.destroy_process_group()
+    assert "gradient" in info["reduced"] and "loss" in info["local"]
+    plain = torch.nn.Linear(2, 2)
+    with Cockpit(plain, torch.optim.SGD(plain.parameters(), lr=0.1), run=tmp_path / "plain"):
+        pass
+    assert "data_parallel" not in load_run(tmp_path / "plain").info
 
 
 def test_flat_parameters_are_refused(tmp_path: Path) -> None:
