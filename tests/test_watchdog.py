@@ -163,10 +163,14 @@ def test_calls_of_another_thread_are_left_alone(watchdog: Watchdog) -> None:
 
 def test_ctrl_c_goes_through(watchdog: Watchdog) -> None:
     patient = SimpleNamespace(patience=60.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        watchdog.call(patient, "interrupted", hang)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            watchdog.call(patient, "interrupted", hang)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert watchdog._call is None
 
 
