@@ -46,9 +46,10 @@ lint: $(VENV)/installed-dev ## the quick part of check: ruff and types
 	$(RUN) ruff check .
 	$(RUN) mypy
 
+# One thread: the demos' nets are small, and on a busy machine two threads mostly wait for each other.
 .PHONY: docs
 docs: $(VENV)/installed-docs ## environment, install, and the documentation as pages in docs/_build/html
-	$(RUN) sphinx -W --keep-going -q -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(RUN) sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 .PHONY: build
