@@ -115,10 +115,11 @@ class Cockpit:
         black_box: bool | int = True,
         process_group: Any = None,
     ):
-        self._data_parallel = reduced_and_local(model, process_group is not None)
+        given = model
         # Passes of ours through the wrapper itself would take part in its communication.
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._model = _check_model(model)
+        self._data_parallel = reduced_and_local(given, process_group is not None)
         self._optimizers = _check_optimizers(optimizer)
         self._parameters = named_parameters(model, self._optimizers)
         _check_shared(model, self._optimizers)
