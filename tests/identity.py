@@ -127,11 +127,14 @@ def outcome(train: Train, cockpit_for: Callable[..., Cockpit] | None, seed: int)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             before = process_state()
+            threads = set(threading.enumerate())
             try:
                 returned = train(watch)
             except BaseException as error:
                 exception = error
             after = process_state()
+            # Those that began with the training: one that an earlier test left behind may end at any time.
+            left = sorted(thread.name for thread in set(threading.enumerate()) - threads)
     finally:
         torch.set_warn_always(always)
     assert watched or exception is not None, "the training function watched nothing"
@@ -141,6 +144,7 @@ def outcome(train: Train, cockpit_for: Callable[..., Cockpit] | None, seed: int)
         "warnings": [(type(w.message).__name__, str(w.message)) for w in caught],
         "generators": {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()},
         "process": {key: "put back" if value == before[key] else (before[key], value) for key, value in after.items()},
+        "threads left": left,
         "models": [model_state(model) for model, _ in watched],
         "optimizers": [optimizer_state(optimizer) for _, optimizers in watched for optimizer in optimizers],
     }
@@ -178,7 +182,6 @@ def process_state() -> dict[str, Any]:
         "signal handler": signal.getsignal(signal.SIGINT),
         "exception hook": sys.excepthook,
         "tracer": sys.gettrace(),
-        "python threads": sorted(thread.name for thread in threading.enumerate()),
         "working directory": os.getcwd(),
         "environment": dict(os.environ),
         "warning filters": list(warnings.filters),

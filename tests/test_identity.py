@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -102,6 +103,7 @@ def simple(watch: Watch, between: Callable[[nn.Module, int], Any] = lambda model
         lambda model, optimizer: optimizer.state[next(model.parameters())]["momentum_buffer"].neg_(),
         lambda model, optimizer: next(model.parameters()).grad.mul_(-1),
         lambda model, optimizer: warnings.warn("something", stacklevel=2),
+        lambda model, optimizer: threading.Thread(target=time.sleep, args=(1,), daemon=True).start(),
         lambda model, optimizer: (_ for _ in ()).throw(RuntimeError("boom")),
     ],
 )
