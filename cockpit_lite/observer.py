@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cockpit_lite.cost import CostBook
+from cockpit_lite.first_costs import first_costs
 from cockpit_lite.instrument import LAST_STEP, Instrument
 from cockpit_lite.isolation import warn
 from cockpit_lite.presets import ALWAYS
@@ -30,6 +31,8 @@ from cockpit_lite.transfer import Row
 
 #: Steps after which, at most, instruments that found nothing to measure in the net look again.
 _LOOK_AGAIN = 1000
+
+_TOO_DEAR = "the first measurement is more than the budget allows for so far, and waits until that has been saved"
 
 #: Backward passes without a step after which it is worth saying so.
 _OFTEN = 5
@@ -90,6 +93,11 @@ class Observer:
         self._look_again = 0  # the first step at which they may look again, beside others
         self._rest_for = 1
         self._halfway: list[Instrument] = []  # those that were due on the last step and want this one, too
+        self._unexplained: dict[str, str] = {}  # readings that wait for the budget -> what is to be said of them once
+        if budget is not None:
+            budget.postpone(first_costs(self._instruments, account))
+            late = [instrument for instrument in self._instruments if account(instrument) in budget.waiting]
+            self._unexplained = {name: _TOO_DEAR for instrument in late for name in instrument.reading_names()}
         # Where such an instrument was switched off here, the other processes track the second step all the same, and wait for us.
         self._pairs = processes is not None and any(LAST_STEP in instrument.needs for instrument in instruments)
         self._others_look_back = False
@@ -308,6 +316,8 @@ class Observer:
             row = self._tracked.finish(loss, self._backwards, seconds)
             self._flush_pulse()
             logging = self._clock()
+            row.reasons.update(self._unexplained)
+            self._unexplained = {}
             self._recorder.take(row)
             self._tracked.spent += self._clock() - logging
             self.costs.book(seconds, self._tracked.costs(), self._tracked.company)

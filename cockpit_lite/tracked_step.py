@@ -107,6 +107,8 @@ def account(instrument: Instrument) -> str:
 
 @lru_cache
 def _shared_account(needs: tuple[str, ...]) -> str:
+    if REPLAY in needs:  # passes of its own, dearer than what it takes of the samples beside them
+        return REPLAY
     if PER_SAMPLE & set(needs):
         return "per_sample"
     if _CHEAP.issuperset(needs):  # to measure at all costs more than any of them: they are measured together

@@ -6,8 +6,9 @@ import copy
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -68,12 +69,14 @@ class Simulation:
     step_seconds: float = 1.0
     jitter: float = 0.0
     unit: float = 1.0
+    lots: Sequence[tuple[float, frozenset[str]]] = ()
     training: float = 0.0
     measured: dict[str, list[int]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
 
     def run(self, steps: int) -> Simulation:
         budget, noise = Budget(self.share), random.Random(0)
+        budget.postpone(self.lots)
         self.measured = {account: [] for account in self.costs}
         self.spent = dict.fromkeys(self.costs, 0.0)
         for step in range(steps):
@@ -146,6 +149,44 @@ def test_the_budget_of_short_steps_is_kept(share: float, costs: dict[str, float]
     assert simulation.overhead >= 0.4 * share  # the rest is saved up for what is dear
     assert all(simulation.measured[name][0] == 0 for name in costs)
     assert set(FIRST) <= set(simulation.measured["gradient"])
+
+
+#: What can wait of the spectra above, and what its first measurement is taken for.
+LOTS = [
+    (25.0, frozenset({"spectrum 2", "spectrum 3", "spectrum 4"})),
+    (3.0, frozenset({"spectrum 0"})),
+    (5.0, frozenset({"spectrum 1"})),
+]
+
+
+def test_what_can_wait_is_first_measured_when_it_has_been_saved_for_the_cheapest_first() -> None:
+    few = Simulation(0.01, SMALL_NET | SPECTRA, 0.003, unit=0.003, lots=LOTS).run(2_000)
+    assert few.overhead <= 0.0101
+    assert all(few.measured[name][0] == 0 for name in SMALL_NET)
+    assert not few.measured["spectrum 4"]
+    first = {name: steps[0] for name, steps in Simulation(0.01, SMALL_NET | SPECTRA, lots=LOTS).run(30_000).measured.items()}
+    assert 500 < first["spectrum 0"] < first["spectrum 1"] < first["spectrum 2"] == first["spectrum 3"] == first["spectrum 4"]
+
+
+def test_nothing_waits_where_the_next_thousand_steps_can_pay_for_all_of_it() -> None:
+    steps = Simulation(0.05, SMALL_NET | SPECTRA, lots=LOTS).run(1).measured
+    assert all(measured == [0] for measured in steps.values())
+
+
+@pytest.mark.parametrize("wrong_by", [0.01, 100.0])
+def test_a_wrong_guess_starves_nobody(wrong_by: float) -> None:
+    lots = [(0.5 * wrong_by, frozenset({"b"})), (0.5, frozenset({"c"}))]
+    simulation = Simulation(0.01, {"a": 0.3, "b": 0.5, "c": 0.5}, lots=lots)
+    with mock.patch.object(Budget, "paid_within", 0):  # both wait
+        simulation.run(20_000)
+    assert len(simulation.measured["b"]) > 20
+    assert len(simulation.measured["c"]) > 50
+    assert simulation.overhead <= 0.0101
+
+
+def test_an_instrument_that_is_alone_can_wait_too() -> None:
+    simulation = Simulation(0.001, {"dear": 20.0}, lots=[(25.0, frozenset({"dear"}))]).run(30_000)
+    assert simulation.measured["dear"] == [25_000]
 
 
 def test_the_debt_is_paid_back_before_the_next_measurement() -> None:
