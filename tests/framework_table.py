@@ -34,8 +34,7 @@ _ALL = (
 )
 _ONE_RUN = "tests/test_distributed.py::test_readings_are_those_of_one_process"
 _SCRIPT = Because("the script cannot say which processes train together: each would watch its own part")
-_ONLY_DDP = Because("of several processes only DDP is tested inside of it")
-_ALONE = Because("no test starts several processes inside it; process_group= is the same as in a plain loop")
+_SHARDED = Because("it shards on accelerators only; fully_shard() by hand is the plain loop's")
 _FUNC = Because("it calls backward itself")
 _TOGETHER = "tests/integrations/test_several_processes.py::test_processes_measure_together"
 
@@ -70,7 +69,7 @@ TABLE: dict[str, dict[str, str]] = {
         "validation": f"{_LIGHTNING}::test_validation_is_recorded",
         "torch.func": _FUNC,
         "DDP": f"{_TOGETHER}[lightning]",
-        "FSDP2": _ONLY_DDP,
+        "FSDP2": f"{_TOGETHER}[lightning sharded]",
     },
     "Lightning, manual": {
         "accumulation": f"{_LIGHTNING_CASE}[manual accumulation]",
@@ -85,8 +84,8 @@ TABLE: dict[str, dict[str, str]] = {
         "averaged weights": f"{_LIGHTNING_CASE}[manual averaged weights]",
         "validation": f"{_LIGHTNING_CASE}[manual]",
         "torch.func": Because("gradients that no backward() makes have no loss that could be seen"),
-        "DDP": Because("it is tested with automatic optimization"),
-        "FSDP2": _ONLY_DDP,
+        "DDP": f"{_TOGETHER}[lightning manual]",
+        "FSDP2": f"{_TOGETHER}[lightning manual sharded]",
     },
     "Hugging Face Trainer": {
         "accumulation": f"{_HUGGINGFACE_CASE}[accumulation]",
@@ -102,14 +101,14 @@ TABLE: dict[str, dict[str, str]] = {
         "validation": f"{_HUGGINGFACE_CASE}[classifier]",
         "torch.func": _FUNC,
         "DDP": f"{_TOGETHER}[huggingface]",
-        "FSDP2": _ONLY_DDP,
+        "FSDP2": _SHARDED,
     },
     "Accelerate": {
         **{feature: f"{_HUGGINGFACE}::test_accelerate[{feature}]" for feature in _ALL},
         "fp16": Because("Accelerate has it on accelerators only"),
         "torch.func": _FUNC,
-        "DDP": _ALONE,
-        "FSDP2": _ALONE,
+        "DDP": f"{_TOGETHER}[accelerate]",
+        "FSDP2": _SHARDED,
     },
 }
 

@@ -638,6 +638,42 @@ def test_the_model_is_wrapped_in_another(tmp_path: Path) -> None:
     check(loop, tmp_path)
 
 
+def test_the_whole_step_is_taken_inside_of_the_model_s_call(tmp_path: Path) -> None:
+    """As Lightning does with manual optimization under DistributedDataParallel."""
+
+    class TakesItsStep(Net):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            logits = super().forward(x)
+            if y is None:
+                return logits
+            self.optimizer.zero_grad()
+            self.ledger.backward(loss := F.cross_entropy(logits, y))
+            self.ledger.update(self.optimizer)
+            return loss
+
+    def inside(watch: Watch, ledger: Ledger) -> None:
+        model = TakesItsStep()
+        ledger.follow(model)
+        # kept out of the module's attributes, which deepcopy and state_dict look through
+        object.__setattr__(model, "ledger", ledger)
+        object.__setattr__(model, "optimizer", SGD(model.parameters(), lr=0.1))
+        with watch(model, model.optimizer):
+            for x, y in data():
+                model(x, y)
+
+    def outside(watch: Watch, ledger: Ledger) -> None:
+        model, optimizer = start(ledger)
+        with watch(model, optimizer):
+            for x, y in data():
+                optimizer.zero_grad()
+                ledger.backward(F.cross_entropy(model(x), y))
+                ledger.update(optimizer)
+
+    found, expected = check(inside, tmp_path / "inside"), check(outside, tmp_path / "outside")
+    for name in ("norm_test", "gradient_noise_scale", "alpha", "curvature_along_gradient"):
+        np.testing.assert_allclose(found.series(name)[1], expected.series(name)[1], rtol=1e-4, err_msg=name)
+
+
 def test_gradients_without_backward(tmp_path: Path) -> None:
     """``torch.autograd.grad`` and assignment: there is no backward to see, but the gradient is there for the optimizer."""
 

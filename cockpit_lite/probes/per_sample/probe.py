@@ -384,7 +384,7 @@ class PerSampleProbe:
         if is_compiling():  # a hook that is traced into compiled code must not be there
             return
         if not self._open or id(module) in self._watched.begins or id(module) == self._open[0][0]:
-            self._call_begins(module)
+            self._call_begins(module, args)
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if is_compiling():
@@ -393,7 +393,7 @@ class PerSampleProbe:
             self._call_ends(module, args, kwargs, output)
 
     @_harmless
-    def _call_begins(self, module: nn.Module) -> None:
+    def _call_begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._ignores(module):
             return
         if module is self.model:
@@ -401,7 +401,11 @@ class PerSampleProbe:
         if not self._open and not self._in_backward:
             if module is self.model:
                 self._abandon_the_oldest()
-            self._forwards.append(Forward(len(self._forwards)))
+            forward = Forward(len(self._forwards))
+            # Lightning's manual optimization under DDP takes the whole step inside of the model's call, whose end comes too late.
+            forward.see(first_tensor(args, {}))
+            forward.training = module.training and torch.is_grad_enabled()
+            self._forwards.append(forward)
         key = id(module)
         self._open.append((key, self._begun))
         self._begun += 1
@@ -441,8 +445,7 @@ class PerSampleProbe:
             if outermost:
                 forward.whole = call
         if outermost:
-            data = first_tensor(args, kwargs)
-            forward.data = None if data is None else data.shape
+            forward.see(first_tensor(args, kwargs))
             forward.outputs = [tensor for tensor in tensors if tensor.grad_fn is not None and tensor.is_floating_point()]
             forward.training = bool(forward.outputs) and module.training
 
