@@ -16,7 +16,7 @@ Source: LeCun, Bottou, Orr, Mueller, Efficient BackProp, 1998, section 4.3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from cockpit_lite.step import Step
 
 #: Elements of a batch that are compared.
 MOST_ELEMENTS = 5_000
+#: Elements that are gone through in one go: in float64 they are half a megabyte.
+ELEMENTS_AT_ONCE = 2**16
 
 
 def by_feature(inputs: Tensor) -> Tensor:
@@ -35,11 +37,35 @@ def by_feature(inputs: Tensor) -> Tensor:
     return inputs.movedim(axis, -1).reshape(-1, inputs.shape[axis])
 
 
-def feature_ratios(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ratio of standard deviations and the median ratio of mean to standard deviation, of (rows, features)."""
+class Moments(NamedTuple):
+    """Of each feature."""
+
+    mean: Tensor
+    deviation: Tensor
+    largest: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """The root mean square of all features."""
+        return (self.mean.square() + self.deviation.square()).mean().sqrt()
+
+
+def moments(rows: Tensor) -> Moments:
+    """Return the moments of (rows, features) in float64, where there is any; some features at a time, as that is twice as large."""
+    found = [_moments(some) for some in rows.split(max(ELEMENTS_AT_ONCE // len(rows), 1), dim=1)]
+    return Moments(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _moments(rows: Tensor) -> Moments:
     rows = rows if rows.device.type == "mps" else rows.double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
-    varies = deviation > 1e-12 * rows.abs().amax(0).clamp(min=1e-300)
+    return Moments(mean, deviation, torch.maximum(rows.amax(0), -rows.amin(0)))
+
+
+def feature_ratios(features: Moments) -> tuple[Tensor, Tensor]:
+    """Return the ratio of standard deviations and the median ratio of mean to standard deviation."""
+    mean, deviation, largest = features
+    varies = deviation > 1e-12 * largest.clamp(min=1e-300)
     nothing = torch.full_like(deviation, torch.nan)
     spread = torch.where(varies, deviation, nothing)
     return spread.nanquantile(0.9) / spread.nanquantile(0.1), torch.where(varies, mean.abs() / deviation, nothing).nanmedian()
@@ -80,7 +106,8 @@ class Inputs(Instrument):
             readings["input_scale"] = NotMeasured("the inputs are no features but tokens or single numbers")
         elif scales:
             rows = by_feature(inputs)
-            readings["input_scale"] = rows.double().square().mean().sqrt()
+            features = moments(rows)
+            readings["input_scale"] = features.scale
             if len(rows) > 7:
-                readings["input_std_ratio"], readings["input_mean_ratio"] = feature_ratios(rows)
+                readings["input_std_ratio"], readings["input_mean_ratio"] = feature_ratios(features)
         return readings

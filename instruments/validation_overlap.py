@@ -12,6 +12,8 @@ Source: Kaufman, Rosset, Perlich, Stitelman, Leakage in data mining, 2012; Barz,
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from cockpit_lite.step import Step
 
 #: Elements of a sample that are looked at.
 MOST_ELEMENTS = 2048
+#: Elements that are mixed in one go: what they take then stays in the cache.
+ELEMENTS_AT_ONCE = 2**15
 #: Trained samples that are remembered, eight bytes each.
 MOST_SAMPLES = 200_000
 #: With fewer elements than this, equal samples are nothing special.
@@ -33,10 +37,20 @@ def hashes(samples: Tensor) -> Tensor:
     rows = rows[:, :: -(-rows.shape[1] // MOST_ELEMENTS)]
     if rows.is_floating_point():
         rows = rows.float().contiguous().view(torch.int32)
+    factors = _factors(rows.shape[1], rows.device)
+    # In 64 bits a batch takes twice its memory: some samples at a time.
+    return torch.cat([_hashes(some, factors) for some in rows.split(max(ELEMENTS_AT_ONCE // rows.shape[1], 1))])
+
+
+@lru_cache(maxsize=4)
+def _factors(count: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) | 1
-    mixed = rows.long() * factors.to(rows.device)
-    return (mixed ^ (mixed >> 29)).sum(1)  # around the end of 64 bits, on purpose
+    return (torch.randint(-(2**62), 2**62, (count,), generator=generator) | 1).to(device)
+
+
+def _hashes(rows: Tensor, factors: Tensor) -> Tensor:
+    mixed = rows * factors  # around the end of 64 bits, on purpose
+    return mixed.bitwise_xor_(mixed >> 29).sum(1)
 
 
 class ValidationOverlap(Instrument):

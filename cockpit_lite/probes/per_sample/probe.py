@@ -191,6 +191,7 @@ class PerSampleProbe:
         self._handles = []
         if self._early is not None:
             self._early.stop()
+        self._directions = {}  # as large as the weights
         self._reset()
 
     @property
