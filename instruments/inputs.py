@@ -51,9 +51,9 @@ class Moments(NamedTuple):
 
 
 def moments(rows: Tensor) -> Moments:
-    """Return the moments of (rows, features) in float64, where there is any; some features at a time, as that is twice as large."""
+    """Return the moments of (rows, features) in float64, which is twice as large: so some features at a time."""
     found = [_moments(some) for some in rows.split(max(ELEMENTS_AT_ONCE // len(rows), 1), dim=1)]
-    return Moments(*map(torch.cat, zip(*found, strict=True)))
+    return Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _moments(rows: Tensor) -> Moments:
