@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.curvature.sub_batch import SHARE
-from cockpit_lite.curvature.trace import RandomProducts, outside_squares
+from cockpit_lite.curvature.trace import Remainder
 from cockpit_lite.errors import NotMeasured, SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings
 from cockpit_lite.probes import density
@@ -55,18 +55,11 @@ def median_of_the_rest(nodes: Tensor, weights: Tensor, dimension: int) -> Tensor
     return sizes[(shares >= 0.5 * shares[-1] * (1 - 1e-12)).to(torch.int8).argmax()]
 
 
-def rms_of_the_rest(samples: RandomProducts, basis: Tensor, basis_products: Tensor) -> Tensor:
-    """Return the root mean square of the eigenvalues outside of a subspace, from random products with the matrix.
-
-    Args:
-        samples: Random signs z and the matrix times each.
-        basis: Orthonormal rows V, independent of the samples.
-        basis_products: The matrix times ``basis``.
-    """
+def rms_of_the_rest(random: Remainder) -> Tensor:
+    """Return the root mean square of the eigenvalues outside of a subspace, from random products with the matrix."""
     # E ||P H P z||^2 is the sum of the squared eigenvalues of PHP, P = 1 - VV'.
-    images = torch.addmm(samples.products, samples.signs @ basis.T, basis_products, alpha=-1)
-    rest = max(basis.shape[1] - len(basis), 1)
-    return (outside_squares(images, images @ basis.T).mean() / rest).sqrt()
+    rest = max(random.basis.shape[1] - len(random.basis), 1)
+    return (random.squares.mean() / rest).sqrt()
 
 
 class Condition(Instrument):
@@ -102,9 +95,8 @@ class Condition(Instrument):
         _, known = curvature.sub_batch_or_all(SHARE)
         notes = [known, "median magnitude of the density's nodes"]
         readings = {"condition": Reading(largest / median, "estimated", note="; ".join(filter(None, notes)))}
-        krylov = curvature.krylov
-        if len(krylov.basis) < curvature.dimension:
-            rms = rms_of_the_rest(curvature.random_products(1, SHARE), krylov.basis, krylov.basis_products)
+        if len(curvature.krylov.basis) < curvature.dimension:
+            rms = rms_of_the_rest(curvature.random_remainder(1, SHARE))
             readings["outliers_over_bulk"] = Reading(largest / rms, "estimated", note=known)
         return readings
 

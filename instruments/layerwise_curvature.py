@@ -26,38 +26,34 @@ from torch import Tensor
 
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.curvature.sub_batch import SHARE, check
-from cockpit_lite.curvature.trace import RandomProducts
+from cockpit_lite.curvature.trace import Remainder
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings, layerwise
 from cockpit_lite.step import Step
 
 
-def block_traces(
-    samples: RandomProducts, sizes: Mapping[str, int], basis: Tensor, basis_products: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
+def block_traces(random: Remainder, sizes: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the trace of each diagonal block and its standard error, scalar tensors.
 
     Args:
-        samples: Random signs v and the matrix times each.
+        random: What random products say beside the subspace in which the matrix is known.
         sizes: Number of elements of each block, in order; they add up to the length of a row.
-        basis: Orthonormal rows in which the matrix is known, independent of the samples; may be empty.
-        basis_products: The matrix times ``basis``.
     """
     # H = H VV' + H (1 - VV'): the first part is known, the outliers of the spectrum with it; the second is sampled.
-    images = torch.addmm(samples.products, samples.signs @ basis.T, basis_products, alpha=-1)
-    lengths, whole = list(sizes.values()), torch.linalg.vector_norm(images).square()
+    images, whole = random.images, torch.linalg.vector_norm(random.images).square()
+    lengths = list(sizes.values())
     known = images.new_zeros(images.shape[1])
-    for row, product in zip(basis, basis_products, strict=True):
+    for row, product in zip(random.basis, random.basis_products, strict=True):
         known.addcmul_(row, product)
     found = {}
-    pieces = zip(sizes, samples.signs.split(lengths, 1), images.split(lengths, 1), known.split(lengths), strict=True)
+    pieces = zip(sizes, random.signs.split(lengths, 1), images.split(lengths, 1), known.split(lengths), strict=True)
     for name, signs, image, part in pieces:
         values = (signs @ image.T).diagonal()
         # The variance of v'Av is at most 2 ||A||_F^2, and E||Av||^2 = ||A||_F^2, A the block's rows.
         squares = torch.linalg.vector_norm(image, dim=1).square()
         variance = 2 * squares.mean() / len(signs)
-        if samples.variance is not None:  # what the sub-batch adds to the whole is shared out as the rows' lengths are
-            variance = variance + samples.variance.mean() * squares.sum() / whole
+        if random.variance is not None:  # what the sub-batch adds to the whole is shared out as the rows' lengths are
+            variance = variance + random.variance.mean() * squares.sum() / whole
         found[name] = part.sum() + values.mean(), variance.sqrt()
     return found
 
@@ -88,13 +84,12 @@ class LayerwiseCurvature(Instrument):
 
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
-        krylov = curvature.krylov
-        random = curvature.random_products(self.samples, self.sub_batch)
+        random = curvature.random_remainder(self.samples, self.sub_batch)
         _, note = curvature.sub_batch_or_all(self.sub_batch)
         sizes = {name: parameter.numel() for name, parameter in curvature.parameters.items()}
         traces = {
             name: Reading(value, "estimated", standard_error=error, note=note)
-            for name, (value, error) in block_traces(random, sizes, krylov.basis, krylov.basis_products).items()
+            for name, (value, error) in block_traces(random, sizes).items()
         }
         return {**layerwise("layerwise_curvature", traces), **self._eigenvalues(curvature)}
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cockpit_lite.curvature.trace import RandomProducts
+from cockpit_lite.curvature.trace import Remainder
 
 # Below this share of the matrix's size a coupling is rounding: what comes behind it has no weight.
 _NEGLIGIBLE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -74,14 +74,7 @@ def spectral_density(product: Callable[[Tensor], Tensor], starts: Tensor, steps:
     return Spectrum(values.flatten()[order], weights[order], spent)
 
 
-def density_beside(
-    product: Callable[[Tensor], Tensor],
-    samples: RandomProducts,
-    basis: Tensor,
-    basis_products: Tensor,
-    known: Sequence[float],
-    steps: int,
-) -> Spectrum:
+def density_beside(product: Callable[[Tensor], Tensor], random: Remainder, known: Sequence[float], steps: int) -> Spectrum:
     """Return the density of a matrix that is known in a subspace: what is known counts once each, the quadrature sees the rest.
 
     The outliers of the spectrum, each of which is one eigenvalue among many, need no nodes then; fewer are enough for the bulk.
@@ -89,23 +82,21 @@ def density_beside(
 
     Args:
         product: Matrix times vector, or an estimate of it.
-        samples: One random sign vector and the matrix times it.
-        basis: Orthonormal rows V, fewer than the matrix has, independent of the sample.
-        basis_products: The matrix times ``basis``.
+        random: What one random product says beside the subspace with the basis V, which is not all of the space.
         known: The eigenvalues of V'AV, in rising order, of which the largest and the smallest stay by themselves: the others are
             in the bulk.
         steps: Nodes of the quadrature.
     """
-    dimension = samples.signs.shape[1]
-    inside = samples.signs @ basis.T
-    start = torch.addmm(samples.signs, inside, basis, alpha=-1)[0]
-    image = torch.addmm(samples.products, inside, basis_products, alpha=-1)[0]
+    basis = random.basis
+    dimension = basis.shape[1]
+    start = torch.addmv(random.signs[0], basis.T, random.inside[0], alpha=-1)
+    first = torch.addmv(random.images[0], basis.T, random.coefficients[0], alpha=-1)
 
     def outside(vector: Tensor) -> Tensor:
         return torch.addmv(vector, basis.T, basis @ vector, alpha=-1)
 
     steps = min(steps, dimension - len(basis))
-    rest = spectral_density(lambda vector: outside(product(vector)), start[None], steps, outside(image)[None])
+    rest = spectral_density(lambda vector: outside(product(vector)), start[None], steps, first[None])
     weights, nodes = rest.weights * (1 - len(basis) / dimension), rest.nodes
     values = torch.tensor(known, dtype=nodes.dtype)
     outer = torch.cat([values[:1], values[1:][-OUTLIERS:]])

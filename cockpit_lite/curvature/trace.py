@@ -62,8 +62,33 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return signs.index_select(0, numbers.view(torch.uint8).int()).flatten()[:count].view(like.shape)
 
 
-def trace_from(samples: RandomProducts, basis: Tensor, basis_products: Tensor) -> TraceEstimate:
-    """Estimate the trace from random products.
+@dataclass(frozen=True)
+class Remainder:
+    """What random products say of a matrix H beside a subspace in which it is known; vectors are rows.
+
+    Attributes:
+        signs: The random vectors v.
+        basis: Orthonormal rows V, independent of them; may be empty.
+        basis_products: H times these.
+        inside: V'v.
+        images: H z, with z = v - VV'v.
+        coefficients: V'Hz.
+        squares: The squared length of what of H z is outside of the subspace.
+        variance: As of :class:`RandomProducts`.
+    """
+
+    signs: Tensor
+    basis: Tensor
+    basis_products: Tensor
+    inside: Tensor
+    images: Tensor
+    coefficients: Tensor
+    squares: Tensor
+    variance: Tensor | None
+
+
+def beside(samples: RandomProducts, basis: Tensor, basis_products: Tensor) -> Remainder:
+    """Take what is known of the matrix out of random products with it.
 
     Args:
         samples: At least one.
@@ -71,22 +96,26 @@ def trace_from(samples: RandomProducts, basis: Tensor, basis_products: Tensor) -
         basis_products: The matrix times ``basis``.
     """
     # By inner products: vectors of the length of the model, made for a moment, cost more time than what is done with them.
-    signs = samples.signs
-    inside = signs @ basis.T
-    images = torch.addmm(samples.products, inside, basis_products, alpha=-1)  # H z
+    inside = samples.signs @ basis.T
+    images = torch.addmm(samples.products, inside, basis_products, alpha=-1)
     coefficients = images @ basis.T
-    values = (signs @ images.T).diagonal() - (inside * coefficients).sum(1)
-    known = torch.dot(basis.flatten(), basis_products.flatten())
-    variance = 2 * outside_squares(images, coefficients).mean() / len(signs)
-    if samples.variance is not None:  # of the same sub-batch for all vectors: their mean is no better in this
-        variance = variance + samples.variance.mean()
+    squares = torch.linalg.vector_norm(images, dim=1).square() - torch.linalg.vector_norm(coefficients, dim=1).square()
+    squares = squares.clamp(min=0)  # rounding, where nothing is outside
+    return Remainder(samples.signs, basis, basis_products, inside, images, coefficients, squares, samples.variance)
+
+
+def trace_from(rest: Remainder, known: float = 0.0) -> TraceEstimate:
+    """Estimate the trace from random products.
+
+    Args:
+        rest: What they say beside the subspace in which the matrix is known.
+        known: The trace in that subspace, the sum of its Ritz values.
+    """
+    values = (rest.signs @ rest.images.T).diagonal() - (rest.inside * rest.coefficients).sum(1)
+    variance = 2 * rest.squares.mean() / len(values)
+    if rest.variance is not None:  # of the same sub-batch for all vectors: their mean is no better in this
+        variance = variance + rest.variance.mean()
     return TraceEstimate(known + values.mean(), variance.sqrt())
-
-
-def outside_squares(vectors: Tensor, coefficients: Tensor) -> Tensor:
-    """Return the squared lengths of the rows outside of a subspace, from their coefficients in an orthonormal basis of it."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1).square() - torch.linalg.vector_norm(coefficients, dim=1).square()
-    return lengths.clamp(min=0)  # rounding, where nothing is outside
 
 
 def exact_trace(product: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.curvature.source import Source
 from cockpit_lite.curvature.tail import complete
 from cockpit_lite.curvature.together import Together
-from cockpit_lite.curvature.trace import RandomProducts, TraceEstimate, exact_trace, random_signs, trace_from
+from cockpit_lite.curvature.trace import RandomProducts, Remainder, TraceEstimate, beside, exact_trace, random_signs, trace_from
 from cockpit_lite.errors import NotMeasured
 
 #: So many of the largest eigenvectors are remembered, as far as they fit into so many bytes.
@@ -102,6 +102,7 @@ class Curvature:
 
     def _forget_results(self) -> None:
         self._deflated: dict[float, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        self._remainders: dict[tuple[int, float | None], tuple[tuple[int, int], Remainder]] = {}
         self._gradient: dict[str, Tensor] | None = None
         self._flat_gradient: Tensor | None = None
         self._gradient_product: Tensor | None = None
@@ -418,6 +419,20 @@ class Curvature:
             return nothing, nothing
         return self._krylov.basis, self._krylov.basis_products
 
+    def random_remainder(self, count: int, sub_batch: float | None = None) -> Remainder:
+        """Return what :meth:`random_products` say beside what the search for eigenvalues knows by now.
+
+        It is made again only when the search has gone on. Arguments as of :meth:`random_products`.
+        """
+        samples = self.random_products(count, sub_batch)
+        basis, products = self._known()
+        state = len(basis), 0 if self._krylov is None else self._krylov.spent
+        found = self._remainders.get((count, sub_batch))
+        if found is None or found[0] != state:
+            self._remainders.pop((count, sub_batch), None)  # before the new one is made, as large
+            found = self._remainders[count, sub_batch] = state, beside(samples, basis, products)
+        return found[1]
+
     def trace(self, samples: int, sub_batch: float | None = None) -> TraceEstimate:
         """Return the trace of the Hessian, from ``samples`` random products and what the search for eigenvalues has found.
 
@@ -429,7 +444,8 @@ class Curvature:
         """
         if self.dimension <= samples:
             return TraceEstimate(exact_trace(self.product, self.flat_gradient()), None)
-        return trace_from(self.random_products(samples, sub_batch), *self._known())
+        known = () if self._krylov is None else self._krylov.ritz_values
+        return trace_from(self.random_remainder(samples, sub_batch), sum(known))
 
     def spectral_density(self, steps: int = 10, probes: int = 1, kind: Kind = "hessian") -> Spectrum:
         """Return how the eigenvalues are spread, by stochastic Lanczos quadrature.
@@ -463,12 +479,11 @@ class Curvature:
             sub_batch: Estimate that part from so many samples, see :meth:`sub_batch`.
         """
         part, _ = self.sub_batch_or_all(sub_batch)
-        basis, products = self.krylov.basis, self.krylov.basis_products
-        if len(basis) == self.dimension:  # all is known
-            values = torch.tensor(self.krylov.ritz_values, dtype=torch.float64)
+        known = self.krylov.ritz_values
+        if len(self.krylov.basis) == self.dimension:  # all is known
+            values = torch.tensor(known, dtype=torch.float64)
             return Spectrum(values, torch.full_like(values, 1 / len(values)), 0)
-        random = self.random_products(1, sub_batch)
-        return density_beside(part._matrix, random, basis, products, self.krylov.ritz_values, steps)
+        return density_beside(part._matrix, self.random_remainder(1, sub_batch), known, steps)
 
     def gauss_newton_trace(self) -> TraceEstimate:
         """Return the trace of the Gauss-Newton matrix from one random gradient, shared by all who ask on this step.

@@ -142,6 +142,20 @@ def test_what_is_shared_is_computed_once() -> None:
     assert curvature.products == spent + 3 + 9
 
 
+def test_what_random_products_say_beside_the_search_is_made_again_once_it_has_gone_on() -> None:
+    curvature = forward(ZOO["mlp"], torch.float64).curvature()
+    curvature.top_eigenpairs(tolerance=0.5, max_products=2)
+    early = curvature.random_remainder(2)
+    assert curvature.random_remainder(2) is early
+    curvature.top_eigenpairs(tolerance=1e-6, max_products=6)
+    late, samples = curvature.random_remainder(2), curvature.random_products(2)
+    assert len(late.basis) > len(early.basis)
+    for signs, image, square in zip(samples.signs, late.images, late.squares, strict=True):
+        outside = torch.eye(curvature.dimension, dtype=torch.float64) - late.basis.T @ late.basis
+        torch.testing.assert_close(image, curvature.product(outside @ signs))
+        torch.testing.assert_close(square, (outside @ image).square().sum())
+
+
 def test_the_next_step_begins_with_the_eigenvectors_of_the_last() -> None:
     memory = CurvatureMemory()
     first = forward(ZOO["mlp"]).curvature(memory=memory)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.curvature.memory import CurvatureMemory
-from cockpit_lite.curvature.trace import RandomProducts
+from cockpit_lite.curvature.trace import RandomProducts, beside
 from cockpit_lite.errors import SetupError
 from cockpit_lite.instrument import Instrument, Reading
 from cockpit_lite.instruments.eigenvector_overlap import EigenvectorOverlap, share_in_subspace, subspace_overlap
@@ -154,15 +154,15 @@ def test_the_blocks_against_the_dense_matrix(known: int) -> None:
     sizes = {"a": 10, "b": 25, "c": 5}
     count = 20_000
     signs = torch.randint(0, 2, (count, 40), generator=generator).double() * 2 - 1
-    found = block_traces(RandomProducts(signs, signs @ matrix), sizes, basis, basis @ matrix)
+    found = block_traces(beside(RandomProducts(signs, signs @ matrix), basis, basis @ matrix), sizes)
     start = 0
     for name, size in sizes.items():
         expected = matrix.diagonal()[start : start + size].sum().item()
         value, error = (part.item() for part in found[name])
         assert abs(value - expected) < 4 * error
         single = [
-            block_traces(RandomProducts(signs[i : i + 1], signs[i : i + 1] @ matrix), sizes, basis, basis @ matrix)[name][0]
-            for i in range(400)
+            block_traces(beside(RandomProducts(one, one @ matrix), basis, basis @ matrix), sizes)[name][0]
+            for one in signs[:400].split(1)
         ]
         deviation = torch.stack(single).std().item()
         assert 0.9 * deviation < error * count**0.5 < 2 * deviation
