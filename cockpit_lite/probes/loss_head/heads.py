@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cockpit_lite.curvature.control import Controls
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes.loss_head.aligned import aligned, output_kernels
 from cockpit_lite.probes.loss_head.route import Route
 
 #: How far the contributions may be from adding up to the loss, relative to the sum of their magnitudes.
@@ -149,7 +150,8 @@ class LossHead:
         """Return u with mean 0 and covariance L'' like :meth:`sampled_gradient`, but from random signs instead of labels.
 
         What labels draw by chance is taken with its probability here, so that ``‖J'u‖²`` is spread less: of a binary loss every
-        sample's part of it is exact.
+        sample's part of it is exact. Where the last layer tells something of the network behind it, the signs are turned by
+        that, see :mod:`~cockpit_lite.probes.loss_head.aligned`.
 
         Raises:
             NotMeasured: if the second derivative is not known.
@@ -192,12 +194,13 @@ class Elementwise(LossHead):
 
     def sampled_gradient(self, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`LossHead.sampled_gradient`."""
-        signs = torch.empty_like(self.prediction).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return signs * self._second_derivative().sqrt()
+        return _signs(self.prediction, generator) * self._second_derivative().sqrt()
 
     def random_root(self, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`LossHead.random_root`."""
-        return Elementwise.sampled_gradient(self, generator)
+        signs, root = _signs(self.prediction, generator), self._second_derivative().sqrt()
+        kernels = output_kernels(self.route.start) if root.dim() == 2 else None
+        return signs * root if kernels is None else aligned(torch.diag_embed(root), kernels, signs)
 
     def _second_derivative(self) -> Tensor:
         with torch.enable_grad():
@@ -346,14 +349,21 @@ class CrossEntropy(LossHead):
         return root * gradient.scatter_add(self._axis, labels, -torch.ones_like(gradient))
 
     def random_root(self, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`LossHead.random_root`: the columns of a Cholesky factor of diag(p) - pp', each with a random sign.
+        """See :meth:`LossHead.random_root`: the columns of a root of diag(p) - pp', each with a random sign.
 
-        The likeliest class is the first. Where only one other counts, one column is everything, and its sign makes no
-        difference to what is squared; columns of the rest hardly overlap. Of log-probabilities see :meth:`sampled_gradient`.
+        If not aligned, it is a Cholesky factor with the likeliest class as the first. Where only one other counts, one column is
+        everything, and its sign makes no difference to what is squared; columns of the rest hardly overlap. Of log-probabilities
+        see :meth:`sampled_gradient`.
         """
         probabilities = self._normalised.exp()
-        signs = torch.empty_like(probabilities).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        drawn = _cholesky_times(probabilities, signs, self._axis) if self._logits else -signs * probabilities.sqrt()
+        signs = _signs(probabilities, generator)
+        rows = self._logits and probabilities.dim() == 2 and self._axis == 1
+        kernels = output_kernels(self.route.start) if rows else None
+        if kernels is not None:  # diag(r)(I - rr') times its transpose is diag(p) - pp', too, with the roots r of p
+            roots = probabilities.sqrt()
+            drawn = aligned(torch.diag_embed(roots) - probabilities[:, :, None] * roots[:, None], kernels, signs)
+        else:
+            drawn = _cholesky_times(probabilities, signs, self._axis) if self._logits else -signs * probabilities.sqrt()
         return self.row_weights().sqrt().unsqueeze(self._axis) * drawn
 
     def controls(self, root: Tensor, batch_size: int, axis: int = 0) -> Controls | None:
@@ -382,6 +392,10 @@ class CrossEntropy(LossHead):
     def contributions(self) -> Contributions:
         """See :meth:`LossHead.contributions`."""
         return Contributions(self.terms(), self.route.without_output(), self._axis)
+
+
+def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
 def _cholesky_times(probabilities: Tensor, vectors: Tensor, axis: int) -> Tensor:
