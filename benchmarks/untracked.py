@@ -35,7 +35,7 @@ BLOCK_SECONDS = 0.3
 #: Samples drawn for an interval.
 DRAWS = 2000
 #: Steps before the clock starts: a cockpit looks at its first backward passes more closely, and the caches settle.
-WARM_UP = 5
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
