@@ -19,6 +19,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 #: What the numbers may be off by: "f", "g" and "h" as above, "i" by 3 % at most.
@@ -36,6 +37,7 @@ ERRORS: dict[Form, float] = {"g": 2**-12, "h": 2**-8, "i": 2**-5}
 _SHAPE_AND_FORM = re.compile(r"(\d{1,6}(?:,\d{1,6})*)(z?)([fgh]|[ls]\d{1,2}:)", re.ASCII)
 _LEAST, _GREATEST = 1.2e-38, 3e38  # what float32 knows in full
 _MOST_BITS = 24  # of a level
+_NARROW = 8  # bits of levels whose digits are kept
 _HEAD = 48  # bits before the levels
 
 
@@ -66,19 +68,23 @@ def pack(values: Sequence[Any], form: Form, filled: bool = False) -> str | None:
         flat = [number for row in flat for number in row]
     if not FEWEST <= len(flat) <= MOST or not kinds <= {float, int}:
         return None
-    if filled:
+    present = flat if all(flat) else list(filter(None, flat))
+    holes = any(map(math.isnan, present))
+    if holes:
+        if not filled:
+            return None
         flat = [math.nan if value != value else value for value in flat]  # one of them has bits of its own
-    if not all(not value or _LEAST < abs(value) < _GREATEST or (filled and value != value) for value in flat):
+    sizes = [abs(value) for value in present if value == value] if holes else list(map(abs, present))
+    if sizes and not (min(sizes) > _LEAST and max(sizes) < _GREATEST):
         return None
     name = ",".join(map(str, shape))
     if form == "f":
         return name + _truncated(flat, "f")
-    present = flat if all(flat) else [value for value in flat if value]
-    text = None if filled and any(value != value for value in present) else _levels(present, form)
+    text = None if holes else _levels(present, sizes, form)
     if text is None:
         return name + _truncated(flat, "h" if form == "i" else form)
     kind, bits = text
-    mask = "" if present is flat else "".join(["1" if value else "0" for value in flat])
+    mask = "" if present is flat else "".join(map("01".__getitem__, map(bool, flat)))
     return f"{name}{'z' if mask else ''}{kind}:{_base64(_hexadecimal(mask) + _hexadecimal(bits) if mask else _hexadecimal(bits))}"
 
 
@@ -97,11 +103,10 @@ def _truncated(flat: Sequence[Any], form: Literal["f", "g", "h"]) -> str:
     return ("z" if mask else "") + form + _base64(mask + f"%0{digits}x" * len(numbers) % tuple(numbers))
 
 
-def _levels(numbers: Sequence[Any], form: Form) -> tuple[str, str] | None:
-    """Return the form of levels and their bits, or None where truncated numbers are as short."""
+def _levels(numbers: Sequence[Any], sizes: Sequence[Any], form: Form) -> tuple[str, str] | None:
+    """Return the form of levels and their bits, or None where truncated numbers are as short; ``sizes`` are magnitudes."""
     if not numbers:
         return None
-    sizes = [abs(number) for number in numbers]
     low = _first_bits(min(sizes), 0)
     steps = math.log2(max(sizes) / _from_bits(low))  # a little more than the range, since low was rounded towards zero
     width = max(math.ceil(steps * math.log(2) / (1.99 * ERRORS[form])).bit_length(), 1)
@@ -111,11 +116,16 @@ def _levels(numbers: Sequence[Any], form: Form) -> tuple[str, str] | None:
     step_bits = _first_bits(steps / ((1 << width) - 1), 0xFF)
     start, step = _from_bits(low), max(_from_bits(step_bits), 1e-30)
     levels = [round(math.log2(size / start) / step) for size in sizes]
-    spec = f"0{width}b"
-    parts = [format(level, spec) for level in levels]
+    parts = list(map(_digits_of(width).__getitem__, levels)) if width <= _NARROW else [format(q, f"0{width}b") for q in levels]
     if signed:
         parts = [("1" if number < 0 else "0") + part for number, part in zip(numbers, parts, strict=True)]
     return f"{'s' if signed else 'l'}{width}", f"{low:024b}{step_bits:024b}{''.join(parts)}"
+
+
+@lru_cache(maxsize=_NARROW)
+def _digits_of(width: int) -> list[str]:
+    """Return the binary digits of all levels of so many bits: to look them up takes a third of the time to write them."""
+    return [format(level, f"0{width}b") for level in range(1 << width)]
 
 
 def _first_bits(value: float, rounding: int) -> int:

@@ -181,7 +181,7 @@ def _packed_array(value: Any, exact: bool) -> Any:
     if exact or len(numbers) < _COUNTS or min(numbers) < 0:
         return pack(value, "f", filled=True) or value
     # Counts of some hundred elements are off by a tenth and more.
-    return pack(value, "i" if all(number % 1 == 0 for number in numbers) else "h") or value
+    return pack(value, "i" if all(map(float.is_integer, map(float, numbers))) else "h") or value
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Row:
                     on_host[name] = reading.on_host
             else:
                 values[name] = _loggable(name, reading)
-        if not all(type(name) is str for name in readings):
+        if not set(map(type, readings)) <= {str}:
             raise TypeError(f"the names of readings are text, not {next(n for n in readings if type(n) is not str)!r}")
         self.values.update(values)
         self.how.update(hows)

@@ -199,12 +199,10 @@ def test_forms_of_images_are_gone_when_nobody_has_them() -> None:
     seen = weakref.ref(images)
     form = Windows(images, torch.randn(2, 4, 3, 3), (1, 1), (1, 1), 1, torch.Size((4, 3, 3, 3)))
     form.measure(squares=True)
-    kept = weakref.ref(form.images)
     gc.disable()
     try:
         del images, form
         assert seen() is None
-        assert kept() is None
     finally:
         gc.enable()
 

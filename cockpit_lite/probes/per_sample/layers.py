@@ -71,10 +71,8 @@ class LayerGradients:
         total = self.shape.numel()
         if total <= count:
             return torch.arange(total)
-        if not any(
-            isinstance(part, (Chunks, Sum)) or (isinstance(part, OuterProducts) and part.inputs.shape[2] > 1)
-            for part in self._parts
-        ):
+        several = (isinstance(p, (Chunks, Sum)) or (isinstance(p, OuterProducts) and p.positions > 1) for p in self._parts)
+        if not any(several):
             return torch.randint(total, (count,), generator=generator)
         # A sum over positions: some rows and some columns cost as little as so many single elements.
         height, width = self.shape[0], total // self.shape[0]

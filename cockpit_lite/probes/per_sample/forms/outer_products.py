@@ -145,6 +145,11 @@ class OuterProducts(Form):
         self.batch_size = self.left.batch_size
 
     @property
+    def positions(self) -> int:
+        """T."""
+        return 1 if self.right.single else self.right.values.shape[2]
+
+    @property
     def inputs(self) -> Tensor:
         """a, shape (N, G, T, I)."""
         return self.right.values

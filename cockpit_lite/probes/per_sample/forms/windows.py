@@ -64,11 +64,6 @@ class Windows(Chunks):
         make = partial(_some, self.inputs, self.answers, self.padding, stride, dilation, groups, shape)
         super().__init__(make, len(inputs), base.CHUNK // max(1, positions * fan_in), shape)
 
-    @cached_property
-    def images(self) -> Tensor:
-        """The inputs with the padding written out."""
-        return _padded(self.inputs, self.padding)
-
     def measure(self, directions: Sequence[Tensor] = (), along: RankOne | None = None, squares: bool = False) -> Measured:
         """By the Gram matrices of pixels and deltas, if that is the shortest way; otherwise place by place under the kernel."""
         found = None if along is None else self._convolved_along(along)
@@ -95,7 +90,8 @@ class Windows(Chunks):
         ):
             place, offset = divmod(place, width)
             chosen.insert(0, slice(offset * gap, offset * gap + (count - 1) * step + 1, step))
-        return self.images[of, place][(slice(None), *chosen)].flatten(1)
+        channel = _padded(self.inputs[of, place], self.padding)
+        return channel[(slice(None), *chosen)].flatten(1)
 
     def _pixels_are_few(self) -> bool:
         pixels, positions = self.inputs.shape[2:].numel(), self.answers.shape[2:].numel()
