@@ -55,11 +55,10 @@ def median_of_the_rest(nodes: Tensor, weights: Tensor, dimension: int) -> Tensor
     return sizes[(shares >= 0.5 * shares[-1] * (1 - 1e-12)).to(torch.int8).argmax()]
 
 
-def rms_of_the_rest(random: Remainder) -> Tensor:
-    """Return the root mean square of the eigenvalues outside of a subspace, from random products with the matrix."""
+def rms_of_the_rest(random: Remainder, count: int) -> Tensor:
+    """Return the root mean square of the ``count`` eigenvalues outside of a subspace, from random products with the matrix."""
     # E ||P H P z||^2 is the sum of the squared eigenvalues of PHP, P = 1 - VV'.
-    rest = max(random.basis.shape[1] - len(random.basis), 1)
-    return (random.squares.mean() / rest).sqrt()
+    return (random.squares.mean() / count).sqrt()
 
 
 class Condition(Instrument):
@@ -95,8 +94,9 @@ class Condition(Instrument):
         _, known = curvature.sub_batch_or_all(SHARE)
         notes = [known, "median magnitude of the density's nodes"]
         readings = {"condition": Reading(largest / median, "estimated", note="; ".join(filter(None, notes)))}
-        if len(curvature.krylov.basis) < curvature.dimension:
-            rms = rms_of_the_rest(curvature.random_remainder(1, SHARE))
+        unknown = curvature.dimension - len(curvature.krylov.basis)
+        if unknown:
+            rms = rms_of_the_rest(curvature.random_remainder(1, SHARE), unknown)
             readings["outliers_over_bulk"] = Reading(largest / rms, "estimated", note=known)
         return readings
 

@@ -28,7 +28,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from cockpit_lite.curvature import Curvature
@@ -58,10 +57,16 @@ def gradient_step(curvature: Curvature, learning_rates: Mapping[str, float]) -> 
     Args:
         curvature: Of the mini-batch loss.
         learning_rates: By parameter name; missing ones do not move.
+
+    Raises:
+        NotMeasured: if the gradient is zero.
     """
     rates = [learning_rates.get(name, 0.0) for name in curvature.parameters]
     gradient = curvature.flat_gradient()
-    squared, along = gradient @ gradient, gradient @ curvature.gradient_product
+    squared = gradient @ gradient
+    if not bool(squared != 0):
+        raise NotMeasured(_NOWHERE)
+    along = gradient @ curvature.gradient_product
     if len(set(rates)) == 1:
         return _one_rate(rates[0], squared, along)
     pieces = curvature.unflatten(gradient)
@@ -119,8 +124,6 @@ class CurvatureAlongGradient(Instrument):
         curvature, replay = step.curvature, step.observed.get("replay")
         nothing_to_spare = replay is None or self._by_the_graph or self._products.is_small(replay)
         if nothing_to_spare or curvature.is_open or curvature.is_shared:
-            if not bool(torch.any(curvature.flat_gradient() != 0)):
-                raise NotMeasured(_NOWHERE)
             self._found = self._readings(step, gradient_step(curvature, step.parameter_learning_rates), curvature.note)
 
     def measure(self, step: Step) -> Readings:

@@ -32,18 +32,22 @@ from cockpit_lite.instrument import CURVATURE, Instrument, Reading, Readings, la
 from cockpit_lite.step import Step
 
 
-def block_traces(random: Remainder, sizes: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+def block_traces(
+    random: Remainder, sizes: Mapping[str, int], basis: Tensor, basis_products: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the trace of each diagonal block and its standard error, scalar tensors.
 
     Args:
         random: What random products say beside the subspace in which the matrix is known.
         sizes: Number of elements of each block, in order; they add up to the length of a row.
+        basis: Orthonormal rows that span the subspace; may be empty.
+        basis_products: The matrix times ``basis``.
     """
     # H = H VV' + H (1 - VV'): the first part is known, the outliers of the spectrum with it; the second is sampled.
     images, whole = random.images, torch.linalg.vector_norm(random.images).square()
     lengths = list(sizes.values())
     known = images.new_zeros(images.shape[1])
-    for row, product in zip(random.basis, random.basis_products, strict=True):
+    for row, product in zip(basis, basis_products, strict=True):
         known.addcmul_(row, product)
     found = {}
     pieces = zip(sizes, random.signs.split(lengths, 1), images.split(lengths, 1), known.split(lengths), strict=True)
@@ -89,7 +93,7 @@ class LayerwiseCurvature(Instrument):
         sizes = {name: parameter.numel() for name, parameter in curvature.parameters.items()}
         traces = {
             name: Reading(value, "estimated", standard_error=error, note=note)
-            for name, (value, error) in block_traces(random, sizes).items()
+            for name, (value, error) in block_traces(random, sizes, *curvature.known_subspace()).items()
         }
         return {**layerwise("layerwise_curvature", traces), **self._eigenvalues(curvature)}
 

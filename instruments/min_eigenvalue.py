@@ -56,15 +56,15 @@ class MinEigenvalue(Instrument):
     def measure(self, step: Step) -> Readings:
         curvature = step.curvature
         top = curvature.top_eigenpairs(tolerance=self.tolerance, max_products=self.max_products)
+        highest = top.values[0], top.residuals[0]
+        del top  # its vector is as large as the model
         bottom = curvature.bottom_eigenpairs(tolerance=self.tolerance, max_products=self.max_products)
-        lowest, highest = bottom.values[0], top.values[0]
-        largest = bottom if abs(lowest) > abs(highest) else top
+        lowest = bottom.values[0], bottom.residuals[0]
+        magnitude, residual = max(highest, lowest, key=lambda pair: abs(pair[0]))
         note = "; ".join(filter(None, [curvature.note, None if bottom.converged else "not converged: an upper bound"])) or None
         readings = {
-            "min_eigenvalue": Reading(lowest, "estimated", residual=bottom.residuals[0], note=note),
-            "max_magnitude_eigenvalue": Reading(
-                largest.values[0], "estimated", residual=largest.residuals[0], note=curvature.note
-            ),
+            "min_eigenvalue": Reading(lowest[0], "estimated", residual=lowest[1], note=note),
+            "max_magnitude_eigenvalue": Reading(magnitude, "estimated", residual=residual, note=curvature.note),
         }
         everything = curvature.krylov.ritz_values
         if len(everything) == curvature.dimension:

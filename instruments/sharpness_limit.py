@@ -116,22 +116,23 @@ class SharpnessLimit(Instrument):
         root = _flat(curvature, scale.inverse).sqrt()
         multiply = preconditioned(curvature.product, root, _flat(curvature, scale.decay))
         start = root * like
-        image = multiply(start)
-        starts, products = [start], [image]
+        known = [(start, multiply(start))]
+        size = start @ start
+        along = start @ known[0][1] / size if bool(size > 0) else None
+        del start
+        previous = []
         if curvature.eigenvalues_are_known and bool((root > 0).all()):
-            basis, images = curvature.krylov.basis, curvature.krylov.basis_products
-            for vector, product in _known(basis, images, root, _flat(curvature, scale.decay)):
-                starts.append(vector)
-                products.append(product)
+            known += _known(*curvature.known_subspace(), root, _flat(curvature, scale.decay))
             self._vector = None
-        elif self._vector is not None and self._vector.shape == start.shape:
-            starts.append(self._vector.to(start))
-        krylov = Krylov(multiply, starts, curvature.generator, known_products=products)
+        elif self._vector is not None and self._vector.shape == like.shape:
+            previous = [self._vector.to(like)]
+        starts = [*(vector for vector, _ in known), *previous]
+        krylov = Krylov(multiply, starts, curvature.generator, known_products=[image for _, image in known])
+        del known, starts  # the search has them in its basis
         pairs = krylov.top(tolerance=self.tolerance, max_products=self.max_products - 1)
         if not curvature.eigenvalues_are_known:
             self._vector = pairs.vectors[0] if math.isfinite(pairs.values[0]) else None
-        size = start @ start
-        return pairs, start @ image / size if bool(size > 0) else None
+        return pairs, along
 
     def __repr__(self) -> str:
         return f"SharpnessLimit(tolerance={self.tolerance}, max_products={self.max_products})"

@@ -74,7 +74,9 @@ def spectral_density(product: Callable[[Tensor], Tensor], starts: Tensor, steps:
     return Spectrum(values.flatten()[order], weights[order], spent)
 
 
-def density_beside(product: Callable[[Tensor], Tensor], random: Remainder, known: Sequence[float], steps: int) -> Spectrum:
+def density_beside(
+    product: Callable[[Tensor], Tensor], random: Remainder, basis: Tensor, known: Sequence[float], steps: int
+) -> Spectrum:
     """Return the density of a matrix that is known in a subspace: what is known counts once each, the quadrature sees the rest.
 
     The outliers of the spectrum, each of which is one eigenvalue among many, need no nodes then; fewer are enough for the bulk.
@@ -82,12 +84,12 @@ def density_beside(product: Callable[[Tensor], Tensor], random: Remainder, known
 
     Args:
         product: Matrix times vector, or an estimate of it.
-        random: What one random product says beside the subspace with the basis V, which is not all of the space.
+        random: What one random product says beside the subspace.
+        basis: Orthonormal rows V that span it, fewer than the matrix has.
         known: The eigenvalues of V'AV, in rising order, of which the largest and the smallest stay by themselves: the others are
             in the bulk.
         steps: Nodes of the quadrature.
     """
-    basis = random.basis
     dimension = basis.shape[1]
     start = torch.addmv(random.signs[0], basis.T, random.inside[0], alpha=-1)
     first = torch.addmv(random.images[0], basis.T, random.coefficients[0], alpha=-1)

@@ -64,12 +64,12 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Remainder:
-    """What random products say of a matrix H beside a subspace in which it is known; vectors are rows.
+    """What random products say of a matrix H beside a subspace in which it is known, with the orthonormal basis V.
+
+    Vectors are rows. The basis itself is not among them: it would be kept in memory when there is a larger one already.
 
     Attributes:
         signs: The random vectors v.
-        basis: Orthonormal rows V, independent of them; may be empty.
-        basis_products: H times these.
         inside: V'v.
         images: H z, with z = v - VV'v.
         coefficients: V'Hz.
@@ -78,8 +78,6 @@ class Remainder:
     """
 
     signs: Tensor
-    basis: Tensor
-    basis_products: Tensor
     inside: Tensor
     images: Tensor
     coefficients: Tensor
@@ -101,7 +99,7 @@ def beside(samples: RandomProducts, basis: Tensor, basis_products: Tensor) -> Re
     coefficients = images @ basis.T
     squares = torch.linalg.vector_norm(images, dim=1).square() - torch.linalg.vector_norm(coefficients, dim=1).square()
     squares = squares.clamp(min=0)  # rounding, where nothing is outside
-    return Remainder(samples.signs, basis, basis_products, inside, images, coefficients, squares, samples.variance)
+    return Remainder(samples.signs, inside, images, coefficients, squares, samples.variance)
 
 
 def trace_from(rest: Remainder, known: float = 0.0) -> TraceEstimate:

@@ -406,13 +406,13 @@ class Curvature:
 
     def _deflated_product(self, part: Curvature) -> tuple[Tensor, Tensor, Tensor | None]:
         signs = random_signs(self.flat_gradient(), self.generator)
-        basis, products = self._known()
+        basis, products = self.known_subspace()
         inside = basis @ signs
         outside = torch.addmv(signs, basis.T, inside, alpha=-1)
         images, variance = part._source.product_and_spread(part.unflatten(outside), part._matrix.positions)
         return signs, flatten(images).addmv_(products.T, inside), variance
 
-    def _known(self) -> tuple[Tensor, Tensor]:
+    def known_subspace(self) -> tuple[Tensor, Tensor]:
         """Return what the search for eigenvalues knows by now: orthonormal rows, and their products."""
         if self._krylov is None:
             nothing = self.flat_gradient().new_empty(0, self.dimension)
@@ -425,7 +425,7 @@ class Curvature:
         It is made again only when the search has gone on. Arguments as of :meth:`random_products`.
         """
         samples = self.random_products(count, sub_batch)
-        basis, products = self._known()
+        basis, products = self.known_subspace()
         state = len(basis), 0 if self._krylov is None else self._krylov.spent
         found = self._remainders.get((count, sub_batch))
         if found is None or found[0] != state:
@@ -483,7 +483,7 @@ class Curvature:
         if len(self.krylov.basis) == self.dimension:  # all is known
             values = torch.tensor(known, dtype=torch.float64)
             return Spectrum(values, torch.full_like(values, 1 / len(values)), 0)
-        return density_beside(part._matrix, self.random_remainder(1, sub_batch), known, steps)
+        return density_beside(part._matrix, self.random_remainder(1, sub_batch), self.krylov.basis, known, steps)
 
     def gauss_newton_trace(self) -> TraceEstimate:
         """Return the trace of the Gauss-Newton matrix from one random gradient, shared by all who ask on this step.

@@ -154,14 +154,14 @@ def test_the_blocks_against_the_dense_matrix(known: int) -> None:
     sizes = {"a": 10, "b": 25, "c": 5}
     count = 20_000
     signs = torch.randint(0, 2, (count, 40), generator=generator).double() * 2 - 1
-    found = block_traces(beside(RandomProducts(signs, signs @ matrix), basis, basis @ matrix), sizes)
+    found = block_traces(beside(RandomProducts(signs, signs @ matrix), basis, basis @ matrix), sizes, basis, basis @ matrix)
     start = 0
     for name, size in sizes.items():
         expected = matrix.diagonal()[start : start + size].sum().item()
         value, error = (part.item() for part in found[name])
         assert abs(value - expected) < 4 * error
         single = [
-            block_traces(beside(RandomProducts(one, one @ matrix), basis, basis @ matrix), sizes)[name][0]
+            block_traces(beside(RandomProducts(one, one @ matrix), basis, basis @ matrix), sizes, basis, basis @ matrix)[name][0]
             for one in signs[:400].split(1)
         ]
         deviation = torch.stack(single).std().item()
