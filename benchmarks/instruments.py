@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD
 
+from benchmarks.floor import account
 from benchmarks.nets import Net
 from benchmarks.page import arguments, publish, table
 from benchmarks.per_sample import peak, timed_nets
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--share-nets", type=int, default=2, help="of how many nets each instrument's share is timed (default 2)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    together, by_instrument = [], {}
+    together, by_instrument, least_time = [], {}, []
     every = timed_nets()
     for position, net in enumerate(every):
         with tempfile.TemporaryDirectory() as folder:
@@ -228,6 +229,9 @@ def main() -> None:
                 least = (base + kept(selection, timer.model)) / base
                 together.append([net.name, name, len(selection), *cells, f"{least:.2f}"])
             together.append([net.name, "plain", 0, f"{1e3 * plain:.2f} ms", f"{base / 2**20:.1f} MB", ""])
+            if net.name.startswith("MLP"):
+                with timer.watching(first_order()) as step:
+                    least_time = account(timer.model, len(net.inputs), timer.plain_step, step)
             if position < options.share_nets:
                 but_one = {TOGETHER: first_order(), **shares(first_order())}
                 found, _ = timer.ratios(but_one, options.seconds)
@@ -242,8 +246,11 @@ and {MEMORY_TARGET} times its peak memory.
 
 Least possible is what the plain step takes and what has to be kept from step to step: the first weights (`distance`) and the last
 update (`alpha`), each as large as all weights. The target for the memory is below that where weights are a large part of what
-a plain step takes, and can only be met there without these two. Time on the MLP: its step is so short that some four hundred
-small operations of thirty instruments, and of the engine, weigh several times as much as its matrix products.
+a plain step takes, and can only be met there without these two. Time on the MLP: its step is so short that the small operations
+of thirty instruments, and of the engine, weigh more than its matrix products. What all first-order instruments take at the least,
+by operations alone, without hooks, Python, rules and log, in plain steps and beside the plain step itself:
+
+{table(["operations", "plain steps"], least_time)}
 """
     if by_instrument:
         order = sorted(shares(first_order()), key=lambda name: -max(found[name] for found in by_instrument.values()))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.floor import account, operations
 from benchmarks.instruments import TOGETHER, Timer, first_order, judged, kept, kept_for_good, selections, shares, target
 from benchmarks.nets import nets
 from cockpit_lite.instruments import INSTRUMENTS
@@ -64,3 +65,18 @@ def test_the_short_net_has_a_target_of_its_own() -> None:
     assert target("3C3D, batch 64") == 2.5
     assert judged(2.5, 2.5) == "**2.50** (met)"
     assert judged(2.51, 2.5) == "**2.51** (missed: 2.5)"
+
+
+def test_the_least_is_told_by_operation_and_sums_up(tmp_path: Path) -> None:
+    timer = Timer(nets()[0], tmp_path, block_seconds=0.001)
+    with timer.watching(["grad_norm", "gsnr"]) as step:
+        assert operations(step) > operations(timer.plain_step) > 20
+        rows = account(timer.model, 128, timer.plain_step, step, rounds=2)
+    *parts, (name, total) = rows
+    assert name == "together" and float(total) > 0.1
+    assert float(total) == pytest.approx(sum(float(share) for _, share in parts), abs=0.01 * len(parts))
+
+
+def test_operations_are_counted() -> None:
+    values = torch.ones(3)
+    assert operations(lambda: values.add(1).mul(2)) == 2
