@@ -37,7 +37,7 @@ def by_feature(inputs: Tensor) -> Tensor:
     return inputs.movedim(axis, -1).reshape(-1, inputs.shape[axis])
 
 
-class Moments(NamedTuple):
+class FeatureMoments(NamedTuple):
     """Of each feature."""
 
     mean: Tensor
@@ -50,19 +50,19 @@ class Moments(NamedTuple):
         return (self.mean.square() + self.deviation.square()).mean().sqrt()
 
 
-def moments(rows: Tensor) -> Moments:
+def moments(rows: Tensor) -> FeatureMoments:
     """Return the moments of (rows, features) in float64, which is twice as large: so some features at a time."""
     found = [_moments(some) for some in rows.split(max(ELEMENTS_AT_ONCE // len(rows), 1), dim=1)]
-    return Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return FeatureMoments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _moments(rows: Tensor) -> Moments:
+def _moments(rows: Tensor) -> FeatureMoments:
     rows = rows if rows.device.type == "mps" else rows.double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
-    return Moments(mean, deviation, torch.maximum(rows.amax(0), -rows.amin(0)))
+    return FeatureMoments(mean, deviation, torch.maximum(rows.amax(0), -rows.amin(0)))
 
 
-def feature_ratios(features: Moments) -> tuple[Tensor, Tensor]:
+def feature_ratios(features: FeatureMoments) -> tuple[Tensor, Tensor]:
     """Return the ratio of standard deviations and the median ratio of mean to standard deviation."""
     mean, deviation, largest = features
     varies = deviation > 1e-12 * largest.clamp(min=1e-300)
