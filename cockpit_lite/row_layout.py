@@ -18,19 +18,23 @@ Since schema 2 a column may also be the same reading of 5 layers and more, and a
 
 ``names`` as a number: those of that column. Such a cell is null (none of them on this step), a list (null: not
 that one), or a text. "=1": the same as cell 1 of the row. Longer arrays are packed, too. In ``values`` of a row a pair is a
-value and how it was got: ``{"grad_hist_1d/0.bias": ["59zh...", {"kind": "estimated"}]}``.
+value and how it was got: ``{"grad_hist_1d/0.bias": ["59zh...", {"kind": "estimated"}]}``; "/": as that of ``grad_hist_1d``. A
+layout has short arrays of its first row as ``fixed``, by the number of the cell: there "=" stands for the same again.
 
-Significant digits: seven, which is what float32 knows; three of a standard error or residual.
+Significant digits: seven, which is what float32 knows; three of a standard error or residual, and of what has one no more than to
+a hundredth of its first digit.
 Packed ones have 3.6, arrays 4.8, and fewer where less is known: 2.4 what has a standard error of 2 % or more, 1.5 (off by 3 % at
 most) standard errors, residuals, and histograms of a few hundred elements. Knows no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from cockpit_lite.packed_numbers import Form, is_packed, pack, unpack
@@ -50,6 +54,8 @@ _MANY = 5
 _LONG = 7
 #: Characters of a cell from which on it is worth saying that another one is the same.
 _REPEATED = 12
+#: The short array of the layout, once more; and: got as that was which it is a part of.
+_AGAIN, _ALIKE = "=", "/"
 #: So many numbers that are not exact, none of them negative, are a density, or a histogram where they are whole.
 _COUNTS = 50
 #: Columns of a layout, and packed numbers of a row, at most: a short text stands for many of them.
@@ -101,7 +107,7 @@ def _groups(columns: Sequence[Column]) -> list[_Group]:
 class _Layout:
     """Columns, and what is always the same about the readings in them."""
 
-    def __init__(self, number: int, columns: Sequence[Column], how: How):
+    def __init__(self, number: int, columns: Sequence[Column], how: How, values: Mapping[str, Any] = MappingProxyType({})):
         self.number = number
         self.columns = tuple(columns)
         self.known = frozenset(columns)
@@ -114,6 +120,18 @@ class _Layout:
         parts += self._groups
         #: A place in the row, or a group of them, for each cell.
         self._parts = sorted(parts, key=lambda part: part if isinstance(part, int) else part.start)
+        places = {column: place for place, column in enumerate(self.columns)}
+        #: Place of a reading -> that of what it may be off by.
+        self._errors = {
+            places[name]: place for (name, _), place in ((c, p) for c, p in places.items() if type(c) is tuple) if name in places
+        }
+        #: Cell -> a short array that is the same again and again.
+        self._fixed: dict[int, list[Any]] = {}
+        for cell, part in enumerate(self._parts):
+            column = self.columns[part] if isinstance(part, int) else ()
+            value = values.get(column) if isinstance(column, str) else None
+            if type(value) is list and len(str(value)) >= _REPEATED and _count(value) < _LONG:
+                self._fixed[cell] = value
 
     @property
     def line(self) -> dict[str, Any]:
@@ -137,14 +155,19 @@ class _Layout:
                     for member in members:
                         del how[member]
             columns.append(group)
-        return {"layout": self.number, "columns": columns, **({"how": how} if how else {})}
+        fixed = {str(cell): value for cell, value in self._fixed.items()}
+        line = {"layout": self.number, "columns": columns}
+        return {**line, **({"fixed": fixed} if fixed else {}), **({"how": how} if how else {})}
 
     def cells(self, row: Sequence[Any]) -> list[Any]:
         """Return what is written of a row with a value for each column."""
         written: list[Any] = []
         said: dict[str, int] = {}
-        for part in self._parts:
-            cell = self._cell(part, row[part]) if isinstance(part, int) else self._packed(part, row)
+        for number, part in enumerate(self._parts):
+            if isinstance(part, int) and number in self._fixed and row[part] == self._fixed[number]:
+                written.append(_AGAIN)
+                continue
+            cell = self._cell(part, row) if isinstance(part, int) else self._packed(part, row)
             text = cell if type(cell) is str else repr(cell) if type(cell) is list and len(cell) < _LONG else ""
             if len(text) >= _REPEATED:
                 first = said.setdefault(text, len(written))
@@ -152,10 +175,12 @@ class _Layout:
             written.append(cell)
         return written
 
-    def _cell(self, place: int, value: Any) -> Any:
-        column = self.columns[place]
+    def _cell(self, place: int, row: Sequence[Any]) -> Any:
+        column, value = self.columns[place], row[place]
         if type(value) is float:
-            return value if type(column) is str else float(f"{value:.3g}")
+            if type(column) is not str:
+                return float(f"{value:.3g}")
+            return _as_far_as_known(value, row[self._errors[place]]) if place in self._errors else value
         return _packed_array(value, exact=type(column) is str and self.how.get(column, {}).get("kind", "exact") == "exact")
 
     @staticmethod
@@ -169,6 +194,21 @@ class _Layout:
             if None not in errors and all(e >= _UNSURE * abs(value) for e, value in zip(errors, values, strict=True)):
                 form = "h"
         return pack(values, form) or values
+
+
+def _as_far_as_known(value: float, error: Any) -> float:
+    """Return the value to a hundredth of its error's first digit, and to three significant digits at least.
+
+    >>> _as_far_as_known(34313.47, 4900.0), _as_far_as_known(-0.9756463, 0.0365), _as_far_as_known(1.171869, 1000.0)
+    (34310.0, -0.9756, 1.17)
+    """
+    if type(error) is not float or not (0 < error < math.inf and 0 < abs(value) < math.inf):
+        return value
+    return round(value, 2 - math.floor(math.log10(min(error, abs(value)))))
+
+
+def _count(value: list[Any]) -> int:
+    return sum(len(row) if type(row) is list else 1 for row in value)
 
 
 def _packed_array(value: Any, exact: bool) -> Any:
@@ -214,7 +254,7 @@ class Layouts:
             for key, value in about.items():
                 if key not in _STANDING:
                     cells[name, key] = value
-        layout = self._layout_for(tuple(cells), how)
+        layout = self._layout_for(tuple(cells), how, values)
         if layout is None:
             return [{"values": values, **({"how": how} if how else {})}]
         row = [cells.get(column) for column in layout.columns]
@@ -222,14 +262,14 @@ class Layouts:
         extra: dict[Column, Any] = {}
         if len(cells) > len(row) - row.count(None):
             extra = {column: value for column, value in cells.items() if column not in layout.known}
-            line["values"] = {name: _told(value, how.get(name, {})) for name, value in extra.items() if isinstance(name, str)}
+            line["values"] = {name: _told(name, values, how) for name in extra if isinstance(name, str)}
         beside = self._beside(layout, values, how, extra)
         if beside:
             line["how"] = beside
         layout.rows += 1
         return [layout.line, line] if layout.rows % self.again == 1 else [line]
 
-    def _layout_for(self, columns: tuple[Column, ...], how: How) -> _Layout | None:
+    def _layout_for(self, columns: tuple[Column, ...], how: How, values: Mapping[str, Any]) -> _Layout | None:
         plan = self._plans.get(columns)
         if plan is None and _length(columns) < _SHORT:
             return None
@@ -247,7 +287,7 @@ class Layouts:
                 return None  # what comes only once needs no layout
         if len(self._layouts) >= self.most:
             return None if plan is None else plan.layout
-        layout = _Layout(len(self._layouts) + 1, columns, how)
+        layout = _Layout(len(self._layouts) + 1, columns, how, values)
         self._layouts.append(layout)
         self._plans[columns] = _Plan(layout, 0)
         return layout
@@ -268,10 +308,14 @@ class Layouts:
         return said
 
 
-def _told(value: Any, about: Mapping[str, Any]) -> Any:
+def _told(name: str, values: Mapping[str, Any], how: How) -> Any:
     """Return how a reading that has no column is written."""
-    cell = _packed_array(value, exact=about.get("kind", "exact") == "exact")
-    return [cell, about] if about else cell
+    about = how.get(name, {})
+    cell = _packed_array(values[name], exact=about.get("kind", "exact") == "exact")
+    if not about:
+        return cell
+    whole, slash, _ = name.partition("/")
+    return [cell, _ALIKE if slash and whole in values and about == how.get(whole) else about]
 
 
 def _length(columns: Sequence[Column]) -> int:
@@ -317,6 +361,16 @@ class Definition:
             if about:
                 how.update({column: dict(about) for column in self.cells[place] if isinstance(column, str)})
         return how
+
+    @cached_property
+    def fixed(self) -> dict[str, list[Any]]:
+        """The short arrays that a row only says are there again; a long one would be too much in too few bytes."""
+        fixed = dict(self.line["fixed"])
+        for value in fixed.values():
+            rows = [row if type(row) is list else [row] for row in value]
+            if sum(map(len, rows)) >= _LONG or any(type(number) is list for row in rows for number in row):
+                raise ValueError("this is no short array")
+        return fixed
 
     @staticmethod
     def _names(column: Any, columns: Sequence[Any]) -> list[str]:
@@ -366,7 +420,9 @@ def whole(line: Mapping[str, Any], layout: Definition) -> dict[str, Any]:
         if cell is None:
             continue
         if type(cell) is str:
-            if cell.startswith("="):
+            if cell == _AGAIN:
+                cell = layout.fixed[str(place)]
+            elif cell.startswith("="):
                 cell = row[_earlier(cell, place)]
             if is_packed(cell):
                 cell, count = unpack(cell)
@@ -389,9 +445,13 @@ def whole(line: Mapping[str, Any], layout: Definition) -> dict[str, Any]:
                 name, key = column
                 how.setdefault(name, {})[key] = value
     beside: dict[str, Any] = {}
+    alike: list[str] = []
     for name, value in line.get("values", {}).items():
         if type(value) is list and len(value) == 2 and type(value[1]) is dict:
             value, beside[name] = value
+        elif type(value) is list and len(value) == 2 and value[1] == _ALIKE:
+            value = value[0]
+            alike.append(name)
         if is_packed(value):
             value, count = unpack(value)
             unpacked += count
@@ -402,6 +462,7 @@ def whole(line: Mapping[str, Any], layout: Definition) -> dict[str, Any]:
         for name, items in about.items():
             if name in values:
                 how.setdefault(name, {}).update(items)
+    how.update({name: dict(how.get(name.partition("/")[0], {})) for name in alike})
     how = {name: kept for name, about in how.items() if (kept := {key: about[key] for key in about if about[key] is not None})}
     rest = {key: value for key, value in line.items() if key not in ("layout", "row", "values", "how")}
     return {**rest, "values": values, **({"how": how} if how else {})}
