@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,15 @@ def test_what_random_products_say_beside_the_search_is_made_again_once_it_has_go
         outside = torch.eye(curvature.dimension, dtype=torch.float64) - basis.T @ basis
         torch.testing.assert_close(image, curvature.product(outside @ signs))
         torch.testing.assert_close(square, (outside @ image).square().sum())
+
+
+def test_a_basis_that_has_been_outgrown_is_not_kept() -> None:
+    curvature = forward(ZOO["mlp"]).curvature()
+    curvature.top_eigenpairs(tolerance=0.5, max_products=2)
+    curvature.trace(1)
+    outgrown = weakref.ref(curvature.krylov.basis._base)
+    curvature.top_eigenpairs(tolerance=1e-6, max_products=10)
+    assert len(curvature.krylov.basis) > 5 and outgrown() is None
 
 
 def test_the_next_step_begins_with_the_eigenvectors_of_the_last() -> None:
