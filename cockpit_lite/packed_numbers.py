@@ -20,6 +20,7 @@ import re
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import ne
 from typing import Any, Literal
 
 #: What the numbers may be off by: "f", "g" and "h" as above, "i" by 3 % at most.
@@ -69,7 +70,7 @@ def pack(values: Sequence[Any], form: Form, filled: bool = False) -> str | None:
     if not FEWEST <= len(flat) <= MOST or not kinds <= {float, int}:
         return None
     present = flat if all(flat) else list(filter(None, flat))
-    holes = any(map(math.isnan, present))
+    holes = any(map(ne, present, present))  # NaN
     if holes:
         if not filled:
             return None
