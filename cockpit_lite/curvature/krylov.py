@@ -5,7 +5,9 @@ A growing orthonormal basis V with its products W = A V: the eigenvalues of V'W 
 Ritz vector that is wanted; begun with one vector this is the Lanczos method, and everything is orthogonalised twice, so no
 eigenvalue shows up as a copy of another. Begun with several it makes use of all that is known beforehand: the eigenvectors
 of the last measurement, which along a training change slowly, and the gradient, which lies mostly where the curvature is
-large. What one question has spent, the next one finds: the other end of the spectrum, further eigenvalues, a closer look.
+large. A start that lies mostly in what the gradient and its product span is not worth a product: what it has beside them joins
+the first residual. What one question has spent, the next one finds: the other end of the spectrum, further eigenvalues, a closer
+look.
 
 *Largest* is algebraic: a power iteration finds the largest magnitude instead, which for a Hessian may be a negative
 eigenvalue. With the residual r some eigenvalue lies within r of the Ritz value, and within r²/gap where ``gap`` separates it
@@ -52,6 +54,10 @@ _UNCANCELLED = 0.7
 
 # Below this share what is left of a vector has no product that is worth anything, where that is what is left of a known one.
 _CANCELLED = 1e-3
+
+# A start with more than this share of its squared length in what the given products span is not taken by itself; of the rest so
+# much goes into the first residual, in its length.
+_SPANNED, _REST = 0.75, 0.3
 
 # How much noise goes into the first residual at each end, in its length: a basis in an invariant subspace would never leave it.
 _NOISE = 0.1
@@ -145,6 +151,7 @@ class Krylov:
         self._small = like.new_empty(0, 0)  # V'W
         self._count = 0
         self._noisy: set[bool] = set()  # at which ends
+        self._rest: Tensor | None = None  # of a start that was not worth a product
         self._exhausted = False
         self._ritz: _Ritz | None = None
         self._found: dict[bool, _Found] = {}  # at which end
@@ -232,12 +239,31 @@ class Krylov:
         self._small = self._like.new_zeros(self.capacity, self.capacity)
         for index, start in enumerate(self._starts):
             known = self._known_products[index] if index < len(self._known_products) else None
-            if self._count < self.capacity and (known is not None or self._count < most):
+            if self._count < self.capacity and (known is not None or (self._count < most and self._is_new(start))):
                 self._add(start, known)
         self._starts.clear()
         self._known_products.clear()
         while not self._count and self.spent < most:  # no start was of any use
             self._add(self._random(), None)
+
+    def _is_new(self, start: Tensor) -> bool:
+        """Whether a start is worth a product by itself: not where most of it lies in what the given products span.
+
+        The next vector holds that part in any case; the rest is added to it.
+        """
+        if self.spent or not self._count:
+            return True
+        rows = torch.cat([self.basis, self.basis_products])
+        rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        ridge = _CANCELLED**2 * torch.eye(len(rows)).to(rows)
+        weights, _ = torch.linalg.solve_ex(rows @ rows.T + ridge, rows @ start)
+        rest = start - weights @ rows
+        share = torch.linalg.vector_norm(rest) / torch.linalg.vector_norm(start)
+        if not bool(share < (1 - _SPANNED) ** 0.5):
+            return True
+        if bool(share > _CANCELLED):
+            self._rest = rest / torch.linalg.vector_norm(rest)
+        return False
 
     def _random(self) -> Tensor:
         return random_signs(self._like, self._generator)
@@ -288,8 +314,10 @@ class Krylov:
     def _grow(self, residual: Tensor, largest: bool) -> None:
         if largest not in self._noisy:
             self._noisy.add(largest)
-            noise = self._random()
-            residual = torch.addcmul(residual, noise, torch.linalg.vector_norm(residual), value=_NOISE * self.dimension**-0.5)
+            length, noise = torch.linalg.vector_norm(residual), self._random()
+            if largest and self._rest is not None:
+                residual, self._rest = torch.addcmul(residual, self._rest, length, value=_REST), None
+            residual = torch.addcmul(residual, noise, length, value=_NOISE * self.dimension**-0.5)
         # Noise, too, has nothing new once the basis spans the whole space.
         self._exhausted = not (self._add(residual, None) or (self._count < self.dimension and self._add(self._random(), None)))
 

@@ -135,6 +135,28 @@ def test_known_products_of_several_starts(every: int) -> None:
     assert (search.basis[worth] @ search.basis[worth].T - torch.eye(3)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_start_that_is_spanned_already_joins_the_first_residual(share: float) -> None:
+    torch.manual_seed(0)
+    A, first = matrix(torch.linspace(-1, 1, 100)), random(100)
+    image = A @ first
+    spanned, _ = torch.linalg.qr(torch.stack([first, image], 1))
+    rest = random(100)
+    rest -= spanned @ (spanned.T @ rest)
+    rest /= rest.norm()
+    inside = image - first * (first @ image) / first.square().sum()
+    start = 7 * ((1 - share**2) ** 0.5 * inside / inside.norm() + share * rest)
+    search = Search(A, first, start, known_products=[image])
+    search.top(tolerance=1e-3, max_products=2)
+    assert search.spent == search.count == 2
+    direction = search.basis[1]
+    if share == 0.9:  # it is taken by itself
+        assert (direction @ start / start.norm()).abs() > 0.99
+    else:
+        assert (direction @ inside / inside.norm()).square().item() == pytest.approx(1 / 1.09 if share else 1, abs=0.02)
+        assert (direction @ rest).square().item() == pytest.approx(0.09 / 1.09 if share else 0, abs=0.02)
+
+
 def test_ritz_vectors_in_the_span_of_any_vectors() -> None:
     A, X = matrix(torch.linspace(-1, 1, 30)), torch.randn(5, 30, dtype=torch.float64)
     X[4] = X[0] + 1e-9 * X[1]  # nearly the same
