@@ -87,6 +87,8 @@ def test_where_the_last_layer_says_nothing() -> None:
     assert output_kernels(edge_of(model(inputs).relu())) is None
     assert output_kernels(edge_of(nn.Linear(FEATURES, CLASSES)(inputs))) is None  # nothing is behind it
     assert output_kernels(edge_of(nn.Linear(UNITS, 1)(model[:4](inputs)))) is None  # one direction
+    many = nn.Linear(UNITS, module.MOST_OUTPUTS + 1)
+    assert output_kernels(edge_of(many(model[:4](inputs)))) is None
     small = nn.Sequential(nn.Linear(FEATURES, 20), nn.ReLU(), nn.Linear(20, CLASSES))
     assert output_kernels(edge_of(small(inputs))) is None  # it would cost more than the network
     model[4].requires_grad_(False)
