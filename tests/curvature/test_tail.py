@@ -77,5 +77,5 @@ def test_the_sharpest_direction_of_another_batch_is_found(seed: int) -> None:
         for parameter, slope in zip(model.parameters(), curvature.gradient.values(), strict=True):
             parameter.data.sub_(slope, alpha=0.05)
     errors.sort()
-    assert errors[len(errors) // 2] < 0.01
+    assert errors[len(errors) // 2] < 0.02  # the search stops where it takes the rest for a hundredth
     assert errors[-2] < 0.03  # the largest may be the next one, now and then
