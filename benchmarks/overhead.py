@@ -378,7 +378,7 @@ first-order instruments. Without curvature `standard` takes what the second figu
 the graph of a second derivative, of a quarter of the samples where these do not meet (batch normalisation) and the graph is
 large, otherwise of all. On the MLP the gradient, the sums of squares, the weights before the step and the update are each as
 large as the weights, two fifths of what a plain step takes. Log of `full`: over a thousand numbers a row on the transformer
-and the ResNet, which at the precision that is promised are 1.2 and 1.4 KB, as text 1.6 and 1.8 KB; the rest is sixty single
+and the ResNet, which at the precision that is promised are 1.2 and 1.4 KB, as text 1.6 and 1.8 KB; the rest is eighty single
 numbers that can be read by eye. A whole row compressed in one piece would take 2.5 and 2.7 KB.
 """
     publish("overhead", "Overhead", body, options.print_only)
