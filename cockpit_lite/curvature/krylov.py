@@ -288,7 +288,9 @@ class Krylov:
         if self._look_every == 1 and not bool(usable):
             return False
         if position == len(self._basis):
-            self._basis, self._products = self._longer(self._basis), self._longer(self._products)
+            del spanned  # a view keeps the basis that is outgrown
+            self._basis = self._longer(self._basis)
+            self._products = self._longer(self._products)
         if self._look_every == 1:
             torch.div(fresh, left, out=self._basis[position])
         else:  # without asking the host: a row of zeros, which the next look leaves out

@@ -134,6 +134,7 @@ class SampledCurvature:
     def _measured(self, slopes: Mapping[str, Tensor], scale: float | Tensor) -> GaussNewtonSample:
         """Return what the probe has seen; the contributions to a parameter whose gradient is known are checked against that."""
         found = self._probe.statistics(False, None, slopes, squares=self._squares)
+        self._probe.forget_backwards()  # as large as the activations
         # Where batch normalisation couples the samples, u_n sends something through all of them.
         covered = [name for name in found.squared_norms if name not in found.conditional]
         left = {name: parameter for name, parameter in self._parameters.items() if name not in covered}
