@@ -118,6 +118,8 @@ class Alpha(Instrument):
         losses, note = self._losses(step)
         now = step.per_sample.batch_size
         then = now if last.sample_losses is None else last.sample_losses.numel()
+        if not then:
+            return {"alpha": _without_error(slopes, "the batch before held no sample")}
         numbers = stacked([*slopes, variance_of_sum(contributions, now), *losses])
         finish = partial(_finish, samples_then_and_now=now / then, note=note)
         return {"alpha": Reading(numbers, kind="estimated", on_host=finish)}

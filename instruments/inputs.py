@@ -52,7 +52,7 @@ class FeatureMoments(NamedTuple):
 
 def moments(rows: Tensor) -> FeatureMoments:
     """Return the moments of (rows, features) in float64, which is twice as large: so some features at a time."""
-    found = [_moments(some) for some in rows.split(max(ELEMENTS_AT_ONCE // len(rows), 1), dim=1)]
+    found = [_moments(some) for some in rows.split(max(ELEMENTS_AT_ONCE // max(len(rows), 1), 1), dim=1)]
     return FeatureMoments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

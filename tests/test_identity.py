@@ -500,6 +500,21 @@ def test_batches_without_a_variance(size: int, tmp_path: Path) -> None:
     assert run.not_measured["norm_test"]
 
 
+def test_an_empty_batch_among_others_switches_nothing_off(tmp_path: Path) -> None:
+    def train(watch: Watch) -> None:
+        model = tanh_net()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        with watch(model, optimizer):
+            for samples in (4, 0, 4):
+                optimizer.zero_grad()
+                model(torch.ones(samples, 6)).square().sum().backward()  # of none it is 0, where a mean is not a number
+                optimizer.step()
+
+    run = assert_identical(train, tmp_path / "run")
+    assert list(run.series("loss")[1] > 0) == [True, False, True]
+    assert not [reason for reason in run.not_measured.values() if "Error" in reason]
+
+
 def test_complex_parameters(tmp_path: Path) -> None:
     class Complex(nn.Module):
         def __init__(self) -> None:

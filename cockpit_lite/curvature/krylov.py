@@ -249,9 +249,9 @@ class Krylov:
     def _is_new(self, start: Tensor) -> bool:
         """Whether a start is worth a product by itself: not where most of it lies in what the given products span.
 
-        The next vector holds that part in any case; the rest is added to it.
+        The next vector holds that part in any case; the rest is added to it. Where a look holds up the device, every start is.
         """
-        if self.spent or not self._count:
+        if self.spent or not self._count or self._look_every > 1:
             return True
         rows = torch.cat([self.basis, self.basis_products])
         rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
