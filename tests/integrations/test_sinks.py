@@ -13,8 +13,8 @@ from cockpit_lite.cli import main
 from cockpit_lite.export import export, sink_for
 from tests.integrations.training import train
 
-#: The log writes fewer digits where less is known; a sink is told all of them.
-LOGGED = 5e-4
+#: The log writes fewer digits where less is known, three at least; a sink is told all of them.
+LOGGED = 6e-3
 
 
 class Memory(Sink):
