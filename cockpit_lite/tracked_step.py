@@ -124,6 +124,7 @@ class Plan:
         unprepared: Those that have to prepare themselves before the backward pass.
         accounts: Instrument -> its budget account.
         before_update: Those that measure when the gradient is known.
+        calling_again: Those of them that call the model again.
         after_update: Those that measure when the step has been taken.
         needs_after_update: What these need of the step.
         elements: How many elements of the samples' contributions are to be drawn.
@@ -134,7 +135,9 @@ class Plan:
         self.unprepared = frozenset(filter(needs_preparation, due))
         self.accounts = {instrument: account(instrument) for instrument in due}
         phases = {instrument: _phase(instrument) for instrument in due}
-        self.before_update = [instrument for instrument in due if phases[instrument] == GRADIENT]
+        before_update = [instrument for instrument in due if phases[instrument] == GRADIENT]
+        self.before_update = [instrument for instrument in before_update if REPLAY not in instrument.needs]
+        self.calling_again = [instrument for instrument in before_update if REPLAY in instrument.needs]
         self.after_update = [instrument for instrument in due if phases[instrument] in (UPDATE, LOSS)]
         self.elements = max((i.drawn_elements for i in due if PER_SAMPLE_ELEMENTS in i.needs), default=0)
         self.needs_after_update = frozenset(need for instrument in self.after_update for need in instrument.needs)
@@ -426,6 +429,15 @@ class TrackedStep:
             if WIRING in self._needs:
                 self._step.observed["wiring"] = self._probes.wiring.wiring(optimizer)
             self._measure(self._plan.before_update)
+            if self._plan.calling_again:
+                self._forget_samples()
+                self._measure(self._plan.calling_again)
+
+    def _forget_samples(self) -> None:
+        """Let go of what the samples' statistics came from: it is as large as the activations, and so is what comes next."""
+        if self._step.observed.pop("per_sample_gradients", None) is not None:
+            self._step.reasons["per_sample_gradients"] = "they are gone once the model is called again"
+        self._probes.per_sample.stop()
 
     def finish(self, loss: Tensor | float | None, backwards: int, training_seconds: float) -> Row:
         """The weights have changed: measure what is left and return the readings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from torch.optim import SGD
 from cockpit_lite import Every, load_run
 from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, UPDATE, Instrument, Readings
 from cockpit_lite.probes.per_sample import LayerGradients
+from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.projections import Projection
 from cockpit_lite.step import Step
 from tests.identity import assert_identical, cockpit
 
@@ -106,3 +109,32 @@ def test_going_through_the_layers_changes_nothing(tmp_path: Path) -> None:
 
     run = assert_identical(train, tmp_path / "run", {"instruments": [Sums()], "schedule": Every(1), "budget": None})
     assert len(run.layers("sums")) == 4
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        return self.head(attended)
+
+
+def test_nothing_is_held_by_the_graph_of_a_loss_that_the_user_still_has(tmp_path: Path) -> None:
+    """Its hooks know the calls, and a loop keeps its last loss until the next one is there."""
+    net = Attends()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with cockpit(net, optimizer, run=tmp_path / "run", instruments=[Sums()], schedule=Every(1), budget=None):
+        optimizer.zero_grad()
+        loss = net(torch.randn(4, 5, 8)).square().mean()
+        loss.backward()
+        optimizer.step()
+        kept = [thing for thing in gc.get_objects() if type(thing) in (Call, Projection)]
+        assert len(kept) >= 4  # two calls, two projections: the graph is there
+        for thing in kept:
+            held = [thing.inputs, thing.delta] if type(thing) is Projection else [*thing.inputs, *thing.deltas]
+            assert not any(tensor is not None and tensor.numel() for tensor in held)
+    assert loss.grad_fn is not None
+    assert load_run(tmp_path / "run").layers("sums")

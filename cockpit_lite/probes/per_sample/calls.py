@@ -150,9 +150,20 @@ class Call:
     def condense(self, forms: Mapping[str, Condensed]) -> None:
         """Keep the condensed forms, and let go of what they were made of."""
         self.condensed, self.sizes = forms, self._sizes()
+        self._empty()
+
+    def _empty(self) -> None:
         self.args, self.kwargs, self.inputs, self._versions, self.spent = (), _NOTHING, [], [], True
         self.forget_outputs()
         self.deltas, self.kernels = [None] * len(self.deltas), _NOTHING
+
+    def let_go(self) -> None:
+        """Keep nothing: the user's graph, which lives until their next loss, holds the call by its hooks."""
+        self._empty()
+        self.condensed, self.sizes = _NOTHING, None
+        for projection in self.projections.values():
+            projection.let_go()
+        self.projections, self.statistics, self.random_state = _NOTHING, None, None
 
     def magnitude(self) -> float:
         """Return about how large the terms are that the gradients of the parameters are sums of, at most."""

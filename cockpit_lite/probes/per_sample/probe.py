@@ -192,6 +192,8 @@ class PerSampleProbe:
         if self._early is not None:
             self._early.stop()
         self._directions = {}  # as large as the weights
+        for call in {*self._calls.values(), *(call for forward in self._forwards for call in forward.calls)}:
+            call.let_go()
         self._reset()
 
     @property

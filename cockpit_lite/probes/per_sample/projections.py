@@ -33,6 +33,10 @@ class Projection:
     inputs: Tensor
     delta: Tensor | None = None
 
+    def let_go(self) -> None:
+        """Keep nothing: the hook on the user's graph lives as long as that does."""
+        self.inputs, self.delta = self.inputs.new_empty(0), None
+
 
 def watch_projections(module: nn.MultiheadAttention, output: Tensor, listening: Callable[[], bool]) -> dict[str, Projection]:
     """Return the two projections of the call that has just returned ``output``, or nothing.
