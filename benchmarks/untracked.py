@@ -5,10 +5,10 @@ The promise is that an untracked step takes at most 1.01 times a plain one. Bloc
 the same for both. Each watched block is compared with the mean of the plain ones before and after it: a machine that gets slower
 evenly adds nothing. Processor time is counted, not time on the wall.
 
-Blocks are short, of long steps one or two: many pairs say more than exact ones. A line of the log, which a cockpit writes about
-once a second, is part of every watched block all the same. Opening and closing the cockpit is not part of a block, the first
-steps after it neither. Plain blocks over the plain ones beside them are the control: how far that is from 1 is what the machine
-adds. The interval holds the median of nineteen in twenty samples drawn from the pairs with replacement (bootstrap).
+A block takes about a second, and the line of the log that a cockpit writes about once a second is part of every watched one.
+Opening and closing the cockpit is not part of a block, the first steps after it neither. Plain blocks over the plain ones beside
+them are the control: how far that is from 1 is what the machine adds. The interval holds the median of nineteen in twenty samples
+drawn from the pairs with replacement (bootstrap).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from cockpit_lite import Cockpit
 from tests.identity import cockpit, process_state
 
 TARGET = 1.01
-BLOCK_SECONDS = 0.3
+BLOCK_SECONDS = 1.0
 #: Samples drawn for an interval.
 DRAWS = 2000
-#: Steps before the clock starts: a cockpit looks at its first backward passes more closely, and the caches settle.
-WARM_UP = 3
+#: Seconds, and steps at least, before the clock starts: a cockpit looks at its first steps more closely, and the caches settle.
+WARM_UP_SECONDS, WARM_UP_STEPS = 0.1, 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def measure(net: Net, seconds: float, folder: Path, block_seconds: float = BLOCK
 
     def warm_up() -> None:
         gc.collect()
-        for _ in range(WARM_UP):
+        for _ in range(first):
             step()
 
     untouched = process_state()
@@ -114,11 +114,14 @@ def measure(net: Net, seconds: float, folder: Path, block_seconds: float = BLOCK
                 step()
             _write_log_line(watching)
             end = time.process_time()
-            assert watching.step == WARM_UP + count
+            assert watching.step == first + count
         return (end - start) / count
 
+    first = WARM_UP_STEPS
     plain(3)
-    count = max(round(block_seconds / plain(5)), 1)
+    seconds_of_a_step = plain(5)
+    first = max(first, round(WARM_UP_SECONDS / seconds_of_a_step))
+    count = max(round(block_seconds / seconds_of_a_step), 1)
     timing = Timing(net.name, count, [plain(count)], [])
     until = time.monotonic() + seconds
     while len(timing.watched) < 4 or time.monotonic() < until:
