@@ -14,6 +14,7 @@ from cockpit_lite import Every, load_run
 from cockpit_lite.instrument import PER_SAMPLE_GRADIENTS, UPDATE, Instrument, Readings
 from cockpit_lite.probes.per_sample import LayerGradients
 from cockpit_lite.probes.per_sample.calls import Call
+from cockpit_lite.probes.per_sample.kernels import Kernel
 from cockpit_lite.probes.per_sample.projections import Projection
 from cockpit_lite.step import Step
 from tests.identity import assert_identical, cockpit
@@ -122,19 +123,35 @@ class Attends(nn.Module):
         return self.head(attended)
 
 
-def test_nothing_is_held_by_the_graph_of_a_loss_that_the_user_still_has(tmp_path: Path) -> None:
+class Recurs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0])
+
+
+@pytest.mark.parametrize(("build", "things"), [(Attends, (Call, Projection)), (Recurs, (Call, Kernel))])
+def test_nothing_is_held_by_the_graph_of_a_loss_that_the_user_still_has(
+    build: type[nn.Module], things: tuple[type, type], tmp_path: Path
+) -> None:
     """Its hooks know the calls, and a loop keeps its last loss until the next one is there."""
-    net = Attends()
+    net = build()
     optimizer = SGD(net.parameters(), lr=0.1)
     with cockpit(net, optimizer, run=tmp_path / "run", instruments=[Sums()], schedule=Every(1), budget=None):
         optimizer.zero_grad()
         loss = net(torch.randn(4, 5, 8)).square().mean()
         loss.backward()
         optimizer.step()
-        kept = [thing for thing in gc.get_objects() if type(thing) in (Call, Projection)]
-        assert len(kept) >= 4  # two calls, two projections: the graph is there
+        kept = [thing for thing in gc.get_objects() if type(thing) in things]
+        assert {type(thing) for thing in kept} == set(things)  # the graph is there
+        assert len(kept) >= 4
         for thing in kept:
-            held = [thing.inputs, thing.delta] if type(thing) is Projection else [*thing.inputs, *thing.deltas]
-            assert not any(tensor is not None and tensor.numel() for tensor in held)
+            held = [value for value in vars(thing).values() if isinstance(value, Tensor)]
+            if type(thing) is Call:
+                held = [*thing.inputs, *(delta for delta in thing.deltas if delta is not None), *held]
+            assert not any(tensor.numel() for tensor in held)
     assert loss.grad_fn is not None
     assert load_run(tmp_path / "run").layers("sums")

@@ -155,6 +155,8 @@ class Call:
     def _empty(self) -> None:
         self.args, self.kwargs, self.inputs, self._versions, self.spent = (), _NOTHING, [], [], True
         self.forget_outputs()
+        for kernel in self.kernels.values():
+            kernel.let_go()
         self.deltas, self.kernels = [None] * len(self.deltas), _NOTHING
 
     def let_go(self) -> None:

@@ -37,6 +37,10 @@ class Kernel:
     gates: Tensor | None
     in_workspace: bool = True
 
+    def let_go(self) -> None:
+        """Keep nothing: the hook on the user's graph lives as long as that does."""
+        self.outputs, self.gates = self.outputs.new_empty(0), None
+
     def let_the_workspace_go(self, *_: object) -> None:
         """The kernel is through with its workspace, which is several times as large as the gates: keep these only."""
         try:
