@@ -135,7 +135,7 @@ def page() -> str:
         "# Frameworks and features",
         "",
         "Each check mark is a test of the readings; nearly all also compare the training, watched and not, to the bit (not:",
-        "validation in Lightning, DDP inside frameworks).",
+        "validation in Lightning, DDP and FSDP2 inside frameworks).",
         "",
         "| | " + " | ".join(TABLE) + " |",
         "|---|" + "---|" * len(TABLE),
