@@ -59,7 +59,7 @@ def twin(original: Callable[..., Any]) -> Callable[..., Any]:
     return lstm
 
 
-class _States:
+class States:
     """What one direction of one layer went through, (T, N, ...): gates, and cell and hidden states with the first ones."""
 
     def __init__(self, inputs: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]):
@@ -104,7 +104,7 @@ class _States:
 class _Backward:
     """The backward pass: what reaches the sums, hidden and cell states at each time."""
 
-    def __init__(self, states: _States, slopes: Tensor, last: Tensor):
+    def __init__(self, states: States, slopes: Tensor, last: Tensor):
         self.states = states
         self.sums, self.hidden = torch.empty_like(states.shares), slopes.clone(memory_format=torch.contiguous_format)
         self.cell = torch.empty_like(self.hidden)
@@ -152,7 +152,7 @@ class _Bend:
 
 
 def _send_back(
-    states: _States, hidden: Tensor, cell: Tensor, sums: Tensor, last: Tensor, carried: Tensor | None = None
+    states: States, hidden: Tensor, cell: Tensor, sums: Tensor, last: Tensor, carried: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Go through the times backwards; ``hidden``, and with ``carried`` ``cell`` and ``sums``, hold what comes in from elsewhere.
 
@@ -184,7 +184,7 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, hidden: Tensor, cell: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.states = states = _States(inputs, hidden, cell, weights)
+        ctx.states = states = States(inputs, hidden, cell, weights)
         ctx.save_for_backward(inputs, hidden, cell, *weights)
         return states.hidden[1:].clone(), states.cell[-1].clone()
 
@@ -197,7 +197,7 @@ class _Slopes(torch.autograd.Function):
     """The backward pass of :class:`_Sequence` as a function of the slopes that come in and of all that the pass was made of."""
 
     @staticmethod
-    def forward(ctx: Any, states: _States, slopes: Tensor, last: Tensor, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, states: States, slopes: Tensor, last: Tensor, *given: Tensor) -> tuple[Tensor | None, ...]:
         ctx.back = back = _Backward(states, slopes, last)
         ctx.biases = len(given) - 5
         by_inputs = back.sums.flatten(2) @ states.into if ctx.needs_input_grad[3] else None
@@ -209,7 +209,7 @@ class _Slopes(torch.autograd.Function):
         ctx: Any, inputs: Tensor | None, hidden: Tensor, cell: Tensor, into: Tensor, across: Tensor, *biases: Tensor
     ) -> tuple[Tensor | None, ...]:
         back, bend = ctx.back, ctx.back.bend
-        states: _States = back.states
+        states: States = back.states
         (room, sums), (to_hidden, to_cell, carried) = bend.room
         inputs = inputs if ctx.needs_input_grad[3] else None
         hiddens, moves, cells = _move(states, room, inputs, hidden, cell, into, across, biases)
@@ -239,7 +239,7 @@ class _Slopes(torch.autograd.Function):
 
 
 def _move(
-    states: _States,
+    states: States,
     moves: Tensor,
     inputs: Tensor | None,
     hidden: Tensor,
@@ -255,12 +255,34 @@ def _move(
         flat.addmm_(inputs.flatten(0, 1), states.into.T)
     if biases:
         flat += biases[0] + biases[1]
+    hiddens, cells = carry(states, moves, hidden, cell)
+    return hiddens, moves, cells
+
+
+def carry(
+    states: States, sums: Tensor, hidden: Tensor, cell: Tensor, beside: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Go through the times: how hidden and cell states change with the sums, linearly, and these with the hidden state before.
+
+    Args:
+        states: What the changes are about.
+        sums: How the gates' sums change by all but the hidden state before, which is added in place, (T, N, 4, H).
+        hidden: How the first hidden state changes.
+        cell: How the first cell state does.
+        beside: What is added to the changes of cell and hidden states at each time, (T, N, H) each.
+
+    Returns:
+        The changes of hidden and cell states, (T + 1, N, H), with the first ones.
+    """
     hiddens, cells = torch.empty_like(states.hidden), torch.empty_like(states.hidden)
     hiddens[0], cells[0] = hidden, cell
-    step = torch.empty_like(moves[0])
-    for time, sums in enumerate(moves.unbind()):
-        sums.flatten(1).addmm_(hiddens[time], states.turned)
-        torch.mul(states.shares[time], sums, out=step)
+    step = torch.empty_like(sums[0])
+    for time, moves in enumerate(sums.unbind()):
+        moves.flatten(1).addmm_(hiddens[time], states.turned)
+        torch.mul(states.shares[time], moves, out=step)
         torch.sum(step[:, :3], 1, out=cells[time + 1]).addcmul_(states.gates[time, :, 1], cells[time])
+        if beside is not None:
+            cells[time + 1] += beside[0][time]
+            step[:, 3] += beside[1][time]
         torch.addcmul(step[:, 3], states.open[time], cells[time + 1], out=hiddens[time + 1])
-    return hiddens, moves, cells
+    return hiddens, cells
