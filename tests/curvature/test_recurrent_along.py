@@ -51,7 +51,9 @@ def test_both_derivatives_are_those_of_the_definition(biased: bool, moving: bool
             value if first is None or second is None else value + time * first + time**2 / 2 * second
             for value, first, second in given
         )
-        return lstm(values, hidden, cell, [weight + time * direction for weight, direction in zip(weights, directions, strict=True)])
+        return lstm(
+            values, hidden, cell, [weight + time * direction for weight, direction in zip(weights, directions, strict=True)]
+        )
 
     time = torch.zeros((), dtype=double, requires_grad=True)
     value = at(time)
