@@ -15,9 +15,9 @@ order wherever the curvature term exceeds half of the gradient term.
 
 Under ReLU the curvature in the kinks is invisible: this is the Hessian of the smooth piece that the weights are in.
 
-Where nobody else wants a product with the Hessian on the step and the graph is large, it is taken after the user's backward pass:
-the gradient is known then, their graph is gone, and the model is called again on some of the samples at a time, so that it takes
-far less memory.
+Where nobody else wants a product with the Hessian on the step, it is taken after the user's backward pass, in forward mode: the
+gradient is known then, and their graph is gone. It takes a forward pass with its derivatives, one to two training steps, and next
+to no memory. Where it is not known how the model moves, it is taken from a graph.
 
 Reference: I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning" (2016), section 8.2.1.
 """
@@ -34,7 +34,6 @@ from cockpit_lite.curvature import Curvature
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import CURVATURE, GRADIENT, REPLAY, Instrument, Reading, Readings
 from cockpit_lite.norms import total_norm
-from cockpit_lite.probes.curvature_along import AlongDirections
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -74,12 +73,8 @@ def gradient_step(curvature: Curvature, learning_rates: Mapping[str, float]) -> 
     return GradientStep(along / squared, gradient @ move, 0.5 * (move @ curvature.product(move)))
 
 
-def replayed_gradient_step(step: Step, products: AlongDirections) -> GradientStep:
+def replayed_gradient_step(step: Step) -> GradientStep:
     """Return what :func:`gradient_step` does, when the backward pass is over.
-
-    Args:
-        step: With the gradient.
-        products: What earlier steps have told of the model.
 
     Raises:
         NotMeasured: if the call of the model cannot be repeated, or gives another gradient.
@@ -92,12 +87,12 @@ def replayed_gradient_step(step: Step, products: AlongDirections) -> GradientSte
     if len(set(rates)) > 1:
         directions.append({name: rate * value for rate, (name, value) in zip(rates, gradient.items(), strict=True)})
     weights = {name: parameter.detach() for name, parameter in step.parameters.items()}
-    slopes, curvatures = products.of(step.replay, weights, directions)
-    if bool((slopes[0] - squared).abs() > step.replay.tolerance * squared):
+    along, *others = (step.replay.expand(weights, direction, gradient) for direction in directions)
+    if bool((along.slope - squared).abs() > step.replay.tolerance * squared):
         raise NotMeasured("a second forward pass gave another gradient")
-    if len(directions) == 1:
-        return _one_rate(rates[0], squared, curvatures[0])
-    return GradientStep(curvatures[0] / squared, slopes[1], 0.5 * curvatures[1])
+    if not others:
+        return _one_rate(rates[0], squared, along.curvature)
+    return GradientStep(along.curvature / squared, others[0].slope, 0.5 * others[0].curvature)
 
 
 def _one_rate(rate: float, squared: Tensor, along: Tensor) -> GradientStep:
@@ -114,7 +109,6 @@ class CurvatureAlongGradient(Instrument):
     preset = "standard"
 
     def __init__(self) -> None:
-        self._products = AlongDirections()
         self._found: Readings | None = None
         self._by_the_graph = False  # since the way behind it was tried in vain
 
@@ -122,8 +116,8 @@ class CurvatureAlongGradient(Instrument):
         """Take it from the user's graph where that is opened anyway, or where there is no other way."""
         self._found = None
         curvature, replay = step.curvature, step.observed.get("replay")
-        nothing_to_spare = replay is None or self._by_the_graph or self._products.is_small(replay)
-        if nothing_to_spare or curvature.is_open or curvature.is_shared:
+        by_the_graph = replay is None or self._by_the_graph or replay.forward_mode_obstacle
+        if by_the_graph or curvature.is_open or curvature.is_shared:
             self._found = self._readings(step, gradient_step(curvature, step.parameter_learning_rates), curvature.note)
 
     def measure(self, step: Step) -> Readings:
@@ -133,7 +127,7 @@ class CurvatureAlongGradient(Instrument):
         if not bool(total_norm(step.gradient_norms) != 0):
             raise NotMeasured(_NOWHERE)
         try:
-            return self._readings(step, replayed_gradient_step(step, self._products), step.replay.note)
+            return self._readings(step, replayed_gradient_step(step), step.replay.note)
         except NotMeasured:
             self._by_the_graph = True
             raise

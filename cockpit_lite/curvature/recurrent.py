@@ -32,8 +32,13 @@ def has_slow_nodes(loss: Tensor, model: nn.Module) -> bool:
     return any(node.name() == _SLOW for node in walk([loss]))
 
 
-def twin(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what stands in for ``torch._VF.lstm``; what it does not know (packed sequences, projections) is left to that one."""
+def twin(original: Callable[..., Any], sequence: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """Return what stands in for ``torch._VF.lstm``; what it does not know (packed sequences, projections) is left to that one.
+
+    Args:
+        original: That one.
+        sequence: Does one direction of one layer, as :class:`SequenceFunction` does.
+    """
 
     def lstm(inputs: Tensor, states: Any, weights: Any, *options: Any) -> Any:
         if isinstance(states, Tensor):  # the sizes of a packed batch
@@ -49,7 +54,7 @@ def twin(original: Callable[..., Any]) -> Callable[..., Any]:
             for side in range(directions):
                 place = layer * directions + side
                 given = weights[place * each : (place + 1) * each]
-                found, cell = _Sequence.apply(values.flip(0) if side else values, states[0][place], states[1][place], *given)
+                found, cell = sequence(values.flip(0) if side else values, states[0][place], states[1][place], *given)
                 lasts.append((found[-1], cell))
                 sides.append(found.flip(0) if side else found)
             values = sides[0] if len(sides) == 1 else torch.cat(sides, 2)
@@ -179,7 +184,7 @@ def _send_back(
     return below, coming
 
 
-class _Sequence(torch.autograd.Function):
+class SequenceFunction(torch.autograd.Function):
     """One direction of one layer: inputs (T, N, I) to hidden states (T, N, H) and the last cell state."""
 
     @staticmethod
@@ -194,7 +199,7 @@ class _Sequence(torch.autograd.Function):
 
 
 class _Slopes(torch.autograd.Function):
-    """The backward pass of :class:`_Sequence` as a function of the slopes that come in and of all that the pass was made of."""
+    """The backward pass of :class:`SequenceFunction` as a function of the slopes that come in and of all that it was made of."""
 
     @staticmethod
     def forward(ctx: Any, states: States, slopes: Tensor, last: Tensor, *given: Tensor) -> tuple[Tensor | None, ...]:

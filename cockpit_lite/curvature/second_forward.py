@@ -29,6 +29,7 @@ from cockpit_lite.curvature.loss_graph import LossGraph, Slopes, derivative_alon
 from cockpit_lite.curvature.obstacles import check_nodes, trust_note
 from cockpit_lite.curvature.quietly import forward_hooks, own_hooks_resting, package
 from cockpit_lite.curvature.sub_batch import Layout, SubBatch, drawn_for_all
+from cockpit_lite.curvature.taylor import sequence
 from cockpit_lite.errors import NotMeasured
 
 # How far the second forward may be from the first one, relative: other kernels round differently, autocast much more.
@@ -321,7 +322,7 @@ def _twins(model: nn.Module) -> Iterator[None]:
             replace(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm)
             replace(nn.functional, "hardsigmoid", _hardsigmoid)
             if recurrent:
-                replace(_VF, "lstm", recurrent_twin.twin(_VF.lstm))
+                replace(_VF, "lstm", recurrent_twin.twin(_VF.lstm, sequence))
             yield
         finally:
             for owner, name, original in replaced:

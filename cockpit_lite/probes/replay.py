@@ -10,25 +10,28 @@ backward pass, but would need a copy of every optimizer's arithmetic (momentum, 
 line search) and be wrong in silence for each one that is not known or was subclassed. And whatever d is, what was really gained
 can only be seen at the weights it led to.
 
-Why the second derivative is not taken in forward mode, which would give it for every sample: PyTorch 2.15 leaves a part of it out
-in silence for layer and batch normalisation (up to the value itself in the zoo), and it took longer.
+The expansion is made in forward mode (see :mod:`cockpit_lite.curvature.taylor`): at most five products for each of the forward
+pass, where a backward pass and a Hessian-vector product by the graph take eight more, and no memory but that of a layer. Where
+the model does something of which it is not known how it moves, it is made by the graph, from then on for this model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
-from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain
+from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain, walk
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
-from cockpit_lite.curvature.sub_batch import SubBatch
+from cockpit_lite.curvature.taylor import NoForwardMode, TaylorMode, moves_of, with_moves
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes.loss_head import Contributions, LossHead, find_loss_heads
 from cockpit_lite.probes.per_sample.probe import MicroBatch
@@ -41,6 +44,9 @@ Result = TypeVar("Result")
 #: How far the repeated loss may be from the one that the user saw, relative to the sum of its terms' magnitudes.
 _TOLERANCE = 1e-3
 _TOLERANCE_HALF_PRECISION = 5e-2
+
+#: Why a model's expansions are not made in forward mode; empty: they are.
+_obstacles: MutableMapping[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,13 @@ class Replay:
         half = call.autocast or any(head.prediction.dtype in (torch.float16, torch.bfloat16) for head in self.heads)
         self.tolerance = _TOLERANCE_HALF_PRECISION if half else _TOLERANCE
         self._scale = scale
+        if self.model not in _obstacles:  # the graph will be gone
+            _obstacles[self.model] = _obstacle(loss)
+
+    @property
+    def forward_mode_obstacle(self) -> str:
+        """Why expansions of this model are not made in forward mode; empty: they are, as far as is known."""
+        return _obstacles[self.model]
 
     def terms(self, weights: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """Return what the rows of the predictions contribute to the loss at other weights.
@@ -108,19 +121,42 @@ class Replay:
             predictions = self._predict(weights)
             return [self.unscaled(head.terms(value)) for head, value in zip(self.heads, predictions, strict=True)]
 
-    def expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
+    def expand(
+        self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None = None
+    ) -> Expansion:
         """Return the loss, its slope and its curvature along ``direction`` at the weights of the user's own forward pass.
 
         Args:
             weights: By parameter name.
             direction: By parameter name; parameters that are missing do not move.
+            gradient: That of the user's own backward pass, if it is known.
 
         Raises:
             NotMeasured: if the call cannot be repeated, or not be differentiated twice.
         """
-        return self.guarded(lambda: self._expand(weights, direction))
+        found = self._try_forwards(weights, direction, gradient)
+        return self._guarded(lambda: self._expand_by_graph(weights, direction)) if found is None else found
 
-    def guarded(self, work: Callable[[], Result]) -> Result:
+    def _try_forwards(
+        self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None = None
+    ) -> Expansion | None:
+        """Return what :meth:`expand` does, or None where it is not known how this model moves.
+
+        Raises:
+            NotMeasured: if the call cannot be repeated.
+        """
+        if self.forward_mode_obstacle:
+            return None
+        try:
+            found = self._guarded(lambda: self._expand_forwards(weights, direction))
+            if gradient is not None:
+                self._compare_slopes(found.slope, direction, gradient)
+        except NoForwardMode as obstacle:
+            _obstacles[self.model] = str(obstacle)
+            return None
+        return found
+
+    def _guarded(self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` returns, which takes passes over the model that the user's training cannot tell.
 
         Raises:
@@ -131,31 +167,6 @@ class Replay:
                 return work()
         except RuntimeError as error:
             raise NotMeasured(explain(error)) from error
-
-    def differentiable_terms(self, weights: Mapping[str, Tensor], part: SubBatch | None = None) -> list[Tensor]:
-        """Return what the rows contribute to the loss, with a graph; inside :meth:`guarded`.
-
-        Args:
-            weights: By name, those of the user's own forward pass.
-            part: Only the rows of these samples have a graph.
-
-        Raises:
-            NotMeasured: if the call cannot be repeated; with a part also if samples meet in the model.
-        """
-        if part is None:
-            terms = [head.terms(value) for head, value in zip(self.heads, self._predict(weights), strict=True)]
-            self._compare(terms)
-            return terms
-        repeated = self._repeat(weights, part)
-        outputs: dict[int, Tensor] = {}
-        for head in self.heads:
-            before = head.route.output
-            assert before is not None
-            if head.position not in outputs:
-                after = repeated[head.position]
-                layout = part.layout_of(before, after, self.tolerance)
-                outputs[head.position] = before.index_copy(layout.axis, layout.positions.to(before.device), after.to(before))
-        return [head.terms(head.from_output(outputs[head.position])) for head in self.heads]
 
     def by_sample(self, values: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
         """Return the sums of ``values``, one tensor like the prediction for each term of the loss, over what belongs to a sample.
@@ -169,7 +180,42 @@ class Replay:
         ]
         return torch.stack(parts).sum(0)
 
-    def _expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
+    def _expand_forwards(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
+        moving = {
+            name: with_moves(weights[name].detach(), move.to(weights[name]))
+            for name, move in direction.items()
+            if weights[name].is_floating_point()
+        }
+        with TaylorMode() as mode:
+            predictions = self._predict({**weights, **moving})
+        mode.check()
+        terms, gauss_newton, slopes, curvatures = [], [], [], []
+        for head, prediction in zip(self.heads, predictions, strict=True):
+            point = prediction.detach().requires_grad_()
+            term = head.terms(point)
+            (seed,) = torch.autograd.grad(term.sum(), point, create_graph=True)
+            moves = moves_of(prediction)
+            terms.append(term.detach())
+            gauss_newton.append(torch.zeros_like(prediction))
+            if moves is None:
+                continue
+            slopes.append((seed.detach() * moves.first).sum())
+            if moves.second is not None:
+                curvatures.append((seed.detach() * moves.second).sum())
+            if seed.requires_grad:
+                (pull,) = torch.autograd.grad(seed, point, moves.first)
+                gauss_newton[-1] = moves.first * pull
+                curvatures.append(gauss_newton[-1].sum())
+        self._compare(terms)
+        nothing = self._value.new_zeros(())
+        return Expansion(
+            [self.unscaled(term) for term in terms],
+            self.unscaled(sum(slopes, nothing)),
+            self.unscaled(sum(curvatures, nothing)),
+            [self.unscaled(part) for part in gauss_newton],
+        )
+
+    def _expand_by_graph(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Expansion:
         names = [name for name in direction if weights[name].is_floating_point()]
         points = [weights[name].detach().requires_grad_() for name in names]
         vectors = [direction[name] for name in names]
@@ -208,9 +254,9 @@ class Replay:
         outputs = self._repeat(weights)
         return [head.from_output(outputs[head.position]) for head in self.heads]
 
-    def _repeat(self, weights: Mapping[str, Tensor], part: SubBatch | None = None) -> list[Tensor]:
+    def _repeat(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
         try:
-            return self.call.repeat(weights, part)
+            return self.call.repeat(weights)
         except (NotMeasured, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the user's own forward, which need not be made for this
@@ -223,12 +269,36 @@ class Replay:
         if bool((value - self._value).abs() > self.tolerance * size):
             raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
 
+    def _compare_slopes(self, slope: Tensor, direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+        """Make sure that the user's backward pass is the derivative of what was repeated.
+
+        Raises:
+            NoForwardMode: if it is not, as with straight-through estimators, or with gradients that hooks have changed.
+        """
+        common = [(gradient[name], move.to(gradient[name])) for name, move in direction.items() if name in gradient]
+        if any(value.is_sparse for value, _ in common):
+            return
+        wanted = torch.stack([torch.dot(value.reshape(-1), move.reshape(-1)) for value, move in common]).sum()
+        sizes = [torch.stack(torch._foreach_norm(side)).norm() for side in zip(*common, strict=True)]
+        if bool((slope - wanted).abs() > self.tolerance * sizes[0] * sizes[1]):
+            raise NoForwardMode("the user's backward pass is not the derivative of the forward pass")
+
     def unscaled(self, value: Tensor) -> Tensor:
         """Divide by what a gradient scaler multiplied the loss with."""
         return value if self._scale is None else value / self._scale
 
     def _quietly(self) -> AbstractContextManager[None]:
         return quietly(self.model.parameters(), self.model.buffers())
+
+
+def _obstacle(loss: Tensor) -> str:
+    """Return what in the graph of the loss need not have the derivative that its forward pass shows; empty: nothing."""
+    for node in walk([loss]):
+        if isinstance(node, BackwardCFunction):
+            function = getattr(node, "_forward_cls", type(node))
+            if not function.__module__.startswith("torch."):  # those are derivatives of what they do
+                return f"the custom autograd function {function.__name__} has a derivative of its own"
+    return ""
 
 
 def expansion_along_update(step: Step) -> Expansion:
@@ -241,7 +311,7 @@ def expansion_along_update(step: Step) -> Expansion:
     strangers = [name for name in step.update if name not in known]
     if strangers:
         raise NotMeasured(f"{strangers[0]} was trained as well, which is no parameter of the model")
-    return step.replay.expand(step.weights_before, step.update)
+    return step.replay.expand(step.weights_before, step.update, step.observed.get("gradient"))
 
 
 def _precise(head: LossHead) -> LossHead:

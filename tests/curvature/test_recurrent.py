@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import _VF, Tensor, nn
 
-from cockpit_lite.curvature.recurrent import twin
+from cockpit_lite.curvature.recurrent import SequenceFunction, twin
 
 VARIANTS = {
     "plain": {},
@@ -39,7 +39,7 @@ def test_the_twin_has_the_derivatives_of_the_original(variant: str, times: int, 
     shape = (2, times, 3) if layer.batch_first else (times, 2, 3)
     given = [torch.randn(size).double().requires_grad_() for size in (shape, (directions, 2, 5), (directions, 2, 5))]
     expected = derivatives(layer, given)
-    monkeypatch.setitem(globals(), "lstm", twin(_VF.lstm))
+    monkeypatch.setitem(globals(), "lstm", twin(_VF.lstm, SequenceFunction.apply))
     torch.testing.assert_close(derivatives(layer, given), expected, rtol=1e-9, atol=1e-11)
 
 
@@ -47,5 +47,5 @@ def test_packed_sequences_are_left_to_the_original(monkeypatch: pytest.MonkeyPat
     layer = nn.LSTM(3, 5)
     packed = nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
     expected = layer(packed)[0].data
-    monkeypatch.setattr(_VF, "lstm", twin(_VF.lstm))
+    monkeypatch.setattr(_VF, "lstm", twin(_VF.lstm, SequenceFunction.apply))
     assert layer(packed)[0].data.equal(expected)

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cockpit_lite import Every, load_run
 from cockpit_lite.curvature import Curvature
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import Reading
@@ -11,6 +17,7 @@ from cockpit_lite.instruments.curvature_along_gradient import CurvatureAlongGrad
 from cockpit_lite.step import Step
 from tests import reference
 from tests.curvature.cases import forward
+from tests.identity import cockpit
 from tests.zoo import ZOO
 
 
@@ -90,3 +97,58 @@ def test_a_linear_loss_is_not_curved() -> None:
     assert readings["curvature_along_gradient"] == 0
     assert readings["taylor_curvature_term"] == 0
     assert readings["taylor_gradient_term"] == pytest.approx(0.3)
+
+
+def scaled(loss: Tensor) -> Tensor:
+    return 128.0 * loss
+
+
+def train(folder: Path, by_the_graph: bool, **how: Any) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3)).double()
+    groups = [{"params": model[0].parameters(), "lr": 0.05}, {"params": model[3].parameters(), "lr": 0.2}]
+    optimizer = torch.optim.SGD(groups if how.get("rates") else model.parameters(), lr=0.1)
+    if hook := how.get("hook"):
+        model[0].register_forward_hook(hook)
+    instrument = CurvatureAlongGradient()
+    instrument._by_the_graph = by_the_graph
+    draws = torch.Generator().manual_seed(0)
+    with cockpit(model, optimizer, run=folder, instruments=[instrument], schedule=Every(1), budget=None):
+        for _ in range(3):
+            optimizer.zero_grad()
+            for _ in range(how.get("micro_batches", 1)):
+                inputs = torch.randn(12, 4, generator=draws, dtype=torch.float64)
+                loss_of: Callable[[Tensor], Tensor] = how.get("loss", lambda loss: loss)
+                loss_of(F.cross_entropy(model(inputs), torch.arange(12) % 3)).backward()
+            if how.get("clip"):
+                nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+    run = load_run(folder)
+    series = {name: run.series(name) for name in instrument.readings}
+    return {name: values.tolist() for name, (_, values) in series.items()}, {
+        "steps": {name: steps.tolist() for name, (steps, _) in series.items()},
+        "notes": run.how(instrument.name),
+        "weights": [parameter.detach().clone() for parameter in model.parameters()],
+    }
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"rates": True}, {"clip": True}, {"loss": scaled}, {"micro_batches": 2}],
+    ids=["plain", "two learning rates", "clipped", "own weighting", "accumulation"],
+)
+def test_behind_the_backward_pass_it_is_the_same(how: dict[str, Any], tmp_path: Path) -> None:
+    behind, facts = train(tmp_path / "behind", False, **how)
+    before, known = train(tmp_path / "before", True, **how)
+    assert all(torch.equal(mine, other) for mine, other in zip(facts["weights"], known["weights"], strict=True))
+    for name, values in behind.items():
+        assert len(values) >= 2 or how.get("micro_batches")
+        expected = dict(zip(known["steps"][name], before[name], strict=True))
+        assert values == pytest.approx([expected[step] for step in facts["steps"][name]])
+    if not how:
+        assert all(entry["note"] == "by a second forward pass" for entry in facts["notes"].values())
+
+
+def test_a_forward_that_cannot_be_repeated_is_measured_on_the_graph_from_the_second_step_on(tmp_path: Path) -> None:
+    _, facts = train(tmp_path / "run", False, hook=lambda module, args, output: None)
+    assert facts["steps"]["curvature_along_gradient"] == [1, 2]

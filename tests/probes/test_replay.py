@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from cockpit_lite.curvature import ForwardProbe
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.probes import replay as replay_module
 from cockpit_lite.probes.replay import Expansion, Replay
 from tests import reference
 from tests.curvature.cases import Watched, difference_along, forward, random_vectors
@@ -15,8 +17,6 @@ from tests.zoo import ZOO, Architecture
 
 #: What of the zoo is not replayed, and why.
 NOT_KNOWN = {
-    "recommender": "embedding_bag_backward has no second derivative",
-    "recommender_offsets": "embedding_bag_backward has no second derivative",
     "vae": "a part of the loss is a constant|not one of the model's outputs",
     "physics_informed": "not one of the model's outputs",
 }
@@ -44,7 +44,9 @@ def moved(model: nn.Module, direction: dict[str, Tensor]) -> nn.Module:
 def test_the_expansion_is_right_over_the_zoo(architecture: Architecture, train: bool) -> None:
     watched = forward(architecture, torch.float64, train)
     direction = random_vectors(watched.model)
-    expansion = Replay(watched.loss, watched.call).expand(weights_of(watched), direction)
+    replay = Replay(watched.loss, watched.call)
+    expansion = replay.expand(weights_of(watched), direction)
+    assert not replay.forward_mode_obstacle  # nothing in the zoo needs a graph
 
     torch.manual_seed(3)
     gradient = reference.gradient(architecture, watched.model, watched.batch)
@@ -66,6 +68,76 @@ def test_the_loss_elsewhere_is_right_over_the_zoo(architecture: Architecture, tr
     torch.manual_seed(3)
     expected = architecture.loss(moved(watched.model, direction), watched.batch).item()
     assert total(terms) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp_dropout", "resnet_batch_norm", "two_heads", "lstm", "gpt_tied", "recommender"])
+def test_by_the_graph_it_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = forward(ZOO[name], torch.float64)
+    replay, direction, weights = Replay(watched.loss, watched.call), random_vectors(watched.model), weights_of(watched)
+    forwards = replay.expand(weights, direction)
+    monkeypatch.setitem(replay_module._obstacles, watched.model, "the test wants a graph")
+    if name == "recommender":
+        with pytest.raises(NotMeasured, match="embedding_bag_backward has no second derivative"):
+            replay.expand(weights, direction)
+        return
+    by_graph = replay.expand(weights, direction)
+    for one, other in zip(vars(forwards).values(), vars(by_graph).values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its backward pass is not the derivative of its forward pass."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(context: object, slope: Tensor) -> Tensor:
+        return slope
+
+
+class Odd(nn.Module):
+    """A layer behind some function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.first, self.second = function, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+def reversed_gradient(x: Tensor) -> Tensor:
+    if x.requires_grad:
+        x = x * 1  # no leaf
+        x.register_hook(torch.neg)
+    return x
+
+
+ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "straight-through": (Rounded.apply, "the custom autograd function Rounded has a derivative of its own"),
+    "no rule": (lambda x: x.exp().digamma(), "it is not known how aten.digamma.default moves"),
+    "hook on an inner tensor": (reversed_gradient, "the user's backward pass is not the derivative of the forward pass"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_where_it_is_not_known_how_the_model_moves_a_graph_is_made_for_good(name: str) -> None:
+    function, reason = ODD[name]
+    torch.manual_seed(0)
+    model, inputs = Odd(function), torch.randn(5, 3)
+    probe = ForwardProbe(model)
+    for _ in range(2):
+        probe.start()
+        loss, call = model(inputs).square().sum(), probe.call
+        probe.stop()
+        assert call is not None
+        replay = Replay(loss, call)
+        gradient = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True))
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        replay.expand(weights, gradient, gradient)
+        assert replay.forward_mode_obstacle == reason
 
 
 @pytest.mark.parametrize("name", NOT_KNOWN)
