@@ -295,8 +295,8 @@ class Cockpit:
             self._folder,
             self._black_box_limit,
             step=lambda: observer.index,
-            measuring=lambda: observer.measuring,
-            measured=lambda: observer.measured,
+            measuring=observer.measuring,
+            measured=observer.measured,
             kept=lambda step: recorder.log(step, {"step_kept": 1.0}),
         )
         black_box.start()

@@ -69,6 +69,7 @@ class Observer:
         self._companions = [instrument for instrument in instruments if instrument.name in ALWAYS]
         self._instruments = [instrument for instrument in instruments if instrument.name not in ALWAYS]
         self._probes = Probes(model, dict(parameters), self._optimizers, clock, processes, recorder.watchdog)
+        self._gradient, self._data = self._probes.gradient, self._probes.data
         self._pulse = Pulse()
         self._schedule = schedule
         self._budget = budget
@@ -103,12 +104,10 @@ class Observer:
         self._others_look_back = False
         self._begin_step()
 
-    @property
     def measuring(self) -> bool:
         """Whether a forward or backward pass that runs now is one of ours."""
-        return self._probes.data.paused
+        return self._data.paused
 
-    @property
     def measured(self) -> bool:
         """Whether the step under way is a measured one."""
         return self._tracked is not None
@@ -123,10 +122,10 @@ class Observer:
         if self._updated:  # one of several optimizers has stepped, and training goes on: its step was one of its own
             self._taking_turns = True
             self._end_step()
-        elif self._backwards and self._probes.gradient.was_reset():  # a batch that was thrown away, as gradient scalers do
+        elif self._backwards and self._gradient.was_reset():  # a batch that was thrown away, as gradient scalers do
             self._throw_away()
-        self._probes.gradient.before_backward()
-        self._scale = loss_scale.last_scale() if loss_scale.uses() != self._scale_uses else None
+        self._gradient.before_backward()
+        self._scale = loss_scale.last_scale() if loss_scale.uses != self._scale_uses else None
         if self._tracked is not None:
             self._tracked.before_backward(tensors, gradients, self._backwards, self._scale)
         elif len(tensors) == 1 and tensors[0].is_cpu and not tensors[0].dim() and gradients[0] is None and self._scale is None:
@@ -156,7 +155,7 @@ class Observer:
             return
         if self._tracked is not None:
             self._tracked.after_backward()
-        if not self._probes.gradient.after_backward():
+        if not self._gradient.after_backward():
             return  # somebody else's loss
         self._backwards += 1
         if self._tracked is not None:
@@ -176,9 +175,12 @@ class Observer:
             self._end_step()
         self._closure = "expected" if has_closure else ""
         # Only a measured step is worth the wait: others show no gradient, and a step too many is counted there.
-        self._left_out = not self._several and loss_scale.leaves_out(optimizer, wait=self._tracked is not None)
-        if self._left_out:
-            self._throw_away()
+        if hasattr(optimizer, "found_inf"):  # a fused one under a gradient scaler
+            self._left_out = not self._several and loss_scale.leaves_out(optimizer, wait=self._tracked is not None)
+            if self._left_out:
+                self._throw_away()
+        else:
+            self._left_out = False
         if self._tracked is None or self._left_out:
             return
         if not has_closure:
@@ -247,8 +249,8 @@ class Observer:
         self._tracked = None
         if self._updated:
             self._updated = set()
-        if self._scale_uses != loss_scale.uses():
-            self._scale_uses, self._scale = loss_scale.uses(), None
+        if self._scale_uses != loss_scale.uses:
+            self._scale_uses, self._scale = loss_scale.uses, None
         wanted = self._schedule is None or self._schedule(self.index)  # the user's own: before training begins it may raise
         try:
             due = self._due() if wanted else ()

@@ -92,7 +92,7 @@ class BlackBox:
         self._was_bad = self._was_bad_there = False
         self._sound = False  # of the backward pass under way: its loss is finite, and no closer look is due
         self._spent = 0.0
-        self._scale_uses = loss_scale.uses()
+        self._scale_uses = loss_scale.uses
         self._scaled = False
         self._loss: float | None = None
         self._target: dict[str, Any] | None = None
@@ -122,15 +122,20 @@ class BlackBox:
         """See :class:`~cockpit_lite.probes.backward.BackwardListener`."""
         if not self._active:
             return
-        self._sound = self._seems_sound(tensors, gradients)
-        if self._sound:
-            self._watch.resting = True
-            if self._watch.forget():
-                self._was_bad = False
-            return
+        watch, self._sound = self._watch, False
+        # Nearly all steps of a training whose steps are short, and in one piece: every function more costs a microsecond.
+        if not (watch.closely or watch.held) and self._latch is None and len(tensors) == 1 and gradients[0] is None:
+            root = tensors[0]
+            if root.is_cpu and not root.dim() and loss_scale.uses == self._scale_uses and not self._measured():
+                self._loss = root.item()
+                if math.isfinite(self._loss):
+                    self._sound = watch.resting = True
+                    if watch.forget():
+                        self._was_bad = False
+                    return
         start = time.perf_counter()
-        self._watch.listen(True)
-        self._scaled, self._scale_uses = loss_scale.uses() != self._scale_uses, loss_scale.uses()
+        watch.listen(True)
+        self._scaled, self._scale_uses = loss_scale.uses != self._scale_uses, loss_scale.uses
         self._loss, self._target, self._operations = None, None, []
         if len(tensors) != 1:
             return
@@ -161,16 +166,6 @@ class BlackBox:
         self._watch.step_ends(self._spent + time.perf_counter() - start)
         if self._asked:
             self._watch.closely = True
-
-    def _seems_sound(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
-        """Return whether there is nothing to look at: on most of the steps of a training whose steps are short."""
-        if len(tensors) != 1 or gradients[0] is not None or self._latch is not None or not self._watch.only_in_short:
-            return False
-        root = tensors[0]
-        if not root.is_cpu or root.dim() or loss_scale.uses() != self._scale_uses or self._measured():
-            return False
-        self._loss = root.item()
-        return math.isfinite(self._loss)
 
     def _look(self, calls: Sequence[Call], tensors: Sequence[Tensor]) -> None:
         if self._latch is not None:

@@ -87,6 +87,7 @@ class CallWatch:
     Attributes:
         resting: While set no call is noted: those inside a backward pass are repetitions.
         closely: Whether the step under way is looked at closely. In short a call's inputs are held, and nothing else.
+        held: Calls that were looked at closely and that no backward pass has come back to yet.
     """
 
     def __init__(self, model: nn.Module, measuring: Callable[[], bool]):
@@ -100,7 +101,7 @@ class CallWatch:
         devices = {parameter.device for parameter in model.parameters()}
         self._random = RandomStates(sorted(devices, key=str))
         self._device_types = sorted({device.type for device in devices if device.type != "meta"})
-        self._calls: list[Call] = []
+        self.held: list[Call] = []
         self._in_short: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._newer = 0  # calls noted in short since one was looked at closely
         self._buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
@@ -121,22 +122,17 @@ class CallWatch:
     def stop(self) -> None:
         """Leave no trace; idempotent."""
         _unwatch(self._model, self)
-        self._calls, self._in_short = [], []
+        self.held, self._in_short = [], []
 
     def take(self) -> list[Call]:
         """Return the calls that the backward pass that has just ended came back to, and forget them."""
         # Of those noted in short nobody looks whether it did.
-        found = [*(call for call in self._calls if call.reached), *(Call(*given, {}, None, {}) for given in self._in_short)]
+        found = [*(call for call in self.held if call.reached), *(Call(*given, {}, None, {}) for given in self._in_short)]
         self._newer += len(self._in_short)
-        self._calls, self._in_short = [call for call in self._calls if not call.reached], []
+        self.held, self._in_short = [call for call in self.held if not call.reached], []
         if self._newer >= MOST_CALLS:  # no backward pass will come back to those: validation, say
-            self._calls, self._newer = [], 0
+            self.held, self._newer = [], 0
         return found
-
-    @property
-    def only_in_short(self) -> bool:
-        """Whether of the calls since the last backward pass nothing but their inputs is held."""
-        return not self.closely and not self._calls
 
     def forget(self) -> bool:
         """End a step that was fine, of calls noted in short; return whether there were any."""
@@ -163,7 +159,7 @@ class CallWatch:
     @property
     def output_nodes(self) -> set[int]:
         """Numbers of the nodes of the graph that made the outputs of the calls that are held."""
-        return {number for call in self._calls for number in call.nodes}
+        return {number for call in self.held for number in call.nodes}
 
     def note_in_short(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the inputs of a call that has been made, on the many steps that are not looked at closely; never raises."""
@@ -201,10 +197,10 @@ class CallWatch:
                 if tensor.grad_fn is not None:
                     call.nodes.append(tensor.grad_fn._sequence_nr())
                     tensor.grad_fn.register_prehook(self._marker(call, position, tensor.output_nr))
-            self._calls = [*self._calls[1 - MOST_CALLS :], call]
+            self.held = [*self.held[1 - MOST_CALLS :], call]
             self._newer = 0
-            while len(self._calls) > 1 and size([(held.args, held.kwargs) for held in self._calls[:-1]]) > MOST_INPUT_BYTES:
-                del self._calls[0]
+            while len(self.held) > 1 and size([(call.args, call.kwargs) for call in self.held[:-1]]) > MOST_INPUT_BYTES:
+                del self.held[0]
             self._spent += time.perf_counter() - start
         except Exception as error:
             logger.debug("a call of the model is not kept", exc_info=error)

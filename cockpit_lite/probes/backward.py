@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,11 +32,18 @@ class BackwardListener(Protocol):
         """Called with what one of the others raised; must not raise."""
 
 
+@dataclass(slots=True)
+class _Thread:
+    """One thread that is listened to, and whether it is inside a backward pass."""
+
+    listeners: tuple[BackwardListener, ...] = ()
+    within: bool = False
+
+
 #: By the thread that each is interested in: another thread may train another model.
-_listeners: dict[int, tuple[BackwardListener, ...]] = {}
+_listeners: dict[int, _Thread] = {}
 _original: Callable[..., Any] | None = None
 _NO_SEED = (None,)
-_within: set[int] = set()  # threads that are inside a backward pass
 
 
 def listen(listener: BackwardListener) -> None:
@@ -44,17 +52,17 @@ def listen(listener: BackwardListener) -> None:
     if not _listeners:
         _original = torch.autograd.backward
         torch.autograd.backward = _intercept(_original)
-    thread = threading.get_ident()
-    _listeners[thread] = (*_listeners.get(thread, ()), listener)
+    thread = _listeners.setdefault(threading.get_ident(), _Thread())
+    thread.listeners = (*thread.listeners, listener)
 
 
 def stop_listening(listener: BackwardListener) -> None:
     """Undo :func:`listen`."""
     global _original
-    for thread, listeners in tuple(_listeners.items()):
-        _listeners[thread] = tuple(other for other in listeners if other is not listener)
-        if not _listeners[thread]:
-            del _listeners[thread]
+    for number, thread in tuple(_listeners.items()):
+        thread.listeners = tuple(other for other in thread.listeners if other is not listener)
+        if not thread.listeners:
+            del _listeners[number]
     if not _listeners and _original is not None:
         # Somebody else may have wrapped our wrapper meanwhile: then it must stay, and passes through.
         if getattr(torch.autograd.backward, "_cockpit_lite", False):
@@ -65,12 +73,11 @@ def stop_listening(listener: BackwardListener) -> None:
 def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-        thread = threading.get_ident()
-        interested = _listeners.get(thread)
+        thread = _listeners.get(threading.get_ident())
         # Re-entrant activation checkpointing calls backward inside backward: that is not a new root.
-        if interested is None or thread in _within:
+        if thread is None or thread.within:
             return original(tensors, grad_tensors, *args, **kwargs)
-        _within.add(thread)
+        interested, thread.within = thread.listeners, True
         try:
             # Nearly always there is one, and no seed.
             one = grad_tensors is None and isinstance(tensors, Tensor)
@@ -88,7 +95,7 @@ def _intercept(original: Callable[..., Any]) -> Callable[..., Any]:
                     listener.give_up(error)
             return result
         finally:
-            _within.discard(thread)
+            thread.within = False
 
     backward._cockpit_lite = True  # type: ignore[attr-defined]
     return backward

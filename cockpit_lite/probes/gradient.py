@@ -55,7 +55,14 @@ class GradientProbe:
     def after_backward(self) -> bool:
         """Return whether the backward pass reached a watched parameter."""
         if self._trusted is not None:
-            return self._trusted_has_changed(self._trusted)
+            parameter, known, self._grad = self._trusted, self._grad, None
+            grad = parameter.grad
+            if grad is not known or (grad is not None and grad._version != self._version):
+                self._after = (parameter, grad, -1 if grad is None else grad._version)
+                return True
+            # Another model's backward, or a branch not taken: from now on look at all parameters.
+            self._one_is_enough, self._trusted = False, None
+            return False
         before, self._before = self._before, []
         changed = [parameter for parameter, grad, version in before if _changed(parameter.grad, grad, version)]
         if changed:
@@ -69,16 +76,6 @@ class GradientProbe:
         if self._one_is_enough and not self._uncounted and self._full_looks >= self.trial_passes:
             self._trusted = self._sentinel
         return bool(changed)
-
-    def _trusted_has_changed(self, parameter: nn.Parameter) -> bool:
-        before, self._grad = self._grad, None
-        grad = parameter.grad
-        if grad is not before or (grad is not None and grad._version != self._version):
-            self._after = (parameter, grad, -1 if grad is None else grad._version)
-            return True
-        # Another model's backward, or a branch not taken: from now on look at all parameters.
-        self._one_is_enough, self._trusted = False, None
-        return False
 
     def was_reset(self) -> bool:
         """Return whether the gradient was set to None or zero since the last backward pass: its step was skipped."""

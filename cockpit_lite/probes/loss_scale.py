@@ -12,8 +12,10 @@ from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
+#: How often a loss was scaled so far; only differences mean something. It is asked for at every step, so it is no function.
+uses = 0
+
 _watchers = 0
-_uses = 0
 _original = GradScaler.scale
 _last: list[tuple[GradScaler, Tensor]] = []
 
@@ -33,11 +35,6 @@ def stop_watching() -> None:
     if _watchers == 0:
         GradScaler.scale = _original  # type: ignore[method-assign]
         _last.clear()
-
-
-def uses() -> int:
-    """Return how often a loss was scaled so far; only differences mean something."""
-    return _uses
 
 
 def last_scale() -> Tensor | None:
@@ -69,10 +66,10 @@ def leaves_out(optimizer: Optimizer, wait: bool) -> bool:
 
 
 def _noting_scale(self: GradScaler, outputs: Any) -> Any:
-    global _uses
+    global uses
     scaled = _original(self, outputs)
     if self.is_enabled() and self._scale is not None:
-        _uses += 1
+        uses += 1
         # A copy: update() changes the factor in place.
         _last[:] = [(self, self._scale.detach().clone().squeeze())]
     return scaled

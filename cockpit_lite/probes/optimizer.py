@@ -64,31 +64,6 @@ class OptimizerProbe:
                     handle.remove()
                 _handles.clear()
 
-    def _before(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if id(optimizer) not in self._ids:
-            return None
-        # args[0] is the optimizer itself; step(closure) may name its closure or not.
-        positional = len(args) > 1 and callable(args[1])
-        named = not positional and callable(kwargs.get("closure"))
-        try:
-            self._listener.before_update(optimizer, positional or named)
-        except Exception as error:
-            self._listener.give_up(error)
-        if positional:
-            return (args[0], self._wrap(args[1]), *args[2:]), kwargs
-        if named:
-            return args, {**kwargs, "closure": self._wrap(kwargs["closure"])}
-        return None
-
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
-        if id(optimizer) in self._ids:
-            try:
-                self._listener.after_update(optimizer)
-            except Exception as error:
-                self._listener.give_up(error)
-
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def watched() -> Any:
             self._tell(self._listener.closure_begins)
@@ -110,10 +85,26 @@ def _before_any(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     changed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     for probe in _probes:
-        changed = probe._before(optimizer, *(changed or (args, kwargs))) or changed
+        if id(optimizer) not in probe._ids:
+            continue
+        # args[0] is the optimizer itself; step(closure) may name its closure or not.
+        positional = len(args) > 1 and callable(args[1])
+        named = not positional and callable(kwargs.get("closure"))
+        try:
+            probe._listener.before_update(optimizer, positional or named)
+        except Exception as error:
+            probe._listener.give_up(error)
+        if positional:
+            args, kwargs = changed = (args[0], probe._wrap(args[1]), *args[2:]), kwargs
+        elif named:
+            args, kwargs = changed = args, {**kwargs, "closure": probe._wrap(kwargs["closure"])}
     return changed
 
 
 def _after_any(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
     for probe in _probes:
-        probe._after(optimizer, args, kwargs)
+        if id(optimizer) in probe._ids:
+            try:
+                probe._listener.after_update(optimizer)
+            except Exception as error:
+                probe._listener.give_up(error)
