@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
-    from cockpit_lite.probes.per_sample.forms import Condensed
+    from cockpit_lite.probes.per_sample.forms import Form
     from cockpit_lite.probes.per_sample.kernels import Kernel
     from cockpit_lite.probes.per_sample.modules import Owner
     from cockpit_lite.probes.per_sample.owners import Layout
@@ -34,8 +34,8 @@ def _without_memory(shape: torch.Size, dtype: torch.dtype, device: torch.device)
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
-#: Of tensors of more than so many elements at least so many rows are looked at to see how large they are.
-SMALL, ROWS = 1 << 14, 4
+#: Of a tensor about so many elements are looked at to see how large it is, and of one that is not in one piece some rows.
+ELEMENTS, ROWS = 1 << 10, 4
 
 
 class Call:
@@ -55,6 +55,7 @@ class Call:
         kwargs: Detached.
         inputs: The tensors among the arguments.
         shapes: Of what it returned.
+        device: Of what it returned.
         autocast: The type that automatic mixed precision calculated in; ``None`` without it.
         layout: Where the samples are in it, once that is known.
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
@@ -80,7 +81,7 @@ class Call:
     began = 0
     ended = 0
     spent = False
-    condensed: Mapping[str, Condensed] = _NOTHING
+    condensed: Mapping[str, Form] = _NOTHING
     sizes: tuple[list[Tensor], list[Tensor], float] | None = None
     _outputs: Sequence[Tensor] = ()
     _output_versions: Sequence[int] = ()
@@ -109,7 +110,7 @@ class Call:
             self._versions = [value._version for value in self.inputs]
         first = outputs[0]
         self.deltas: list[Tensor | None] = [None]
-        self.shapes, self._dtypes, self._device = [first.shape], [first.dtype], first.device
+        self.shapes, self._dtypes, self.device = [first.shape], [first.dtype], first.device
         for other in outputs[1:]:
             self.deltas.append(None)
             self.shapes.append(other.shape)
@@ -125,7 +126,7 @@ class Call:
     def outputs(self) -> list[Tensor]:
         """The tensors it returned, detached; once they are forgotten, tensors of the same shapes without memory."""
         if self.outputs_forgotten:
-            return [_without_memory(shape, dtype, self._device) for shape, dtype in zip(self.shapes, self._dtypes, strict=True)]
+            return [_without_memory(shape, dtype, self.device) for shape, dtype in zip(self.shapes, self._dtypes, strict=True)]
         return list(self._outputs)
 
     @property
@@ -147,8 +148,8 @@ class Call:
         """Let the outputs go, which the user's graph may not need: only their shapes are kept."""
         self._outputs, self.outputs_forgotten = (), True
 
-    def condense(self, forms: Mapping[str, Condensed]) -> None:
-        """Keep the condensed forms, and let go of what they were made of."""
+    def condense(self, forms: Mapping[str, Form]) -> None:
+        """Keep the forms, condensed or small, and let go of what they were made of."""
         self.condensed, self.sizes = forms, self._sizes()
         self._empty()
 
@@ -200,9 +201,12 @@ class Call:
 
 
 def _norm(values: Tensor) -> Tensor:
-    """Return the norm, of a large tensor from some of its rows: it has to tell a gradient from rounding errors."""
-    count = len(values) if values.dim() else 1
-    every = max(1, count // ROWS) if values.numel() > SMALL else 1
+    """Return the norm, of a large tensor from some of its elements: it has to tell a gradient from rounding errors."""
+    if values.is_contiguous():
+        # an odd number, so that no power of two keeps to some of the features
+        values, every = values.view(-1), values.numel() // ELEMENTS | 1
+    else:
+        every = max(1, len(values) // ROWS) if values.numel() > ELEMENTS else 1
     norm = torch.linalg.vector_norm(
         values[::every] if every > 1 else values, dtype=torch.promote_types(values.dtype, torch.float32)
     )

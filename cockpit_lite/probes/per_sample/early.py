@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -115,8 +115,7 @@ class EarlyMeasurement:
                 directions = {"": {name: value for name, value in gradient.items() if value is not None}, **directions}
             watched = parameters.values() if self._gradient else ()
             self._measured.append((call, [(parameter, _state(parameter)) for parameter in watched]))
-            device = call.outputs[0].device.type
-            with torch.no_grad(), torch.autocast(device, enabled=False), suppress(Exception):
+            with torch.no_grad(), _without_autocast(call), suppress(Exception):
                 # where it fails, the survey fails again and says why
                 condense(call, batch_size, self._squares, directions, self._drawing, self._some)
 
@@ -130,6 +129,11 @@ class EarlyMeasurement:
             parameter.grad is not None and _state(parameter) != self._before[id(parameter)]
             for parameter in call.owner.parameters.values()
         )
+
+
+def _without_autocast(call: Call) -> AbstractContextManager[Any]:
+    """Calculate in the precision of the tensors; to say so takes its time, and is seldom needed."""
+    return torch.autocast(call.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 def _alone(forwards: Sequence[Forward], later: set[int]) -> set[int]:

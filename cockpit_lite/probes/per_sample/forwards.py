@@ -98,13 +98,17 @@ class Forward:
         else:
             # recomputing might change the model's state, e.g. running statistics, once more
             ask = ask and not self.recomputes
-            layouts = self._ask() if ask else self._by_shape()
+            found = self._ask() if ask else self._by_shape()
+            layouts = [
+                by_shape(call, self.batch_size, call_axes(call.module, call.outputs[0]))
+                if layout is None and self.batch_size
+                else layout
+                for call, layout in zip(self.calls, found, strict=True)
+            ]
             if ask and all(layout is None or layout.regular for layout in layouts):
                 known[structure] = (self.batch_size, self.axis, layouts)
         for call, layout in zip(self.calls, layouts, strict=True):
             call.layout = layout
-            if layout is None and self.batch_size:
-                call.layout = by_shape(call, self.batch_size, call_axes(call.module, call.outputs[0]))
 
     def _ask(self) -> list[Layout | None]:
         best: list[Layout | None] | None = None

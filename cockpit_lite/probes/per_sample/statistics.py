@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -69,6 +70,14 @@ class PerSampleStatistics:
         for values in (*self.along.values(), self.to_check):
             values.update({name: value / scale for name, value in values.items()})
         self.elements.update({name: drawn._replace(values=drawn.values / scale) for name, drawn in self.elements.items()})
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put the parameters into the order of these names, whenever they were measured."""
+        order = {name: position for position, name in enumerate(names)}
+        for values in (self.squared_norms, self.products, self.sum_of_squares, *self.along.values()):
+            items = sorted(values.items(), key=lambda item: order[item[0]])
+            values.clear()
+            values.update(items)
 
     def drop(self, name: str) -> None:
         """Forget what was measured of a parameter."""

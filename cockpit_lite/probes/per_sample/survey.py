@@ -15,6 +15,7 @@ from math import isfinite
 import torch
 from torch import Tensor, distributed, nn
 
+from cockpit_lite.probes.per_sample.alike import measure_alike, small_vector
 from cockpit_lite.probes.per_sample.around import Learned, calls_around, contains
 from cockpit_lite.probes.per_sample.calls import Call
 from cockpit_lite.probes.per_sample.checks import (
@@ -29,7 +30,7 @@ from cockpit_lite.probes.per_sample.checks import (
 from cockpit_lite.probes.per_sample.drawing import Drawing, Drawn
 from cockpit_lite.probes.per_sample.elements import stored
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.forms import Condensed, Form, Measured, OuterProducts, add
+from cockpit_lite.probes.per_sample.forms import Condensed, Dense, Form, Measured, OuterProducts, add
 from cockpit_lite.probes.per_sample.forms.form import RankOne
 from cockpit_lite.probes.per_sample.forwards import Forward, call_axes, trailing_axes
 from cockpit_lite.probes.per_sample.generic import generic_forms
@@ -115,7 +116,9 @@ class Survey:
         missing: dict[str, str] = {}
         checks: dict[str, Check] = {}
         unused = dict(self.parameters)
-        plainly = len(sizes) == 1 and not self._in_shards and not self._room
+        vectors: dict[str, Dense] = {}
+        in_one_piece = len(sizes) == 1 and not self._in_shards
+        plainly = in_one_piece and not self._room
         for calls in self._groups():  # one layer at a time: what a rule unfolds is gone before the next one's
             if plainly and len(calls) == 1 and is_plain(calls[0], sizes[0]):
                 checks.update(measure_plain(calls[0], result, directions, gradient, squares, self._some))
@@ -125,11 +128,14 @@ class Survey:
                     self._draw_plainly(self.drawing, calls[0], result)
                 continue
             forms = self._forms(calls, sizes, missing)
-            checks.update(self._measure(result, forms, directions, squares, gradient))
+            checks.update(self._measure(result, forms, directions, squares, gradient, vectors if in_one_piece else None))
             if self._room:
                 self._keep_small(forms)
             for name in forms:
                 unused.pop(name, None)
+        if vectors:
+            checks.update(measure_alike(vectors, result, directions, gradient, squares, self._some))
+            result.arrange([name for call in self.calls if call.owner is not None for name in call.owner.names.values()])
         for name, parameter in unused.items():
             if name not in missing and _arrived(parameter, name, gradient):
                 missing[name] = "the parameter is used outside of any module's call"
@@ -208,10 +214,21 @@ class Survey:
         directions: Mapping[str, Mapping[str, Tensor]],
         squares: bool,
         gradient: Mapping[str, Tensor] | None,
+        vectors: dict[str, Dense] | None = None,
     ) -> dict[str, Check]:
-        """Add norms, products and squares to the result; return what :meth:`_failures` compares, by parameter."""
+        """Add norms, products and squares to the result; return what :meth:`_failures` compares, by parameter.
+
+        Small vectors only become part of ``vectors`` where that is given.
+        """
         checks: dict[str, Check] = {}
         for name, parts in forms.items():
+            drawn = None if self.drawing is None else self._drawn(self.drawing, name, parts)
+            if drawn is not None:
+                result.elements[name] = drawn
+            vector = None if vectors is None else small_vector(parts.get(0))
+            if vectors is not None and vector is not None:
+                vectors[name] = vector
+                continue
             total = None if gradient is None else gradient.get(name)
             towards = _towards(name, directions) if directions else {}
             by_gradient = "" in towards and directions[""] is gradient
@@ -230,9 +247,6 @@ class Survey:
                 kept[name] = products
             if found.squares is not None:
                 result.sum_of_squares[name] = found.squares
-            drawn = None if self.drawing is None else self._drawn(self.drawing, name, parts)
-            if drawn is not None:
-                result.elements[name] = drawn
             if self._in_shards and found.along is not None:
                 result.to_check[name] = found.along
             if total is None or not parts:
@@ -539,8 +553,12 @@ def condense(
     owner = call.owner
     assert call.layout is not None and owner is not None and owner.rule is not None
     forms = ruled_forms(call, owner.rule, owner.names, call.layout, batch_size)
-    condensed = {}
+    condensed: dict[str, Form] = {}
     for local, form in forms.items():
+        vector = small_vector(form)
+        if vector is not None:
+            condensed[local] = vector.alone()
+            continue
         name = owner.names[local]
         towards = _towards(name, directions)
         # where the gradient is known, the contributions are checked along that

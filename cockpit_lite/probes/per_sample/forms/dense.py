@@ -49,6 +49,10 @@ class Dense(Form):
         """They are there already."""
         return self.values
 
+    def alone(self) -> Dense:
+        """Return the same in memory of its own, if it is a part of something larger."""
+        return self if self.values.untyped_storage().nbytes() <= 2 * self.values.nbytes else Dense(self.values.clone())
+
     def fold(self, owners: Tensor, batch_size: int) -> Dense:
         """Add the rows of one sample."""
         return Dense(self.values.new_zeros(batch_size, *self.shape).index_add_(0, owners, self.values))
