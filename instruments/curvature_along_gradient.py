@@ -34,6 +34,7 @@ from cockpit_lite.curvature import Curvature
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.instrument import CURVATURE, GRADIENT, REPLAY, Instrument, Reading, Readings
 from cockpit_lite.norms import total_norm
+from cockpit_lite.probes.replay import Seen
 
 if TYPE_CHECKING:
     from cockpit_lite.step import Step
@@ -83,16 +84,15 @@ def replayed_gradient_step(step: Step) -> GradientStep:
     if any(value.is_sparse for value in gradient.values()):
         raise NotMeasured("a parameter has a sparse gradient, of which PyTorch has no second derivative")
     squared = total_norm(step.gradient_norms).square()
-    directions = [gradient]
-    if len(set(rates)) > 1:
-        directions.append({name: rate * value for rate, (name, value) in zip(rates, gradient.items(), strict=True)})
     weights = {name: parameter.detach() for name, parameter in step.parameters.items()}
-    along, *others = (step.replay.expand(weights, direction, gradient) for direction in directions)
+    along = step.replay.expand(weights, gradient, Seen(squared, squared))
     if bool((along.slope - squared).abs() > step.replay.tolerance * squared):
         raise NotMeasured("a second forward pass gave another gradient")
-    if not others:
+    if len(set(rates)) == 1:
         return _one_rate(rates[0], squared, along.curvature)
-    return GradientStep(along.curvature / squared, others[0].slope, 0.5 * others[0].curvature)
+    move = {name: rate * value for rate, (name, value) in zip(rates, gradient.items(), strict=True)}
+    step_of_rates = step.replay.expand(weights, move)
+    return GradientStep(along.curvature / squared, step_of_rates.slope, 0.5 * step_of_rates.curvature)
 
 
 def _one_rate(rate: float, squared: Tensor, along: Tensor) -> GradientStep:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import REPLAY, SAMPLE_LOSSES, UPDATE, Instrument, Reading, Readings
+from cockpit_lite.instrument import GRADIENT, REPLAY, SAMPLE_LOSSES, UPDATE, Instrument, Reading, Readings
 from cockpit_lite.probes.replay import expansion_along_update
 from cockpit_lite.step import Step
 
@@ -39,7 +39,8 @@ class CurvatureNoise(Instrument):
     """Writes ``curvature_noise``, without unit."""
 
     name = "curvature_noise"
-    needs = (REPLAY, UPDATE, SAMPLE_LOSSES)
+    needs = (REPLAY, UPDATE, SAMPLE_LOSSES, GRADIENT)
+    can_do_without = (GRADIENT,)
     preset = "full"
 
     def measure(self, step: Step) -> Readings:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.instrument import REPLAY, UPDATE, Instrument, Reading, Readings
+from cockpit_lite.instrument import GRADIENT, REPLAY, UPDATE, Instrument, Reading, Readings
 from cockpit_lite.norms import total_norm
 from cockpit_lite.probes.replay import expansion_along_update
 from cockpit_lite.step import Step
@@ -71,7 +71,8 @@ class TrustRatio(Instrument):
     """Writes ``trust_ratio``, its two decreases, the two Taylor terms of the real step and the curvature along it."""
 
     name = "trust_ratio"
-    needs = (REPLAY, UPDATE)
+    needs = (REPLAY, UPDATE, GRADIENT)
+    can_do_without = (GRADIENT,)
     readings = (
         "trust_ratio",
         "actual_decrease",

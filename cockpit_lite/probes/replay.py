@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.curvature.taylor import NoForwardMode, TaylorMode, moves_of, with_moves
 from cockpit_lite.errors import NotMeasured
+from cockpit_lite.norms import total_norm
+from cockpit_lite.probes.last_step import inner_product
 from cockpit_lite.probes.loss_head import Contributions, LossHead, find_loss_heads
 from cockpit_lite.probes.per_sample.probe import MicroBatch
 
@@ -64,6 +66,18 @@ class Expansion:
     slope: Tensor
     curvature: Tensor
     gauss_newton: Sequence[Tensor]
+
+
+class Seen(NamedTuple):
+    """What the user's own gradient G says of a direction d.
+
+    Attributes:
+        slope: d'G, a scalar tensor.
+        size: ‖d‖ ‖G‖.
+    """
+
+    slope: Tensor
+    size: Tensor
 
 
 class Replay:
@@ -121,24 +135,22 @@ class Replay:
             predictions = self._predict(weights)
             return [self.unscaled(head.terms(value)) for head, value in zip(self.heads, predictions, strict=True)]
 
-    def expand(
-        self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None = None
-    ) -> Expansion:
+    def expand(self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], seen: Seen | None = None) -> Expansion:
         """Return the loss, its slope and its curvature along ``direction`` at the weights of the user's own forward pass.
 
         Args:
             weights: By parameter name.
             direction: By parameter name; parameters that are missing do not move.
-            gradient: That of the user's own backward pass, if it is known.
+            seen: What the user's own gradient says of the slope, if it is known.
 
         Raises:
             NotMeasured: if the call cannot be repeated, or not be differentiated twice.
         """
-        found = self._try_forwards(weights, direction, gradient)
+        found = self._try_forwards(weights, direction, seen)
         return self._guarded(lambda: self._expand_by_graph(weights, direction)) if found is None else found
 
     def _try_forwards(
-        self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor] | None = None
+        self, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], seen: Seen | None = None
     ) -> Expansion | None:
         """Return what :meth:`expand` does, or None where it is not known how this model moves.
 
@@ -148,12 +160,16 @@ class Replay:
         if self.forward_mode_obstacle:
             return None
         try:
-            found = self._guarded(lambda: self._expand_forwards(weights, direction))
-            if gradient is not None:
-                self._compare_slopes(found.slope, direction, gradient)
+            with _precisely({value.device.type for value in weights.values()}):
+                found = self._expand_forwards(weights, direction)
+            if seen is not None and bool((found.slope - seen.slope).abs() > self.tolerance * seen.size):
+                # As with straight-through estimators, or where hooks change gradients.
+                raise NoForwardMode("the user's backward pass is not the derivative of the forward pass")
         except NoForwardMode as obstacle:
             _obstacles[self.model] = str(obstacle)
             return None
+        except RuntimeError as error:
+            raise NotMeasured(explain(error)) from error
         return found
 
     def _guarded(self, work: Callable[[], Result]) -> Result:
@@ -269,26 +285,23 @@ class Replay:
         if bool((value - self._value).abs() > self.tolerance * size):
             raise NotMeasured("a second forward pass gave another loss: the model's forward cannot be repeated")
 
-    def _compare_slopes(self, slope: Tensor, direction: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
-        """Make sure that the user's backward pass is the derivative of what was repeated.
-
-        Raises:
-            NoForwardMode: if it is not, as with straight-through estimators, or with gradients that hooks have changed.
-        """
-        common = [(gradient[name], move.to(gradient[name])) for name, move in direction.items() if name in gradient]
-        if any(value.is_sparse for value, _ in common):
-            return
-        wanted = torch.stack([torch.dot(value.reshape(-1), move.reshape(-1)) for value, move in common]).sum()
-        sizes = [torch.stack(torch._foreach_norm(side)).norm() for side in zip(*common, strict=True)]
-        if bool((slope - wanted).abs() > self.tolerance * sizes[0] * sizes[1]):
-            raise NoForwardMode("the user's backward pass is not the derivative of the forward pass")
-
     def unscaled(self, value: Tensor) -> Tensor:
         """Divide by what a gradient scaler multiplied the loss with."""
         return value if self._scale is None else value / self._scale
 
     def _quietly(self) -> AbstractContextManager[None]:
         return quietly(self.model.parameters(), self.model.buffers())
+
+
+@contextmanager
+def _precisely(devices: Iterable[str]) -> Iterator[None]:
+    """Compute in full precision, and with gradients: a block without them is where a model makes constants."""
+    with ExitStack() as stack:
+        for device in devices:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 def _obstacle(loss: Tensor) -> str:
@@ -311,7 +324,11 @@ def expansion_along_update(step: Step) -> Expansion:
     strangers = [name for name in step.update if name not in known]
     if strangers:
         raise NotMeasured(f"{strangers[0]} was trained as well, which is no parameter of the model")
-    return step.replay.expand(step.weights_before, step.update, step.observed.get("gradient"))
+    seen = None
+    if "gradient" in step.observed:
+        size = total_norm(step.gradient_norms) * total_norm(step.update_norms)
+        seen = Seen(inner_product(step.update, step.gradient), size)
+    return step.replay.expand(step.weights_before, step.update, seen)
 
 
 def _precise(head: LossHead) -> LossHead:

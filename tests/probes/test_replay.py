@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cockpit_lite.curvature import ForwardProbe
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.probes import replay as replay_module
-from cockpit_lite.probes.replay import Expansion, Replay
+from cockpit_lite.probes.replay import Expansion, Replay, Seen
 from tests import reference
 from tests.curvature.cases import Watched, difference_along, forward, random_vectors
 from tests.zoo import ZOO, Architecture
@@ -136,7 +136,8 @@ def test_where_it_is_not_known_how_the_model_moves_a_graph_is_made_for_good(name
         replay = Replay(loss, call)
         gradient = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True))
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        replay.expand(weights, gradient, gradient)
+        squared = torch.stack([value.square().sum() for value in gradient.values()]).sum()
+        replay.expand(weights, gradient, Seen(squared, squared))
         assert replay.forward_mode_obstacle == reason
 
 

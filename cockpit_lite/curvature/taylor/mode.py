@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class TaylorMode(TorchDispatchMode):
         super().__init__()
         self._obstacle: NoForwardMode | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a guard around each operation, for compilers; here nothing is compiled
+
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         try:
             return _apply(func, args, kwargs or {})
@@ -69,7 +73,7 @@ class TaylorMode(TorchDispatchMode):
 
 
 def _apply(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not any(moves_of(value) is not None for value in _tensors(args, kwargs)):
+    if not _any_moves(args) and not (kwargs and _any_moves(kwargs.values())):
         return func(*args, **kwargs)
     found = RULES.get(func)
     in_place = found is None and func._schema.is_mutable
@@ -89,6 +93,16 @@ def _apply(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if any(value.is_floating_point() or value.is_complex() for value in _tensors((result,), {})):
         raise NoForwardMode(f"it is not known how {func} moves")
     return result
+
+
+def _any_moves(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if moves_of(value) is not None:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_moves(value):
+            return True
+    return False
 
 
 def _check_plain() -> None:

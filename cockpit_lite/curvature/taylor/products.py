@@ -113,14 +113,21 @@ def _accumulated(func: OpOverload, products: list[tuple[Move, Move, int]], start
     return total
 
 
-@rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
+_PRODUCTS = {
+    aten.addmm.default: aten.mm.default,
+    aten.baddbmm.default: aten.bmm.default,
+    aten.addmv.default: aten.mv.default,
+}
+
+
+@rule(*_PRODUCTS)
 def matrix_product_added(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return a product of matrices added to something."""
     into, left, right = args
     beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
     result = func(*args, **kwargs)
     (into1, into2), (left1, left2), (right1, right2) = pair_of(into), pair_of(left), pair_of(right)
-    product = {aten.addmm.default: aten.mm, aten.baddbmm.default: aten.bmm, aten.addmv.default: aten.mv}[func].default
+    product = _PRODUCTS[func]
     moves = []
     for start, products in (
         (into1, [(left1, right, alpha), (left, right1, alpha)]),
