@@ -358,8 +358,9 @@ def main() -> None:
     body = f"""
 Blocks of plain steps and of each way take turns; time over plain is the median over the rounds, with the middle half. SGD unless
 it says LBFGS (four evaluations a step). Histograms are of every weight and every gradient at every step. Bytes of log: of a
-measured step, after the first ten. A number written out takes about ten bytes, a packed one one to four: histograms, and
-readings of five layers and more.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
+measured step, after the first ten. A number written out takes about ten bytes; one of a reading of five layers and more, of an
+array, or of more than sixty single numbers half a byte to
+five.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
 
 {table(["net", "way", "time over plain", "middle half", "peak memory over plain", "bytes of log a step"], rows)}
 
@@ -377,9 +378,7 @@ takes at its peak; what is kept from step to step, the first weights and the las
 first-order instruments. Without curvature `standard` takes what the second figure says; curvature along the gradient wants
 the graph of a second derivative, of a quarter of the samples where these do not meet (batch normalisation) and the graph is
 large, otherwise of all. On the MLP the gradient, the sums of squares, the weights before the step and the update are each as
-large as the weights, two fifths of what a plain step takes. Log of `full`: over a thousand numbers a row on the transformer
-and the ResNet, which at the precision that is promised are 1.2 and 1.4 KB, as text 1.6 and 1.8 KB; the rest is eighty single
-numbers that can be read by eye. A whole row compressed in one piece would take 2.5 and 2.7 KB.
+large as the weights, two fifths of what a plain step takes.
 """
     publish("overhead", "Overhead", body, options.print_only)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from cockpit_lite import run_cache
 from cockpit_lite.columns import Columns, Content
-from cockpit_lite.row_layout import Definition
+from cockpit_lite.row_definition import Definition, define
 from cockpit_lite.run_log import ReadingsReader, parsed
 
 #: A log that is shorter, in bytes, is read in a moment.
@@ -62,8 +62,7 @@ class Mirror:
             self._start = self._end
             for line in text.splitlines() if '{"layout"' in text else ():
                 if line.startswith('{"layout"'):
-                    definition = parsed(line.encode()) or {}
-                    self._layouts[definition["layout"]] = Definition(definition)
+                    define(parsed(line.encode()) or {}, self._layouts)
             return
         self._texts.append(text)
         if self._end - self._start >= PIECE:

@@ -44,10 +44,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from cockpit_lite.errors import NotARunError, RunExistsError
-from cockpit_lite.row_layout import Definition, Layouts, whole
+from cockpit_lite.row_definition import Definition, define, whole
+from cockpit_lite.row_layout import Layouts
 
-#: 1: rows without packed numbers; those are read, too.
-SCHEMA_VERSION = 2
+#: 1: rows without packed numbers, 2: each packed by itself; those are read, too.
+SCHEMA_VERSION = 3
 INFO_FILE = "run.json"
 READINGS_FILE = "readings.jsonl"
 ALERTS_FILE = "alerts.jsonl"
@@ -424,11 +425,11 @@ class ReadingsReader(LineReader):
                 continue
             layouts = self._known_layouts()
             try:
-                if "columns" in line:
-                    layouts[number] = Definition(line)
+                if "row" not in line:
+                    define(line, layouts)
                     continue
                 yield whole(line, layouts[number])
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (LookupError, TypeError, ValueError, AttributeError):
                 self.bad_lines += 1
 
     def _known_layouts(self) -> dict[int, Definition]:
@@ -437,8 +438,8 @@ class ReadingsReader(LineReader):
             self._layouts = {}
             before = LineReader(self.path)
             for line in before.new_lines(starting=b'{"layout"', until=self._offset):
-                if isinstance(line.get("layout"), int):
-                    self._layouts[line["layout"]] = Definition(line)
+                with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):  # counted by who read it
+                    define(line, self._layouts)
         return self._layouts
 
 

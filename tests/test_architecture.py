@@ -91,14 +91,29 @@ def inside(*parents: str) -> list[Module]:
     return [module for there in found.values() for module in there]
 
 
-READER = ("run", "run_log", "run_cache", "log_mirror", "columns", "row_layout", "packed_numbers", "series", "alert", "errors")
+READER = (
+    "run",
+    "run_log",
+    "run_cache",
+    "log_mirror",
+    "columns",
+    "row_layout",
+    "row_definition",
+    "number_bits",
+    "packed_numbers",
+    "series",
+    "alert",
+    "errors",
+)
 PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found by name, and a failing one is said once
 
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
 DIRECTIONS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("errors", "alert", "schedule", "watchdog"): ((), ()),
-    ("run_log",): (("errors", "row_layout", "log_mirror"), ()),
-    ("row_layout",): (("packed_numbers",), ()),
+    ("run_log",): (("errors", "row_layout", "row_definition", "log_mirror"), ()),
+    ("row_layout",): (("row_definition", "number_bits"), ()),
+    ("row_definition",): (("number_bits", "packed_numbers"), ()),
+    ("number_bits",): ((), ("numpy",)),
     ("packed_numbers",): ((), ()),
     ("run",): ((*READER, "report"), ("numpy",)),  # run.report() is a short way to the report
     ("diagnosis",): ((*READER, *PLUGINS, "watchdog"), ("numpy",)),

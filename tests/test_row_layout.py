@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ import pytest
 from benchmarks.hostile import _dump, _mutate_json
 from cockpit_lite import load_run
 from cockpit_lite.columns import Columns
-from cockpit_lite.row_layout import Definition, Layouts, whole
+from cockpit_lite.number_bits import bits_of, text_of
+from cockpit_lite.row_definition import Definition, define, whole
+from cockpit_lite.row_layout import Layouts
 from cockpit_lite.run_log import ReadingsReader, RunWriter
 
 
 def read_back(layouts: Layouts, values: dict[str, Any], how: dict[str, Any], known: dict[int, Any]) -> dict[str, Any]:
     """Write a row, define what it defines, and return what is read."""
     for line in json.loads(json.dumps(layouts.lines(values, how))):
-        if "columns" in line:
-            known[line["layout"]] = Definition(line)
-        elif "layout" in line:
-            return whole(line, known[line["layout"]])
-        else:
+        if "layout" not in line:
             return line
+        if "row" in line:
+            return whole(line, known[line["layout"]])
+        define(line, known)
     raise AssertionError("no row was written")
 
 
@@ -73,6 +75,11 @@ def test_there_are_not_too_many_layouts() -> None:
     assert "layout" not in written[-1][0]
 
 
+def block(*numbers: int) -> str:
+    """Return whole numbers, each followed by how many bits it has, as the text of a row."""
+    return text_of("".join(map(bits_of, numbers[::2], numbers[1::2])))
+
+
 @pytest.mark.parametrize(
     ("line", "layout"),
     [
@@ -103,12 +110,34 @@ def test_there_are_not_too_many_layouts() -> None:
         ({"row": ["="]}, {"columns": ["a"], "fixed": {"0": [1.0] * 7}}),
         ({"row": ["="]}, {"columns": ["a"], "fixed": {"0": [[[1.0] * 7]]}}),
         ({"row": ["="]}, {"columns": ["a"], "fixed": [3]}),
+        ({"row": []}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [3]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [""]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": ["\u00e9" * 5]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": ["00000000"]}, {"columns": [], "text": [{"columns": ["a"]}]}),  # more than promised
+        ({"row": ["~~~~~"]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [block(0b11110, 5, 0, 12)]}, {"columns": [], "text": [{"columns": ["a"]}]}),  # as block 0, which it is
+        ({"row": [block(0b11111, 5)]}, {"columns": [], "text": [{"array": "a", "shape": [2]}]}),
+        ({"row": [block(0b11111, 5)]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [block(0b10001, 5, 0, 40)]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [block(0, 5, 1, 8, 7, 12)]}, {"columns": [], "text": [{"columns": ["a"]}]}),
+        ({"row": [block(0, 5, 1, 8, 0, 12, 9, 16)]}, {"columns": [], "text": [{"columns": ["a/b"]}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": "a", "shape": [5000]}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": "a", "shape": [-1]}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": "a", "shape": []}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": "a", "value": [1.0] * 7}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": "a", "value": [[1.0], 2.0]}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"array": 3, "shape": [1]}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": [{"names": 0}]}),
+        ({"row": [block(0, 5, 0, 8)]}, {"columns": [], "text": ["a"]}),
+        ({"row": [1.0], "how": [0]}, {"columns": ["a"]}),
+        ({"row": [1.0], "how": [[]]}, {"columns": ["a"]}),
         ({"row": [1.0], "values": {"b": "9f"}}, {"columns": ["a"]}),
         ({"row": [1.0], "values": {"b": ["9f", {"kind": "estimated"}]}}, {"columns": ["a"]}),
     ],
 )
 def test_what_does_not_fit_is_a_bad_line(line: dict[str, Any], layout: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+    with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
         whole(line, Definition(layout))
     path = tmp_path / "readings.jsonl"
     lines = [{"layout": 1, "columns": [], **layout}, {"step": 0, "layout": 1, **line}, {"step": 1, "values": {"loss": 1.0}}]
@@ -121,15 +150,19 @@ def test_what_does_not_fit_is_a_bad_line(line: dict[str, Any], layout: dict[str,
 def test_short_arrays_that_stay_the_same_and_how_parts_were_got_are_said_once() -> None:
     layouts = Layouts()
     bins = [[-4, 1, 1], [-8, 3, 1]]
-    how = {"histogram": {"kind": "estimated"}, "top": {"residual": 0.5}}
-    first = {"loss": 0.5, "histogram": 3.0, "histogram_bins": bins, "top": [20.125, 19.5, 3.25], "learning_rate": 0.1}
+    how = {"histogram": {"kind": "estimated", "note": "of a sample"}, "top": {"residual": 0.5}}
+    first = {"loss": 0.5, "histogram": [2.0] * 8, "histogram_bins": bins, "top": [20.125, 19.5, 3.25], "norm/0.bias": 0.1}
     rows = [
         (first, how),
         (
             {**first, "histogram/0.bias": [1.0] * 8, "histogram_bins": [[-4, 1, 2], [-8, 3, 1]]},
-            {**how, "histogram/0.bias": how["histogram"]},
+            {**how, "histogram/0.bias": {"kind": "estimated"}},
         ),
-        ({**first, "histogram/0.bias": 5.0}, {**how, "histogram/0.bias": {"kind": "conditional"}}),
+        ({**first, "histogram/0.bias": [5.0] * 8}, {**how, "histogram/0.bias": {"kind": "conditional"}}),
+        (
+            {**first, "histogram/0.bias": [5.0] * 9, "histogram/1.bias": [5.0] * 8},
+            {**how, "histogram/0.bias": {"kind": "estimated"}, "histogram/1.bias": {"kind": "estimated"}},
+        ),
         ({**first, "top": [21.0, 19.5, 3.25]}, how),
     ]
     known: dict[int, Any] = {}
@@ -137,9 +170,60 @@ def test_short_arrays_that_stay_the_same_and_how_parts_were_got_are_said_once() 
         read = read_back(layouts, values, about, known)
         assert read["values"] == values
         assert read.get("how", {}) == about
-    assert layouts.lines(*rows[0])[-1]["row"].count("=") == 2
-    assert layouts.lines(*rows[1])[-1]["row"].count("=") == 1
-    assert layouts.lines(*rows[1])[-1]["values"]["histogram/0.bias"][1] == "/"
+    lines = [layouts.lines(*row)[-1] for row in rows]
+    assert [list(line.get("values", {})) for line in lines] == [
+        [], [], ["histogram/0.bias"], ["histogram/0.bias", "histogram/1.bias"], []
+    ]  # fmt: skip
+    assert len(lines[0]["row"][-1]) < len(lines[1]["row"][-1]) - 20
+
+
+def test_words_that_come_and_go_are_said_once() -> None:
+    values = {"loss": 0.5, "max_eigenvalue": 3.0, "min_eigenvalue": 0.25, "sharpness": 2.0}
+    notes = [{}, {"max_eigenvalue": {"kind": "estimated", "note": "not converged: a lower bound"}}]
+    lines, found = written_and_read([(values, notes[step % 2]) for step in range(2 * Layouts.again + 9)])
+    assert [read.get("how", {}) for read in found] == [notes[step % 2] for step in range(2 * Layouts.again + 9)]
+    words = [line for line in lines if "not converged" in json.dumps(line)]
+    assert len(words) == 3 and all("columns" in line for line in words)
+    assert {str(line.get("how")) for line in lines[-2:]} == {"None", "[0]"}
+
+
+def test_words_that_change_all_the_time_are_written_out() -> None:
+    values = {"loss": 0.5, "max_eigenvalue": 3.0, "min_eigenvalue": 0.25, "sharpness": 2.0}
+    rows = [(values, {"sharpness": {"kind": "estimated", "note": f"{step} products"}}) for step in range(400)]
+    lines, found = written_and_read(rows)
+    assert [read["how"] for read in found] == [how for _, how in rows]
+    assert lines[-1]["how"] == {"sharpness": {"note": "399 products"}}
+
+
+def test_many_single_numbers_are_one_text_and_each_of_them_may_be_anything() -> None:
+    draw = random.Random(0)
+    values = {f"reading {number}": draw.uniform(-1, 1) * 10 ** draw.randint(-9, 9) for number in range(90)}
+    how = {f"reading {number}": {"kind": "estimated", "standard_error": 0.25} for number in range(10)}
+    odd = {
+        **values,
+        "reading 20": math.nan,
+        "reading 21": -math.inf,
+        "reading 22": "NaN",
+        "reading 23": 2**40 + 1,
+        "reading 24": 1e-40,
+    }
+    odd |= {"reading 25": 0.0, "reading 26": 32, "reading 27": [1.5, 2.5], "reading 28": 1e39}
+    missing = {name: value for name, value in values.items() if name != "reading 30"}
+    lines, found = written_and_read([(values, how), (values, how), (odd, how), (missing, {})])
+    assert sum("columns" in line for line in lines) == 1 and "values" not in lines[2]
+    assert len(json.dumps(lines[2], separators=(",", ":"))) < 40 + 4.375 * 90 + 2.5 * 10
+    assert found[1]["values"] == pytest.approx(values, rel=2**-16)
+    assert {name: found[1]["values"][name] for name in values if name not in how} == pytest.approx(
+        {name: value for name, value in values.items() if name not in how}, rel=1e-6
+    )
+    assert found[1]["how"] == how
+    read = {name: value for name, value in found[2]["values"].items() if name not in how}
+    assert read.keys() == odd.keys() - how.keys()
+    for name, value in read.items():
+        expected = math.nan if odd[name] == "NaN" else odd[name]
+        assert value == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert read["reading 23"] == 2**40 + 1 and read["reading 25"] == 0.0 and read["reading 26"] == 32
+    assert found[3]["values"].keys() == missing.keys() and "how" not in found[3]
 
 
 def test_of_a_number_no_more_is_written_than_its_error_leaves() -> None:
@@ -209,14 +293,14 @@ def written_and_read(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple
     lines = [json.loads(json.dumps(line)) for values, how in rows for line in layouts.lines(values, how)]
     found = []
     for line in lines:
-        if "columns" in line:
-            known[line["layout"]] = Definition(line)
+        if "layout" in line and "row" not in line:
+            define(line, known)
         else:
             found.append(whole(line, known[line["layout"]]) if "layout" in line else line)
     return lines, found
 
 
-def test_a_reading_of_many_layers_is_one_cell_whose_names_are_written_once() -> None:
+def test_a_reading_of_many_layers_is_one_block_whose_names_are_written_once() -> None:
     rows: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for step in range(4):
         values = {"loss": 1.0 / 3, **layers(40, 0.01 * step + 1e-3)}
@@ -225,12 +309,11 @@ def test_a_reading_of_many_layers_is_one_cell_whose_names_are_written_once() -> 
         rows.append((values, how))
     lines, found = written_and_read(rows)
     definition, row = lines[1], lines[-1]
-    assert [column if isinstance(column, str) else column["of"] for column in definition["columns"]] == [
-        "loss", "grad_norm", "ggn_trace", "ggn_trace"
-    ]  # fmt: skip
-    assert definition["columns"][2]["names"] == definition["columns"][3]["names"] == 1
-    assert definition["columns"][2]["how"] == {"kind": "gauss-newton"} and "how" not in definition
-    assert len(json.dumps(row, separators=(",", ":"))) < 460  # 121 numbers
+    assert definition["columns"] == ["loss"]
+    assert [block["of"] for block in definition["text"]] == ["grad_norm", "ggn_trace", "ggn_trace"]
+    assert definition["text"][1]["names"] == definition["text"][2]["names"] == 0
+    assert definition["text"][1]["how"] == {"kind": "gauss-newton"} and "how" not in definition
+    assert len(json.dumps(row, separators=(",", ":"))) < 260  # 121 numbers
     for (values, how), read in zip(rows, found, strict=True):
         assert list(read["values"]) == list(values)
         assert read["values"] == pytest.approx(values, rel=4e-3)
@@ -260,13 +343,20 @@ def test_a_layer_that_is_missing_or_no_number_does_not_hide_the_others() -> None
     lines, found = written_and_read(rows)
     assert sum("columns" in line for line in lines) == 1
     for (values, _), read in zip(rows, found, strict=True):
-        assert {k: v for k, v in read["values"].items() if isinstance(v, float)} == pytest.approx(
-            {k: v for k, v in values.items() if isinstance(v, float)}, rel=2.5e-4
-        )
+        expected = {name: float(value) for name, value in values.items()}
+        assert read["values"] == pytest.approx(expected, rel=2.5e-4, nan_ok=True)
         assert list(read["values"]) == list(values)
-        assert {k: v for k, v in read["values"].items() if isinstance(v, str)} == {
-            k: v for k, v in values.items() if isinstance(v, str)
-        }
+
+
+def test_what_a_block_has_no_room_for_is_written_by_its_name() -> None:
+    rows = [(layers(30, 1.0), {})] * 3
+    rows.append(({**layers(30, 1.0), "grad_norm/3.weight": 1e-42, "grad_norm/4.weight": 1e42}, {}))
+    many = layers(5000, 1.0)  # more layers than an array may have numbers
+    lines, found = written_and_read(rows)
+    assert lines[-1]["values"] == {"grad_norm/3.weight": 1e-42, "grad_norm/4.weight": 1e42}
+    assert found[-1]["values"] == pytest.approx(rows[-1][0], rel=2.5e-4)
+    lines, found = written_and_read([(many, {})] * 3)
+    assert "values" not in lines[-1] and found[-1]["values"] == pytest.approx(many, rel=2.5e-4)
 
 
 def test_the_same_numbers_under_two_names_are_written_once() -> None:
@@ -274,7 +364,8 @@ def test_the_same_numbers_under_two_names_are_written_once() -> None:
     values = {name.replace("grad", "first"): value for name, value in layers(30, 2.0).items()}
     values |= {**layers(30, 1.0), **{name.replace("grad", "other"): value for name, value in layers(30, 1.0).items()}}
     lines, found = written_and_read([(values, {})] * 3)
-    assert lines[-1]["row"][2] == "=1"
+    alone, _ = written_and_read([({name: value for name, value in values.items() if "other" not in name}, {})] * 3)
+    assert len(lines[-1]["row"][-1]) < len(alone[-1]["row"][-1]) + 6
     assert found[-1]["values"] == pytest.approx(values, rel=2.5e-4)
 
 
@@ -282,14 +373,15 @@ def test_histograms_are_short_and_tables_exact() -> None:
     """A table of samples holds their places in the batch, which rounding would make those of others."""
     counts = [0.0] * 20 + [72.0, 316.0, 16092.0, 520027.0, 366.0] + [0.0] * 34
     table = [[4001.0 + row, 2.5, 6.25] for row in range(8)]
-    values = {"grad_hist_1d": counts, "hardest_by_loss": table, "percentiles": [0.0, 0.1, 0.25], "grad_norm": 1.0}
+    values = {"grad_hist_1d": counts, "hardest_by_loss": table, "percentiles": [0.0, 0.5, 0.25], "norm/0.weight": 1.0}
     how = {name: {"kind": "estimated"} for name in ("grad_hist_1d", "hardest_by_loss")}
-    lines, found = written_and_read([(values, how), (values, how), ({**values, "grad_hist_1d/0.weight": counts}, how)])
+    part = {**how, "grad_hist_1d/0.weight": {"kind": "estimated"}}
+    lines, found = written_and_read([(values, how), (values, how), ({**values, "grad_hist_1d/0.weight": counts}, part)])
     assert found[-1]["values"]["hardest_by_loss"] == table
-    assert found[-1]["values"]["percentiles"] == [0.0, 0.1, 0.25]
+    assert found[-1]["values"]["percentiles"] == [0.0, 0.5, 0.25]
     assert found[-1]["values"]["grad_hist_1d/0.weight"] == pytest.approx(counts, rel=2**-5)
     assert found[-1]["values"]["grad_hist_1d"] == pytest.approx(counts, rel=2**-5)
-    assert len(json.dumps(lines[-1], separators=(",", ":"))) < 320
+    assert len(json.dumps(lines[-1], separators=(",", ":"))) < 220
 
 
 def test_a_reading_out_of_turn_says_how_it_was_got() -> None:
@@ -319,6 +411,26 @@ def test_whatever_a_packed_log_says_it_is_read_or_counted(tmp_path: Path) -> Non
             columns.add(line)
         bad += reader.bad_lines + columns.unread > 0
     assert 40 < bad < 390  # some are refused, and not all
+
+
+def test_rows_of_the_second_schema_are_read_as_ever() -> None:
+    layers = [{"of": "gsnr", "names": ["a", "b", "c", "d"], "how": {"kind": "conditional"}}, {"of": "norm", "names": 1}]
+    layout = Definition({"columns": ["loss", *layers, "bins"], "fixed": {"3": [1, 2]}, "how": {"h": {"kind": "estimated"}}})
+    line = {"step": 8, "layout": 2, "row": [0.5, "4fP4AAQAAAQEAAQIAA", "=1", "="]}
+    line["values"] = {"h": "44zhAAAPAAAD+AQABAgEEAA", "h/a": [3.0, "/"], "other": [2.0, {"residual": 0.1}]}
+    read = whole(line, layout)
+    assert read["values"] == {
+        "loss": 0.5,
+        **{f"gsnr/{name}": value for name, value in zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)},
+        **{f"norm/{name}": value for name, value in zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)},
+        "bins": [1, 2],
+        "h": [0.0] * 20 + [1.0, 2.0, 4.0, 8.0] + [0.0] * 20,
+        "h/a": 3.0,
+        "other": 2.0,
+    }
+    conditional = {f"gsnr/{name}": {"kind": "conditional"} for name in "abcd"}
+    estimated = {"h": {"kind": "estimated"}, "h/a": {"kind": "estimated"}}
+    assert read["how"] == {**conditional, **estimated, "other": {"residual": 0.1}}
 
 
 def test_rows_of_the_first_schema_are_read_as_ever() -> None:

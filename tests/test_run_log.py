@@ -71,7 +71,7 @@ def test_a_folder_as_documented(writer: RunWriter, clock: Clock) -> None:
         {"step": 9, "not_measured": {"norm_test": "the batch holds one sample"}},
     ]
     assert lines(writer.folder, "alerts.jsonl") == [{"code": "CL101", "evidence": {"loss": "Infinity"}}]
-    assert read_info(writer.folder) == {"schema": 2, "model": "Net", "status": "completed"}
+    assert read_info(writer.folder) == {"schema": 3, "model": "Net", "status": "completed"}
     assert sorted(path.name for path in writer.folder.iterdir()) == ["alerts.jsonl", "readings.jsonl", "run.json"]
 
 
@@ -229,7 +229,7 @@ def test_run_json_is_never_seen_half_written(writer: RunWriter, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "replace", replace)
     writer.close(status="completed")
-    assert seen == [{"schema": 2, "model": "Net"}]
+    assert seen == [{"schema": 3, "model": "Net"}]
     assert read_info(writer.folder)["status"] == "completed"
 
 
@@ -306,7 +306,7 @@ def test_an_unreadable_description_is_no_run(text: str, tmp_path: Path) -> None:
         read_info(tmp_path)
 
 
-@pytest.mark.parametrize("schema", ["3", '"1"', "null", "1.0"])
+@pytest.mark.parametrize("schema", ["4", '"1"', "null", "1.0"])
 def test_a_newer_or_odd_schema_is_refused(schema: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(f'{{"schema": {schema}}}', encoding="utf-8")
     with pytest.raises(NotARunError, match="Upgrade cockpit-lite"):
