@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cockpit_lite.probes.per_sample import kernels
 from cockpit_lite.probes.per_sample.extension import Forms
-from cockpit_lite.probes.per_sample.kernels import batch_statistics, watch_kernels
+from cockpit_lite.probes.per_sample.kernels import statistics_of, watch_kernels
 from cockpit_lite.probes.per_sample.rules import recurrent
-from cockpit_lite.probes.per_sample.rules.normalization import PerSampleBatchNorm
+from cockpit_lite.probes.per_sample.rules.normalization import PerSampleBatchNorm, PerSampleLayerNorm
 from cockpit_lite.probes.per_sample.shadow import with_call
 from tests.per_sample.checker import check
 
@@ -94,7 +94,7 @@ def test_a_batch_normalisation_is_taken_apart_by_its_own_statistics(
     module.running_mean.add_(2.0)
     inputs, deltas = (3 * torch.randn(shape, generator=generator, dtype=dtype) + 50 for _ in range(2))
     output = module(inputs)
-    known = batch_statistics(output)
+    known = statistics_of(output)
     assert (known is None) == (not training)
     axes = [0, *range(2, len(shape))]
     if known is not None:
@@ -108,3 +108,30 @@ def test_a_batch_normalisation_is_taken_apart_by_its_own_statistics(
         found = PerSampleBatchNorm().measure_all(Forms(), copy, ("weight", "bias"), (), [deltas])
         torch.testing.assert_close(found["weight"].values, expected[0], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found["bias"].values, expected[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 4), (6, 5, 3, 2), (0, 5, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_normalisation_is_taken_apart_by_its_own_statistics(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = nn.LayerNorm(shape[2:] if len(shape) == 4 else shape[-1:], dtype=dtype)
+    inputs, deltas = (3 * torch.randn(shape, generator=generator, dtype=dtype) + 5 for _ in range(2))
+    inputs.requires_grad_()
+    known = statistics_of(module(inputs))
+    assert known is None if 0 in shape else known is not None
+    for statistics in (None, known):
+        copy = with_call(module, [inputs], None)
+        copy.__dict__["statistics"] = statistics
+        found = PerSampleLayerNorm().measure_all(Forms(), copy, ("weight",), (), [deltas])["weight"].values
+        assert found.shape == (shape[0], *module.weight.shape)
+        for n in range(shape[0]):
+            double = nn.LayerNorm(module.normalized_shape, dtype=torch.float64)
+            (double(inputs[n].detach().double()) * deltas[n].double()).sum().backward()
+            torch.testing.assert_close(found[n], double.weight.grad.to(dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_the_probe_reads_the_statistics_of_a_layer_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it did not, they would be calculated once more."""
+    monkeypatch.setattr(PerSampleLayerNorm, "normalized", lambda rule, module: pytest.fail("calculated again"))
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    check(model, torch.randn(5, 6, 3, dtype=torch.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,13 @@ def _without_memory(shape: torch.Size, dtype: torch.dtype, device: torch.device)
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
-#: Of a tensor about so many elements are looked at to see how large it is, and of one that is not in one piece some rows.
-ELEMENTS, ROWS = 1 << 10, 4
+#: Of a large tensor so many strips of so many elements are looked at to see how large it is (the first is a prime, so that they
+#: are not all at the beginning of a sample), and of one that is not in one piece so many rows.
+STRIPS, ELEMENTS, ROWS = 31, 32, 4
+
+
+#: Norms of the output gradients and of the inputs, each with a factor, and the norm of as many ones.
+Sizes = tuple[list[tuple[Tensor, float]], list[tuple[Tensor, float]], float]
 
 
 class Call:
@@ -61,7 +66,7 @@ class Call:
         random_state: Of the random number generators before the call, for modules whose rule draws them again.
         projections: What could be read off the graph of an attention.
         kernels: What could be read off the graph of an LSTM.
-        statistics: What could be read off the graph of a batch normalisation: mean, and one over the deviation.
+        statistics: What could be read off the graph of a normalisation: mean, and one over the deviation.
         began: How many calls the step had begun before this one.
         ended: How many it had begun when this one ended.
         deltas: Gradient of the loss with respect to each output; ``None`` where nothing arrived.
@@ -82,7 +87,7 @@ class Call:
     ended = 0
     spent = False
     condensed: Mapping[str, Form] = _NOTHING
-    sizes: tuple[list[Tensor], list[Tensor], float] | None = None
+    sizes: Sizes | None = None
     _outputs: Sequence[Tensor] = ()
     _output_versions: Sequence[int] = ()
 
@@ -172,9 +177,10 @@ class Call:
         """Return about how large the terms are that the gradients of the parameters are sums of, at most."""
         deltas, inputs, ones = self._sizes() if self.sizes is None else self.sizes
         # a sum of products is at most the product of the norms; a bias is a sum of deltas times one
-        return sum(map(float, deltas)) * max([ones, *map(float, inputs)])
+        norms = [[float(norm) * factor for norm, factor in side] for side in (deltas, inputs)]
+        return sum(norms[0]) * max([ones, *norms[1]])
 
-    def _sizes(self) -> tuple[list[Tensor], list[Tensor], float]:
+    def _sizes(self) -> Sizes:
         deltas = [delta for delta in self.deltas if delta is not None]
         inputs = [_norm(value) for value in self.inputs if value.is_floating_point()]
         return [_norm(delta) for delta in deltas], inputs, math.sqrt(sum(delta.numel() for delta in deltas))
@@ -195,22 +201,30 @@ class Call:
         """Return the arguments in the order of the signature of ``forward``."""
         if not self.kwargs:
             return list(self.args)
-        signature = inspect.signature(self.module.forward).bind(*self.args, **self.kwargs)
-        signature.apply_defaults()
-        return list(signature.arguments.values())
+        own = self.module.__dict__.get("forward")
+        arguments = _signature(type(self.module).forward) if own is None else inspect.signature(own)
+        bound = arguments.bind(*([self.module] if own is None else []), *self.args, **self.kwargs)
+        bound.apply_defaults()
+        return list(bound.arguments.values())[own is None :]
 
 
-def _norm(values: Tensor) -> Tensor:
-    """Return the norm, of a large tensor from some of its elements: it has to tell a gradient from rounding errors."""
-    if values.is_contiguous():
-        # an odd number, so that no power of two keeps to some of the features
-        values, every = values.view(-1), values.numel() // ELEMENTS | 1
-    else:
-        every = max(1, len(values) // ROWS) if values.numel() > ELEMENTS else 1
-    norm = torch.linalg.vector_norm(
-        values[::every] if every > 1 else values, dtype=torch.promote_types(values.dtype, torch.float32)
-    )
-    return norm * math.sqrt(every) if every > 1 else norm
+@lru_cache(maxsize=256)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _norm(values: Tensor) -> tuple[Tensor, float]:
+    """Return a factor of the norm and the other one, of a large tensor from some of its elements.
+
+    It has to tell a gradient from rounding errors, and is seldom asked for: so nothing is multiplied yet.
+    """
+    count, seen = values.numel(), values
+    if count > STRIPS * ELEMENTS:
+        pieces = values.is_contiguous()
+        seen = values.as_strided((STRIPS, ELEMENTS), (count // STRIPS, 1)) if pieces else values[:: max(1, len(values) // ROWS)]
+    low = values.dtype in (torch.float16, torch.bfloat16)
+    norm = torch.linalg.vector_norm(seen, dtype=torch.float32) if low else torch.linalg.vector_norm(seen)
+    return norm, 1.0 if seen is values else math.sqrt(count / seen.numel())
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Reads off what the user's own kernels keep for their backward pass, so that it is not calculated again.
 
-A batch normalisation keeps its statistics, an LSTM its gates. On a CPU torch hands the layers of an LSTM to oneDNN, whose
+Batch and layer normalisations keep their statistics, an LSTM its gates. On a CPU torch hands an LSTM's layers to oneDNN, whose
 workspace begins with the activated gates of all times: input, forget, cell, output, in the order in which the times were gone
 through, every row padded. Whoever uses them checks the outputs that follow from them, so that another layout in another version
 is noticed. Where the graph looks otherwise nothing is read, and the rule calculates.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 NODE = "MkldnnRnnLayerBackward0"
-#: Batch normalisations, which keep the statistics of the batch as their second and third result.
-STATISTICS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+#: Normalisations, which keep their statistics as their second and third result.
+STATISTICS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeLayerNormBackward0")
 #: No further nodes are looked at: those of the layers are behind each other.
 NODES = 200
 #: Elements of a row are a multiple of so many; where that is a multiple of ``CONFLICT``, one more of them.
@@ -94,10 +94,11 @@ def gates_in(workspace: Tensor, outputs: Tensor) -> Tensor | None:
     return workspace[:size].view(torch.float32).view(times, samples, row)[..., : 4 * hidden]
 
 
-def batch_statistics(output: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return mean and one over the deviation that a batch normalisation has just calculated ``output`` with; None: not known.
+def statistics_of(output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return mean and one over the deviation that a normalisation has just calculated ``output`` with; None: not known.
 
-    Its node keeps them, in single precision or better. In eval mode they are empty.
+    Its node keeps them, in single precision or better: a number a channel, or a number a position. A batch normalisation in eval
+    mode has none.
     """
     node: Any = output.grad_fn
     if type(node).__name__ not in STATISTICS or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
@@ -105,4 +106,4 @@ def batch_statistics(output: Tensor) -> tuple[Tensor, Tensor] | None:
     mean, scale = (getattr(node, name, None) for name in ("_saved_result1", "_saved_result2"))
     if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.dtype not in (torch.float32, torch.float64):
         return None
-    return (mean.detach(), scale.detach()) if mean.shape == scale.shape == output.shape[1:2] else None
+    return (mean.detach(), scale.detach()) if mean.shape == scale.shape and mean.numel() else None

@@ -47,6 +47,7 @@ class Watched:
         around: Those whose calls are remembered for the sake of parameters within.
         repeated: Those whose calls may have to be repeated with the random numbers that they draw.
         norms: Batch normalisations.
+        with_statistics: Normalisations whose own statistics a rule can use.
     """
 
     begins: frozenset[int]
@@ -55,6 +56,7 @@ class Watched:
     around: frozenset[int]
     repeated: frozenset[int]
     norms: frozenset[int]
+    with_statistics: frozenset[int]
 
 
 class ModuleTable:
@@ -95,8 +97,9 @@ class ModuleTable:
         by_rule = {key for key, owner in self.owners.items() if owner.rule is not None} - around
         repeated = {key for key in self.owners.keys() | around if _may_be_repeated(self.modules[key], key in by_rule)}
         norms = {key for key in ends if isinstance(self.modules[key], nn.modules.batchnorm._BatchNorm)}
+        with_statistics = norms | {key for key in ends if type(self.modules[key]) is nn.LayerNorm}
         begins = (ends - simple) | repeated | {id(self._model)}
-        return Watched(*map(frozenset, (begins, ends, simple, around, repeated, norms)))
+        return Watched(*map(frozenset, (begins, ends, simple, around, repeated, norms, with_statistics)))
 
     def refresh(self) -> bool:
         """Look at the model again; return whether anything in it was replaced."""

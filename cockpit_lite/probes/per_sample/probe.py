@@ -28,7 +28,7 @@ from cockpit_lite.probes.per_sample.calls import Call, first_tensor, tensors_in
 from cockpit_lite.probes.per_sample.drawing import Drawing
 from cockpit_lite.probes.per_sample.early import EarlyMeasurement
 from cockpit_lite.probes.per_sample.forwards import Answer, Edge, Forward
-from cockpit_lite.probes.per_sample.kernels import batch_statistics, watch_kernels
+from cockpit_lite.probes.per_sample.kernels import statistics_of, watch_kernels
 from cockpit_lite.probes.per_sample.layers import PerSampleGradients
 from cockpit_lite.probes.per_sample.modules import ModuleTable, Owner
 from cockpit_lite.probes.per_sample.owners import normalises_over_batch
@@ -492,8 +492,8 @@ class PerSampleProbe:
                 call.forget_outputs()
         elif isinstance(module, nn.LSTM):
             call.kernels = watch_kernels(module, tensors[0])
-        elif key in self._watched.norms and owner is not None:
-            call.statistics = batch_statistics(tensors[0])
+        elif key in self._watched.with_statistics and owner is not None:
+            call.statistics = statistics_of(tensors[0])
         for position, edge in enumerate(edges):
             if edge is not None:
                 edge[0].register_prehook(partial(self._arrived, call, position, edge[1], self._step))

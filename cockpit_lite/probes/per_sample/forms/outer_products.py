@@ -78,10 +78,10 @@ class Side:
         return self._norms
 
     def gram(self) -> Tensor:
-        """Return the inner products of the positions of a sample, shape (N, G, T, T)."""
+        """Return the inner products of the positions of a sample, shape (N * G, T, T)."""
         if self._gram is None:
-            values = self.values
-            self._gram = values @ values.transpose(-1, -2)
+            values = self.values.flatten(0, 1)
+            self._gram = torch.bmm(values, values.mT)
         return self._gram
 
     def sums(self) -> Tensor:
@@ -180,7 +180,7 @@ class OuterProducts(Form):
     def _gradients_are_small(self) -> bool:
         """Whether the gradients take less than the Gram matrices; of these, that of the deltas may serve several parameters."""
         positions, fan_in, fan_out = self.inputs.shape[2], self.inputs.shape[3], self.deltas.shape[3]
-        return positions * (fan_in + fan_out / self.left.uses) >= fan_in * fan_out
+        return positions * (fan_in + fan_out / self.left.uses) > fan_in * fan_out
 
     def _norms_by_sides(self) -> Tensor:
         groups, positions = self.inputs.shape[1:3]
@@ -190,7 +190,8 @@ class OuterProducts(Form):
             return (self.right.norms() * self.left.norms()).square_().sum((1, 2))
         samples = max(1, base.CHUNK // (groups * positions**2))
         if samples >= self.batch_size:
-            return (self.right.gram() * self.left.gram()).sum((1, 2, 3)).clamp_(min=0)
+            both = (side.gram().view(self.batch_size, -1) for side in (self.right, self.left))
+            return torch.linalg.vecdot(*both).clamp_(min=0)
         return torch.cat(
             [
                 (a @ a.transpose(-1, -2)).mul_(d @ d.transpose(-1, -2)).sum((1, 2, 3))
@@ -250,7 +251,7 @@ class OuterProducts(Form):
         groups = self.deltas.shape[1]
         if groups > 1:  # they share what stands right
             right = right.expand(groups, -1).reshape(-1)
-        return (self.left.along(left) * self.right.along(right)).sum((1, 2))
+        return torch.linalg.vecdot(self.left.along(left).flatten(1), self.right.along(right).flatten(1))
 
     def _matrices(self) -> Iterator[Tensor]:
         """Yield the gradients in chunks of samples, each of shape (n, G, O, I)."""

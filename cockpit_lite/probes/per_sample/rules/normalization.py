@@ -19,7 +19,11 @@ from cockpit_lite.probes.per_sample.rules.rule import Rule, channel_sums, traili
 
 
 class PerSampleLayerNorm(Rule):
-    """Affine along the last axes, with any leading axes."""
+    """Affine along the last axes, with any leading axes.
+
+    What the probe could read off the user's own kernel (``module.statistics``: mean, and one over the deviation) is not
+    calculated again.
+    """
 
     parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
@@ -33,7 +37,15 @@ class PerSampleLayerNorm(Rule):
 
     def weight(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """Normalised input times output gradient, summed over positions."""
-        return ext.measure(trailing_sums(self.normalized(module) * accurate(g_out[0]), module.weight.shape), module.weight)
+        deltas, known = accurate(g_out[0]), module.__dict__.get("statistics")
+        if known is None:
+            return ext.measure(trailing_sums(self.normalized(module) * deltas, module.weight.shape), module.weight)
+        inputs, shape = accurate(module.input0), module.weight.shape
+        samples, positions = len(inputs), inputs.shape[1 : inputs.dim() - len(shape)].numel()
+        mean, scale = (values.to(inputs.dtype).reshape(samples, 1, positions) for values in known)
+        centred = inputs.reshape(samples, positions, shape.numel()) - mean.mT
+        sums = torch.bmm(scale, centred.mul_(deltas.to(inputs.dtype).reshape(centred.shape)))
+        return ext.measure(Dense(sums.reshape(samples, *shape)), module.weight)
 
     def bias(self, ext: Any, module: Any, g_inp: Any, g_out: Any, bpQuantities: Any) -> Any:
         """Output gradient, summed over positions."""
@@ -114,9 +126,9 @@ class PerSampleBatchNorm(PerSampleGroupNorm):
             return {"weight": Dense(sums), "bias": channel_sums(deltas)}
         # the channels of every sample, as if they were as many channels of one: the kernel goes through both tensors once
         rows = [values.reshape(1, samples * channels, positions) for values in (deltas, inputs)]
-        each = [values.repeat(samples) for values in (torch.ones_like(mean), mean, scale)]
+        each = [values.repeat(samples) for values in (mean, scale)]
         _, weight, bias = torch.ops.aten.native_batch_norm_backward(
-            *rows, each[0], None, None, *each[1:], True, module.eps, [False, True, True]
+            *rows, None, None, None, *each, True, module.eps, [False, True, True]
         )
         return {"weight": Dense(weight.view(samples, channels)), "bias": Dense(bias.view(samples, channels))}
 
