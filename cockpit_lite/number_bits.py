@@ -2,7 +2,7 @@
 
 A block of numbers, whose count is known to who reads it::
 
-    width     5 bits   1 to 15: levels of so many bits; 16, 20, 24, 28: so many first bits of each number's float32, rounded
+    width     5 bits   1 to 19: levels of so many bits; 20, 24, 28: so many first bits of each number's float32, rounded
     zeros     1 bit    1: a bit for each number follows, 1 where it is not zero; only those are written
     form      2 bits   before levels: which of "g", "h" and "i" below
     signed    1 bit    before levels: 1: a bit precedes each of them, 1 where the number is negative
@@ -31,14 +31,14 @@ Form = Literal["e", "f", "g", "h", "i"]
 #: The forms that may be levels, as they are numbered, and what these may be off by.
 _LEVELS: tuple[Form, ...] = ("g", "h", "i")
 _STEPS = [2 * math.log2(1 + error) * 0.998 for error in (2**-12, 2**-8, 2**-5)]
-_FIRST_BITS: dict[Form, int] = {"e": 28, "f": 24, "g": 20, "h": 16, "i": 16}
+_FIRST_BITS: dict[Form, int] = {"e": 28, "f": 24, "g": 20, "h": 20, "i": 20}
 #: Magnitudes between which float32 knows numbers in full.
 LEAST, GREATEST = 1.2e-38, 3e38
 #: Numbers of an array that has a block, at most: with zeros left out a short text stands for many.
 MOST = 4096
 
 _LOW = 20  # bits of the least magnitude
-_MOST_BITS = 15  # of a level
+_MOST_BITS = 19  # of a level
 _NARROW = 10  # bits of levels whose digits are kept
 _HEAD = 3 + _LOW  # bits of levels before the first
 

@@ -10,8 +10,8 @@ The second stands for ``{"step": 8, "time": 1.4, "values": {"loss": 0.3, "hessia
 "estimated", "standard_error": 0.2}}}``. A column is a reading, or a number that says how it was got. null: not on this step.
 ``values`` and ``how`` of the row itself come on top, key by key; null takes a key away.
 
-Since schema 3 the same reading of 5 layers and more, arrays, and single numbers where there are some sixty of them, are blocks of
-one text, the last cell of a row (number_bits.py says how)::
+Since schema 3 the same reading of 5 layers and more, arrays, and single numbers of many digits where there are some fifty of
+them, are blocks of one text, the last cell of a row (number_bits.py says how)::
 
     {"layout": 3, "columns": ["loss"], "text": [{"of": "gsnr", "names": ["0.weight", ...], "how": {"kind": "conditional"}},
         {"of": "ggn_trace", "names": 0}, {"of": "ggn_trace", "about": "standard_error", "names": 0},
@@ -54,8 +54,9 @@ _EMPTY = len("null,")
 _SHORT = 30
 #: Layers from which on a reading of all of them is a block: of fewer a log that can be read by eye is as short.
 _MANY = 5
-#: Single numbers from which on they are: nobody reads as many by eye.
-_CROWD = 64
+#: Single numbers from which on they are, but for those that are as short written out: nobody reads as many by eye.
+_CROWD = 48
+_SHORT_NUMBER = 5
 #: So many numbers that are not exact, none of them negative, are a density, or a histogram where they are whole.
 _COUNTS = 50
 #: A number of 2.4 digits is off by 0.4 % at most: little beside a standard error of so much of the value.
@@ -218,7 +219,7 @@ class _Layout:
                     inside.add(place)
                     fixed = {"value": value} if len(flat) < LONG else {"shape": _shape(value)}
                     blocks.append(_Block([place], {"array": column, **fixed}, "f", len(flat), value=fixed.get("value")))
-        single = [place for place, value in enumerate(values) if place not in inside and _fits(value) and value is not None]
+        single = [place for place, value in enumerate(values) if place not in inside and _fits(value) and _is_long(value)]
         if len(single) >= _CROWD:
             kinds: dict[Form, list[int]] = {"e": [], "f": [], "h": []}
             for place in single:
@@ -322,6 +323,11 @@ def _fits(value: Any) -> bool:
     if kind is float:
         return not 0 < abs(value) <= LEAST and not GREATEST <= abs(value) < math.inf
     return value is None or (kind is int and abs(value) <= _WHOLE) or (kind is str and value in _NOT_FINITE)
+
+
+def _is_long(value: Any) -> bool:
+    """Return whether a single number takes more room when it is written out, unlike 0.01 or 32."""
+    return type(value) is float and (len(f"{value:.7g}") > _SHORT_NUMBER or not math.isfinite(value))
 
 
 def _shape(value: Any) -> list[int]:

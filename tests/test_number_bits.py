@@ -114,14 +114,14 @@ def test_what_is_no_text_of_numbers_is_refused(text: str) -> None:
     "bits",
     [
         bits_of(0, 5),
-        bits_of(17, 5) + "0" * 100,
+        bits_of(22, 5) + "0" * 100,
         bits_of(31, 5) + "0" * 100,
         bits_of(28, 5) + "0" + "0" * 27,
         bits_of(3, 5) + "0" + "11" + "0" + bits_of(1 << 12, 20) + "0" * 12,  # no such form
         bits_of(3, 5) + "0" + "00" + "0" + "0" * 20 + "0" * 12,  # nothing is the least
         bits_of(3, 5) + "0" + "00" + "0" + bits_of(0b11111111 << 12, 20) + "0" * 12,  # nor is an infinity
         bits_of(15, 5) + "0" + "10" + "0" + bits_of(1 << 12, 20) + "1" * 60,  # 2^2900
-        bits_of(16, 5) + "1" + "1110",
+        bits_of(20, 5) + "1" + "1110",
     ],
 )
 def test_blocks_that_are_not_there_are_refused(bits: str) -> None:
