@@ -193,6 +193,12 @@ OF_SEVERAL: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "circular pad": (lambda x: F.pad(x, (2, 1), mode="circular"), [draw(2, 4, 5)]),
     "upsample": (lambda x: F.interpolate(F.interpolate(x, scale_factor=2), scale_factor=2, mode="bilinear"), [draw(1, 2, 3, 3)]),
     "unfold": (lambda x: F.unfold(x, 2).sum(1) + F.pixel_shuffle(x, 2).flatten(1)[:, :9], [draw(2, 4, 4, 4)]),
+    "fourier": (lambda x: torch.fft.fftn(x).real + torch.fft.irfft(torch.fft.rfft(x) * 1j, n=5), [draw(4, 5)]),
+    "strides": (lambda x: x.t().as_strided((3, 2), (1, 5), 2) + (1 * x).as_strided_((3, 2), (2, 1), 1), [draw(4, 5)]),
+    "channels last": (
+        lambda x: F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last).sin(), 1),
+        [draw(2, 3, 4, 4)],
+    ),
     "sums": (lambda x: x.sum() + x.mean(0).sum() + x.cumsum(1).mean() + x.tril().trace(), [draw(4, 5)]),
     "nll": (lambda x: F.nll_loss(x, torch.tensor([0, 2, 1, 1])), [draw(4, 5)]),
 }
@@ -306,6 +312,7 @@ UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "transformed": (_forward_derivative, "differentiates in its forward"),
     "derivative of a function": (lambda x: torch.func.grad(lambda y: y.sin().sum())(x), "differentiates in its forward"),
     "second argument": (lambda x: x ** x.sum(), "aten.pow.Tensor_Tensor"),
+    "complex": (lambda x: (x + 1j * x).abs(), "aten.abs.default moves with complex numbers"),
     "norm": (lambda x: torch.linalg.vector_norm(x, 3), "norm of order 3"),
 }
 

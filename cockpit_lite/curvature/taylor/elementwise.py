@@ -26,6 +26,8 @@ def _apply(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], deri
     value, *options = args
     if any(isinstance(option, Tensor) and moves_of(option) is not None for option in options):
         raise NoForwardMode(f"it is not known how {func} moves with its second argument")
+    if value.is_complex():
+        raise NoForwardMode(f"it is not known how {func} moves with complex numbers")
     result = func(*args, **kwargs)
     slope, bend = derivatives(value, result, *options, **kwargs)
     first, second = pair_of(value)

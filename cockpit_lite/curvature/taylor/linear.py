@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, with_moves
+from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, strided, with_moves
 from cockpit_lite.curvature.taylor.rule import rule
 from cockpit_lite.curvature.taylor.sums import Move, pair_of, spread
 
@@ -71,6 +71,14 @@ aten = torch.ops.aten
     aten.upsample_trilinear3d.default,
     aten._adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool3d.default,
+    aten._conj.default,
+    aten._fft_c2c.default,
+    aten._fft_c2r.default,
+    aten._fft_r2c.default,
+    aten.imag.default,
+    aten.real.default,
+    aten.view_as_complex.default,
+    aten.view_as_real.default,
 )
 def of_one(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the result for an operation that is linear in its first argument; the others are constants."""
@@ -92,9 +100,18 @@ def reshaped(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 @rule(aten._to_copy.default)
 def converted(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return a copy of another type or on another device; what is no floating point number does not move."""
+    """Return a copy of another type or on another device; integers do not move."""
     result = func(*args, **kwargs)
-    return of_one(func, args, kwargs) if result.is_floating_point() else result
+    return of_one(func, args, kwargs) if result.is_floating_point() or result.is_complex() else result
+
+
+@rule(aten.as_strided.default)
+def restrided(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return another view of the same memory."""
+    value, shape, stride, *rest = args
+    offset = rest[0] if rest and rest[0] is not None else value.storage_offset()
+    moves = (None if move is None else strided(move, value, shape, stride, offset) for move in pair_of(value))
+    return with_moves(func(*args, **kwargs), *moves)
 
 
 @rule(

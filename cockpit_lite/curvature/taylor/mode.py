@@ -24,6 +24,7 @@ _LAYOUTS = {
     aten.squeeze_.dim: aten.squeeze.dim,
     aten.squeeze_.dims: aten.squeeze.dims,
     aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.as_strided_.default: aten.as_strided.default,
 }
 
 #: ... and that do not look at what it held.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -67,9 +68,14 @@ def moves_of(value: Tensor) -> Moves | None:
 
 def cut(move: Tensor, view: Tensor, base: Tensor) -> Tensor:
     """Return what ``view`` is of ``base`` of ``move``, which is like ``base``."""
-    if move.stride() != base.stride():
-        move = torch.empty_strided(base.shape, base.stride(), dtype=move.dtype, device=move.device).copy_(move)
-    return move.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset() + move.storage_offset())
+    return strided(move, base, view.shape, view.stride(), view.storage_offset())
+
+
+def strided(move: Tensor, like: Tensor, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+    """Return ``like.as_strided(shape, stride, offset)`` of ``move`` instead, which need not lie in memory as ``like`` does."""
+    if move.stride() != like.stride():
+        move = torch.empty_strided(like.shape, like.stride(), dtype=move.dtype, device=move.device).copy_(move)
+    return move.as_strided(shape, stride, offset - like.storage_offset() + move.storage_offset())
 
 
 def change(value: Tensor, moves: Moves | None) -> None:

@@ -145,7 +145,7 @@ def euclidean_norm(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, An
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     order = given.get("ord", given.get("p", 2))
-    if order not in (None, 2, 2.0):
+    if order not in (None, 2, 2.0) or given["self"].is_complex():
         raise NoForwardMode(f"it is not known how a norm of order {order} moves")
     value, axes, keep = given["self"], given.get("dim"), given.get("keepdim", False)
     axes = list(range(value.dim())) if axes is None else axes
@@ -168,6 +168,8 @@ def spread(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     axes = axes or list(range(value.dim()))
     first, second = pair_of(value)
     assert first is not None
+    if value.is_complex():
+        raise NoForwardMode("it is not known how the variance of complex numbers moves")
     result = func(*args, **kwargs)
     count = value.numel() // max(result.numel(), 1) - (1 if correction is None else correction)
     centred, moved = value - value.mean(axes, keepdim=True), first - first.mean(axes, keepdim=True)
