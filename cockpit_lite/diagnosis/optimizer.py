@@ -46,8 +46,10 @@ class WeightDecayTooStrong(Rule):
 
     def check(self, history: History) -> Alert | None:
         ratios = finite(history.values("weight_decay_ratio")[-self.measured :])
+        if len(ratios) < self.measured or not median(ratios) > 0.9:
+            return None
         norms = _weight_norms(history)
-        if len(ratios) < self.measured or len(norms) < self.measured or not median(ratios) > 0.9:
+        if len(norms) < self.measured:
             return None
         recent = norms[-self.measured :]
         falling = sum(later < earlier for earlier, later in itertools.pairwise(recent))
@@ -172,18 +174,21 @@ class LearningRateSchedule(Rule):
         if len(rates) < 3 or highest is None or highest <= 0:
             return None
         now, before = rates[-1], rates[-2]
-        usual = median(history.sample("learning_rate"))
-        if history.step > 20 and before > 0 and now > self.jump * before and now > 3 * usual and now >= highest and usual > 0:
+        sample = history.sample("learning_rate")
+        jumped = history.step > 20 and before > 0 and now > self.jump * before and now >= highest
+        if jumped and (usual := median(sample)) > 0 and now > 3 * usual:
             return self._found(
                 history, f"jumped from {before:.2g} to {now:.2g} in one step, and had never been as high", now, highest
             )
-        sample = history.sample("learning_rate")
         swings = _swings(sample, highest)
         if swings >= self.swings:
             return self._found(history, f"swung {swings} times between its maximum and nearly 0", now, highest)
         since = max(self.gone_steps, int(history.step * self.gone_share))
+        # An even sample of those steps ends with the last: where that is not gone they are not.
+        if history.step <= since + 5 or now >= self.gone * highest:
+            return None
         late = history.sample("learning_rate", begin=history.step - since)
-        if history.step > since + 5 and late and max(late) < self.gone * highest:
+        if late and max(late) < self.gone * highest:
             return self._found(history, f"has been below a thousandth of its maximum for {since} steps", now, highest)
         return None
 

@@ -89,16 +89,21 @@ class LogitDrift(Rule):
     factor = 4.0
 
     def check(self, history: History) -> Alert | None:
+        if history.step < self.first_step:
+            return None
         values = finite(history.sample("logit_log_sum"))
-        if history.step < self.first_step or len(values) < self.measured:
+        if len(values) < self.measured:
             return None
         third = len(values) // 3
-        parts = [median(values[:third]), median(values[third : 2 * third]), median(values[2 * third :])]
+        last = median(values[2 * third :])
+        if last < self.least:
+            return None
+        parts = [median(values[:third]), median(values[third : 2 * third]), last]
         # Growing throughout, and not slower at the end: a head that has become sure levels off.
         grows = parts[0] < parts[1] < parts[2] and parts[2] - parts[1] > 0.7 * (parts[1] - parts[0])
         losses = history.values("loss")
         falls = median(losses[-10:]) < 0.8 * median(history.sample("loss")[: max(third, 1)])
-        if not grows or parts[2] < self.least or parts[2] < self.factor * max(parts[0], 1.0) or falls:
+        if not grows or parts[2] < self.factor * max(parts[0], 1.0) or falls:
             return None
         return self.alert(
             history,

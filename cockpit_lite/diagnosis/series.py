@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 def finite(values: Sequence[float]) -> list[float]:
     """Return the values that are numbers."""
-    return [value for value in values if math.isfinite(value)]
+    return list(filter(math.isfinite, values))
 
 
 def median(values: Sequence[float]) -> float:

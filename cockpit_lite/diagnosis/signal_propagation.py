@@ -136,14 +136,14 @@ class ExplodingGradients(Rule):
             return None
         found = out_of_proportion(history)
         long_step = first_long_step(history)
-        # After a long step the layers are where it has thrown them.
-        by_depth = None if long_step is not None and long_step < history.steps("grad_norm")[-1] else self._by_depth(history)
-        if found is None and by_depth is None:
-            return None
         begin = losses[0]
         doubled = len(losses) >= 3 and all(not loss <= begin + abs(begin) for loss in losses[-2:])
         over_guess = next(iter(history.values("loss_over_uniform")), math.nan)
         if long_step is None and not doubled and not over_guess > self.above_guess:
+            return None
+        # After a long step the layers are where it has thrown them.
+        by_depth = None if long_step is not None and long_step < history.steps("grad_norm")[-1] else self._by_depth(history)
+        if found is None and by_depth is None:
             return None
         harm = f"The loss went from {in_words(begin)} to {in_words(losses[-1])}."
         if long_step is None and not doubled:
@@ -203,7 +203,10 @@ class ExplodingGradients(Rule):
             return None
         recent = norms[-3:]
         # What is usual is what went before; sampled evenly over the run, the excursion itself is a small part of it.
-        usual = median(history.sample("grad_norm")[:-3])
+        before = history.sample("grad_norm")[:-3]
+        if min(recent) <= self.above_history * min(before, default=math.nan):
+            return None  # nearly always, and less work than a median
+        usual = median(before)
         if not min(recent) > self.above_history * usual > 0:
             return None
         long_step = first_long_step(history)

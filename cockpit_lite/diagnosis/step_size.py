@@ -180,12 +180,18 @@ class LearningRateTooLow(Rule):
     no_better_than_a_guess = 0.9
 
     def check(self, history: History) -> Alert | None:
+        if history.step < self.first_step:
+            return None
         losses, ratios = history.values("loss"), finite(history.values("update_ratio")[-20:])
         rate, highest = history.last("learning_rate"), history.highest("learning_rate")
-        if history.step < self.first_step or len(ratios) < 5 or len(losses) < 40 or rate is None or highest is None:
+        if len(ratios) < 5 or len(losses) < 40 or rate is None or highest is None:
             return None
         ratio = median(ratios)
         if not 0 < ratio < self.smallest_ratio:
+            return None
+        early, late = median(losses[:20]), median(losses[-20:])
+        moved = abs(late - early) / max(abs(early), 1e-12)
+        if not moved < 0.05:
             return None
         # Never longer than now, and as long for half of the run: otherwise this is warm-up or the end of a schedule.
         steady = min(history.sample("learning_rate", begin=history.step // 2), default=math.nan)
@@ -194,9 +200,7 @@ class LearningRateTooLow(Rule):
         if mostly_noise(history) and not median(history.values("loss_over_uniform")[-20:]) > self.no_better_than_a_guess:
             return None  # around a minimum the gradient is noise, and short steps do no harm; where a guess is, there is none
         terms = median(history.values(OVERSHOOT)[-20:])
-        early, late = median(losses[:20]), median(losses[-20:])
-        moved = abs(late - early) / max(abs(early), 1e-12)
-        if not moved < 0.05 or terms > 1e-2:
+        if terms > 1e-2:
             return None
         suggestion = min(rate * min(_FIRST_UPDATE_RATIO / ratio, 1e7), self._limit(history))
         return self.alert(
