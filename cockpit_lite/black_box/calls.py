@@ -282,14 +282,13 @@ def _watched_call(kind: type[nn.Module], own: Any) -> Callable[..., Any]:
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         original = super(kind, self).__call__ if own is _NOTHING else own.__get__(self, type(self))  # type: ignore[misc]
         # Of a class and its parent both may be watched: only the outermost call is noted.
-        if torch.compiler.is_compiling() or type(self) is not kind or id(self) not in _watchers:
+        if torch.compiler.is_compiling() or type(self) is not kind or (watches := _watchers.get(id(self))) is None:
             return original(*args, **kwargs)
-        watch, *others = _watchers[id(self)]
-        if not watch.closely and not others:
+        if len(watches) == 1 and not watches[0].closely:
             output = original(*args, **kwargs)
-            watch.note_in_short(args, kwargs)
+            watches[0].note_in_short(args, kwargs)
             return output
-        begun = [(watch, call) for watch in _watchers[id(self)] if (call := watch.begin(args, kwargs)) is not None]
+        begun = [(watch, call) for watch in watches if (call := watch.begin(args, kwargs)) is not None]
         output = original(*args, **kwargs)
         for watch, call in begun:
             watch.end(call, output)
