@@ -31,7 +31,7 @@ from torch.autograd.function import BackwardCFunction
 from cockpit_lite.curvature.obstacles import check_loss, check_nodes, explain, walk
 from cockpit_lite.curvature.quietly import quietly
 from cockpit_lite.curvature.second_forward import ForwardCall
-from cockpit_lite.curvature.taylor import NoForwardMode, TaylorMode, moves_of, with_moves
+from cockpit_lite.curvature.taylor import NoForwardMode, Taken, TaylorMode, moves_of, with_moves
 from cockpit_lite.errors import NotMeasured
 from cockpit_lite.norms import total_norm
 from cockpit_lite.probes.last_step import inner_product
@@ -66,6 +66,10 @@ class Expansion:
     slope: Tensor
     curvature: Tensor
     gauss_newton: Sequence[Tensor]
+
+
+#: Models that need some activations twice, so that memory cannot be given on.
+_wasteful: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Seen(NamedTuple):
@@ -161,7 +165,11 @@ class Replay:
             return None
         try:
             with _precisely({value.device.type for value in weights.values()}):
-                found = self._expand_forwards(weights, direction)
+                try:
+                    found = self._expand_forwards(weights, direction)
+                except Taken:
+                    _wasteful.add(self.model)
+                    found = self._expand_forwards(weights, direction)
             if seen is not None and bool((found.slope - seen.slope).abs() > self.tolerance * seen.size):
                 # As with straight-through estimators, or where hooks change gradients.
                 raise NoForwardMode("the user's backward pass is not the derivative of the forward pass")
@@ -202,7 +210,7 @@ class Replay:
             for name, move in direction.items()
             if weights[name].is_floating_point()
         }
-        with TaylorMode() as mode:
+        with TaylorMode(is_frugal=self.model not in _wasteful) as mode:
             predictions = self._predict({**weights, **moving})
         mode.check()
         terms, gauss_newton, slopes, curvatures = [], [], [], []

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cockpit_lite.curvature.taylor import NoForwardMode, TaylorMode, moves_of, with_moves
+from cockpit_lite.curvature.taylor import NoForwardMode, Taken, TaylorMode, moves_of, with_moves
 from cockpit_lite.curvature.taylor.rule import RULES
 
 aten = torch.ops.aten
@@ -30,14 +30,18 @@ def check(function: Callable[..., Tensor], *values: Tensor, frozen: tuple[int, .
     def like(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator, dtype=torch.float64)
 
-    for bends in (False, True):
+    for bends, is_frugal in ((False, False), (True, False), (True, True)):
         moving = [index not in frozen for index in range(len(values))]
         firsts = [like(value) if moves else None for value, moves in zip(values, moving, strict=True)]
         seconds = [like(value) if moves and bends else None for value, moves in zip(values, moving, strict=True)]
-        with TaylorMode() as mode:
+        with TaylorMode(is_frugal) as mode:
             given = [with_moves(value.clone(), *pair) for value, *pair in zip(values, firsts, seconds, strict=True)]
-            found = function(*given)
-        mode.check()
+            try:
+                found = function(*given)
+                mode.check()
+            except Taken:
+                assert is_frugal
+                continue
 
         t = torch.zeros((), dtype=torch.float64, requires_grad=True)
         at_t = []
@@ -339,6 +343,27 @@ def test_moves_live_as_long_as_their_tensor_also_where_only_the_library_holds_it
     del holder
     moves = moves_of(views)  # the base is held by the view alone
     assert moves is not None and torch.equal(moves.first, value[1:])
+
+
+def test_memory_is_given_on_where_nobody_needs_it_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = (torch.randn(2, 3, 8, 8, generator=generator), torch.randn(4, 3, 3, 3, generator=generator))
+
+    def call(weight: Tensor, twice: bool, is_frugal: bool) -> Tensor:
+        with TaylorMode(is_frugal):
+            sums = F.conv2d(inputs, with_moves(weight.clone(), weight))
+            first = moves_of(sums)
+            assert first is not None
+            found = F.relu(F.batch_norm(sums, None, None, training=True))
+            second = moves_of(found)
+            assert second is not None
+            assert (first.first.data_ptr() == second.first.data_ptr()) == is_frugal
+            return found + sums if twice else found
+
+    assert torch.equal(*(moves_of(call(weight, False, is_frugal)).first for is_frugal in (False, True)))  # type: ignore[union-attr]
+    call(weight, True, False)
+    with pytest.raises(Taken):
+        call(weight, True, True)
 
 
 def test_flags_are_put_back() -> None:

@@ -19,7 +19,7 @@ from cockpit_lite.curvature.taylor import (  # noqa: F401  # each adds its rules
     softmax,
 )
 from cockpit_lite.curvature.taylor.mode import TaylorMode
-from cockpit_lite.curvature.taylor.moves import Moves, NoForwardMode, moves_of, with_moves
+from cockpit_lite.curvature.taylor.moves import Moves, NoForwardMode, Taken, moves_of, with_moves
 from cockpit_lite.curvature.taylor.recurrent import sequence
 
-__all__ = ["Moves", "NoForwardMode", "TaylorMode", "moves_of", "sequence", "with_moves"]
+__all__ = ["Moves", "NoForwardMode", "Taken", "TaylorMode", "moves_of", "sequence", "with_moves"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, with_moves
+from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, take, with_moves
 from cockpit_lite.curvature.taylor.rule import rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of, spread
 
@@ -30,15 +30,15 @@ def _apply(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], deri
         raise NoForwardMode(f"it is not known how {func} moves with complex numbers")
     result = func(*args, **kwargs)
     slope, bend = derivatives(value, result, *options, **kwargs)
-    first, second = pair_of(value)
-    assert first is not None
-    move = slope * first
+    moves = take(value)
+    assert moves is not None
+    first, second = moves.first, moves.second
     if bend is not None:
         bend = (bend * first).mul_(first)
         second = bend if second is None else bend.addcmul_(slope, second)
     elif second is not None:
-        second = slope * second
-    return with_moves(result, move, second)
+        second = second.mul_(slope) if moves.own else slope * second
+    return with_moves(result, first.mul_(slope) if moves.own else slope * first, second, own=True)
 
 
 def elementwise(*operations: OpOverload) -> Callable[[Derivatives], Derivatives]:
@@ -246,8 +246,15 @@ def _power(value: Tensor, result: Tensor, exponent: float) -> tuple[Tensor, Tens
 def rectified(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return max(x, 0), which bends nowhere but in its kink."""
     result = func(*args)
-    moves = (None if move is None else aten.threshold_backward(move, result, 0) for move in pair_of(args[0]))
-    return with_moves(result, *moves)
+    moves = take(args[0])
+    assert moves is not None
+    if moves.own:
+        found = (
+            None if move is None else aten.threshold_backward.grad_input(move, result, 0, grad_input=move) for move in moves[:2]
+        )
+    else:
+        found = (None if move is None else aten.threshold_backward(move, result, 0) for move in moves[:2])
+    return with_moves(result, *found, own=True)
 
 
 @rule(aten.gelu.default)

@@ -82,11 +82,12 @@ aten = torch.ops.aten
 )
 def of_one(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the result for an operation that is linear in its first argument; the others are constants."""
-    moves = moves_of(args[0])
-    assert moves is not None, "another argument moves"
+    first, second = pair_of(args[0])
+    assert first is not None, "another argument moves"
     rest = args[1:]
-    second = None if moves.second is None else func(moves.second, *rest, **kwargs)
-    return with_moves(func(*args, **kwargs), func(moves.first, *rest, **kwargs), second)
+    return with_moves(
+        func(*args, **kwargs), func(first, *rest, **kwargs), None if second is None else func(second, *rest, **kwargs)
+    )
 
 
 @rule(aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)

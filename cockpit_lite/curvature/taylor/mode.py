@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cockpit_lite.curvature.taylor.moves import Moves, NoForwardMode, change, moves_of, with_moves
+from cockpit_lite.curvature.taylor.moves import Moves, NoForwardMode, change, frugal, moves_of, shared, with_moves
 from cockpit_lite.curvature.taylor.rule import RULES, Rule
 
 aten = torch.ops.aten
@@ -35,10 +35,15 @@ class TaylorMode(TorchDispatchMode):
     """In this block tensors with moves (:func:`with_moves`) move what is computed of them.
 
     Constants are what autograd takes for constants: whatever was detached or computed in a block without gradients.
+
+    Args:
+        is_frugal: The moves of an activation may lie in the memory of those that they were made of; if somebody needs these
+            again, :class:`Taken` is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_frugal: bool = False) -> None:
         super().__init__()
+        self._is_frugal = is_frugal
         self._obstacle: NoForwardMode | None = None
 
     @classmethod
@@ -56,11 +61,13 @@ class TaylorMode(TorchDispatchMode):
         # The layers of a transformer have a kernel for all at once where nothing is differentiated.
         self._fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        self._token = frugal.set(self._is_frugal)
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        frugal.reset(self._token)
         torch.backends.mha.set_fastpath_enabled(self._fast_path)
 
     def check(self) -> None:
@@ -129,7 +136,7 @@ def _in_place(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """Do an operation in place whose arguments move: its counterpart makes the values and the moves, which are written back."""
     name, target = func._schema.name.removeprefix("aten::"), args[0]
     if name == "copy_":
-        moves = moves_of(args[1])
+        moves = shared(args[1])
         change(target, moves and _like(moves, target))
         return func(*args, **kwargs)
     if name in _FILLS and sum(1 for _ in _tensors(args, kwargs)) == 1:
@@ -150,8 +157,8 @@ def _in_place(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _like(moves: Moves, target: Tensor) -> Moves:
-    first, second, version = moves
-    return Moves(first.to(target).expand_as(target), None if second is None else second.to(target).expand_as(target), version)
+    second = None if moves.second is None else moves.second.to(target).expand_as(target)
+    return moves._replace(first=moves.first.to(target).expand_as(target), second=second)
 
 
 def _written(func: OpOverload, args: tuple[Any, ...]) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from cockpit_lite.curvature.taylor.moves import NoForwardMode, with_moves
+from cockpit_lite.curvature.taylor.moves import NoForwardMode, take, with_moves
 from cockpit_lite.curvature.taylor.rule import rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of
 
@@ -58,8 +58,12 @@ def _scaled(z: Tensor, first: Move, second: Move, weight: Any, bias: Any, shape:
     return moves[0], moves[1]
 
 
-def _centred(move: Move, scale: Tensor, axes: list[int]) -> Move:
-    return None if move is None else (move - move.mean(axes, keepdim=True)).mul_(scale)
+def _centred(move: Move, scale: Tensor, axes: list[int], own: bool = False) -> Move:
+    """Return ``(move - mean) scale``, in the same memory if it is one's own."""
+    if move is None:
+        return None
+    mean = move.mean(axes, keepdim=True)
+    return (move.sub_(mean) if own else move - mean).mul_(scale)
 
 
 @rule(aten.native_layer_norm.default)
@@ -130,13 +134,15 @@ def batch_norm(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     mean, scale = results[1:3] if by_batch else (given["running_mean"], (given["running_var"] + eps).rsqrt())
     scale = scale.view(shape)
     z = (inputs - mean.view(shape)).mul_(scale)
-    if by_batch:
-        first, second = (_centred(move, scale, axes) for move in pair_of(inputs))
-        if first is not None:
-            first, second = _normalised(z, first, second, axes)
-    else:
-        first, second = (None if move is None else move * scale for move in pair_of(inputs))
-    return (with_moves(results[0], *_scaled(z, first, second, weight, bias, shape)), *results[1:])
+    moves, first, second = take(inputs), None, None
+    if moves is not None and by_batch:
+        first, second = (_centred(move, scale, axes, moves.own) for move in moves[:2])
+        assert first is not None
+        first, second = _normalised(z, first, second, axes)
+    elif moves is not None:
+        first, second = (None if move is None else move * scale for move in moves[:2])
+    own = first is not None
+    return (with_moves(results[0], *_scaled(z, first, second, weight, bias, shape), own=own), *results[1:])
 
 
 @rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.Scalar)

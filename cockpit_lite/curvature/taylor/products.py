@@ -172,7 +172,7 @@ def convolved(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         second.append(func(inputs, weight2, None, *how))
     if bias2 is not None and inputs2 is None:
         second.append(bias2.reshape(-1, *[1] * (result.dim() - 2)).expand_as(result).contiguous())
-    return with_moves(result, _gather([*first]), _gather([*second]))
+    return with_moves(result, _gather([*first]), _gather([*second]), own=True)
 
 
 @rule(aten._trilinear.default)

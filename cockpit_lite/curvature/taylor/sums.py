@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cockpit_lite.curvature.taylor.moves import moves_of
+from cockpit_lite.curvature.taylor.moves import shared
 
 Move = Tensor | None
 
 
 def pair_of(value: object) -> tuple[Move, Move]:
     """Return the first and the second derivative of an argument, which need not be a tensor."""
-    moves = moves_of(value) if isinstance(value, Tensor) else None
+    moves = shared(value) if isinstance(value, Tensor) else None
     return (None, None) if moves is None else moves[:2]
 
 
