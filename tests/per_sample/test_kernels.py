@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cockpit_lite.probes.per_sample import kernels
+from cockpit_lite.probes.per_sample import PerSampleProbe, kernels
 from cockpit_lite.probes.per_sample.extension import Forms
 from cockpit_lite.probes.per_sample.kernels import statistics_of, watch_kernels
+from cockpit_lite.probes.per_sample.rules import gates as gates_module
 from cockpit_lite.probes.per_sample.rules import recurrent
 from cockpit_lite.probes.per_sample.rules.normalization import PerSampleBatchNorm, PerSampleLayerNorm
 from cockpit_lite.probes.per_sample.shadow import with_call
@@ -74,6 +75,74 @@ def test_another_layout_is_noticed(row: int, monkeypatch: pytest.MonkeyPatch) ->
     check(nn.LSTM(3, 5, num_layers=2, batch_first=True), torch.randn(4, 6, 3))
     # two layers in float64, which has no such kernel, and two in float32; where these are refused they come once more
     assert calculated == [True] * 2 + ([False] * 2 if row == 16 else [False, True] * 2)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 20, 7), (3, 2, 16, 70), (1, 3, 64, 4), (4, 3, 256, 2)])
+@pytest.mark.parametrize("end", ["", "_reverse"])
+def test_what_was_sent_back_through_time_is_that_of_a_loop(shape: tuple[int, int, int, int], end: str) -> None:
+    times, samples, hidden, features = shape
+    torch.manual_seed(0)
+    module, inputs = nn.LSTM(features, hidden, bidirectional=True), torch.randn(times, samples, features)
+    deltas, start = torch.randn(times, samples, 2 * hidden), torch.randn(2, 2, samples, hidden)
+    output = module(inputs, (start[0], start[1]))[0]
+    kernel = watch_kernels(module, output)[f"l0{end}"]
+    output.backward(deltas)
+    assert kernel.way_back is not None
+    assert kernel.workspace is None
+
+    weights = [module._parameters[f"{kind}_l0{end}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    number = int(bool(end))
+    delta = deltas.chunk(2, -1)[number]
+    states = [tuple(state[number].requires_grad_() for state in start)]
+    before = []  # of every time: states that nothing but this time was made from
+    for now in inputs.flip(0) if end else inputs:
+        before.append(tuple(state.view_as(state) for state in states[-1]))
+        states.append(torch.lstm_cell(now, before[-1], *weights))
+    outputs = torch.stack([state[0] for state in states[1:]])
+    towards = [state for both in before for state in both]
+    found = torch.autograd.grad((outputs * (delta.flip(0) if end else delta)).sum(), towards)
+    torch.testing.assert_close(kernel.way_back.hidden, torch.stack(found[::2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kernel.way_back.carried, torch.stack(found[1::2]), rtol=1e-4, atol=1e-5)
+    cells = [state[1].detach() for state in states[1:-1]]
+    torch.testing.assert_close(kernel.way_back.cells, torch.stack(cells) if cells else kernel.way_back.cells)
+
+
+@pytest.mark.parametrize("spoilt", ["", "cells", "hidden", "carried"])
+def test_nobody_goes_back_through_time_again_unless_what_is_read_off_is_something_else(
+    spoilt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops, way_back_in, back = [], kernels.way_back_in, gates_module._lstm
+
+    def spoil(*args: Any) -> Any:
+        found = way_back_in(*args)
+        return found._replace(**{spoilt: found._asdict()[spoilt].flip(0)}) if spoilt else found
+
+    monkeypatch.setattr(kernels, "way_back_in", spoil)
+    monkeypatch.setattr(gates_module, "_lstm", lambda gates, *rest: loops.append(gates.dtype) or back(gates, *rest))
+    check(nn.LSTM(3, 5, bidirectional=True, batch_first=True), torch.randn(4, 6, 3))
+    assert loops == [torch.float64] * 2 + ([torch.float32] * 2 if spoilt else [])
+
+
+def test_a_second_pass_through_the_same_graph_is_noticed() -> None:
+    """The workspace knows only what the first one sent back."""
+    torch.manual_seed(0)
+    module, inputs = nn.LSTM(3, 5, batch_first=True), torch.randn(4, 6, 3)
+    parameters = dict(module.named_parameters())
+    probe = PerSampleProbe(module, parameters)
+    probe.start(products=False, squares=False)
+    losses = module(inputs)[0].square().sum((1, 2))
+    for factor, keep in ((1.0, True), (2.0, False)):
+        probe.backward_begins()
+        (factor * losses.sum()).backward(retain_graph=keep)
+        probe.backward_ends()
+    gradient = {name: parameter.grad for name, parameter in parameters.items()}
+    found = probe.statistics(False, None, gradient)
+    probe.stop()
+    assert not found.not_covered
+    for n in range(4):
+        alone = torch.autograd.grad(3 * module(inputs[n : n + 1])[0].square().sum(), list(parameters.values()))
+        for name, contribution in zip(parameters, alone, strict=True):
+            torch.testing.assert_close(found.squared_norms[name][n], contribution.square().sum(), rtol=1e-4, atol=1e-6)
 
 
 def test_other_recurrent_modules_have_none() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cockpit_lite.probes.per_sample.kernels import WayBack
+
 #: At about so many times the outputs of an LSTM are repeated: the hyperbolic tangent of all cells takes longer than the rest.
 CHECKED = 4
 ALL = slice(None)
@@ -38,12 +40,15 @@ class Gradients(NamedTuple):
         times: The times at which they were repeated.
         incoming: Gradients at the product with the incoming weight, shape (T, N, gates * H).
         recurrent: The same at the product with the recurrent weight.
+        sent_back: What they send back to the hidden states one time before, along one direction; as it was read off, and as it
+            follows from them. ``None``: nothing was read off.
     """
 
     outputs: Tensor
     times: slice
     incoming: Tensor
     recurrent: Tensor
+    sent_back: tuple[Tensor, Tensor] | None = None
 
 
 def through_gates(
@@ -56,6 +61,7 @@ def through_gates(
     cell: Tensor | None,
     cell_delta: Tensor | None,
     activated: Tensor | None = None,
+    way_back: WayBack | None = None,
 ) -> Gradients:
     """Go back through one layer.
 
@@ -69,9 +75,12 @@ def through_gates(
         cell: Cell state at the beginning, of an LSTM.
         cell_delta: Gradient at the final cell state, if any.
         activated: The gates of an LSTM after their activations, shape (T, N, 4 H), if they are known.
+        way_back: What its kernel has sent back through time, if that is known, too.
     """
     if mode == "LSTM":
         assert cell is not None
+        if activated is not None and way_back is not None:
+            return _lstm_at_once(activated, weights.recurrent, outputs, delta, cell, cell_delta, way_back)
         gates = _gates(weights, inputs, before) if activated is None else activated
         return _lstm(gates, weights.recurrent, outputs, delta, cell, cell_delta)
     incoming = functional.linear(inputs, weights.incoming, weights.incoming_bias)
@@ -142,8 +151,7 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
     each = cells.unbind()
     for more, kept, before, now in zip(gain.unbind(), forget.unbind(), each, each[1:], strict=False):
         torch.addcmul(more, kept, before, out=now)
-    # The hyperbolic tangent of the cells is outputs / output gate.
-    at_cell = torch.addcdiv(output, outputs.square(), output.clamp(min=torch.finfo(output.dtype).tiny), value=-1).unbind()
+    at_cell = _through_output(outputs, output).unbind()
     # What is found holds the slopes of the gates at first: these are large, and memory is what takes the time.
     found = gates.new_empty(gates.shape)
     slopes = found.unflatten(2, (4, size))
@@ -164,9 +172,43 @@ def _lstm(gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: T
         through_cell[time].mul_(for_all)
         through_output[time].mul_(hidden)
         carried.mul_(kept_parts[time])
-    step = max(1, count // CHECKED)
-    times = slice((count - 1) % step, None, step)  # the last one included: errors go on from cell to cell
+    times = _checked(count)
     return Gradients(cells[1:][times].tanh().mul_(output[times]), times, found, found)
+
+
+def _lstm_at_once(
+    gates: Tensor, weight: Tensor, outputs: Tensor, delta: Tensor, cell: Tensor, cell_delta: Tensor | None, way_back: WayBack
+) -> Gradients:
+    """Do the same for all times at once: what each has sent back to the one before is known."""
+    incoming, forget, new, output = gates.chunk(4, -1)
+    cells, gain = torch.cat([cell[None], way_back.cells]), incoming * new
+    passed = cells * forget
+    delta[:-1].add_(way_back.hidden[1:])
+    carried = _through_output(outputs, output).mul_(delta)
+    carried[:-1].add_(way_back.carried[1:])
+    if cell_delta is not None:
+        carried[-1].add_(cell_delta)
+    found = torch.empty_like(gates)
+    at_incoming, at_forget, at_new, at_output = found.chunk(4, -1)
+    torch.addcmul(gain, gain, incoming, value=-1, out=at_incoming).mul_(carried)
+    torch.addcmul(passed, passed, forget, value=-1, out=at_forget).mul_(carried)
+    torch.addcmul(incoming, gain, new, value=-1, out=at_new).mul_(carried)
+    torch.addcmul(outputs, outputs, output, value=-1, out=at_output).mul_(delta)
+    times = _checked(len(delta))
+    repeated = (passed[times] + gain[times]).tanh_().mul_(output[times])
+    direction = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device).cos()
+    return Gradients(repeated, times, found, found, (way_back.hidden @ direction, found @ (weight @ direction)))
+
+
+def _through_output(outputs: Tensor, output: Tensor) -> Tensor:
+    """Return the slopes of the outputs along the cells. The hyperbolic tangent of these is outputs / output gate."""
+    return torch.addcdiv(output, outputs.square(), output.clamp(min=torch.finfo(output.dtype).tiny), value=-1)
+
+
+def _checked(count: int) -> slice:
+    """Return the times at which the outputs are repeated, the last one included: errors go on from cell to cell."""
+    step = max(1, count // CHECKED)
+    return slice((count - 1) % step, None, step)
 
 
 def run(mode: str, weights: Weights, inputs: Tensor, start: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cockpit_lite.probes.per_sample.forms import Form, OuterProducts, Side, Sums, accurate
-from cockpit_lite.probes.per_sample.rules.gates import Weights, run, through_gates
+from cockpit_lite.probes.per_sample.rules.gates import Gradients, Weights, run, through_gates
 from cockpit_lite.probes.per_sample.rules.rule import NoRule, Rule, agrees, require_whole
 
 
@@ -93,11 +93,13 @@ class PerSampleRecurrent(Rule):
                     cell=starts[key][1] if module.mode == "LSTM" else None,
                     cell_delta=None if cell is None else cell[state],
                 )
-                gates = through(arriving(), activated=kernels[key].gates if kernels else None)
-                agree = agrees(gates.outputs, sequences[1][gates.times])
-                if kernels and not agree:  # perhaps the kernel keeps something else
+                kernel = kernels.get(key)
+                read = {} if kernel is None else {"activated": kernel.gates, "way_back": kernel.way_back}
+                gates = through(arriving(), **read)
+                agree = _agree(gates, sequences[1])
+                if kernel is not None and not agree:  # perhaps it keeps something else
                     gates = through(arriving())
-                    agree = agrees(gates.outputs, sequences[1][gates.times])
+                    agree = _agree(gates, sequences[1])
                 if not agree:
                     raise NoRule(f"the call of {type(module).__name__} could not be repeated")
                 incoming = _side(gates.incoming)
@@ -119,6 +121,15 @@ class PerSampleRecurrent(Rule):
             return [accurate(state) for state in ((given,) if isinstance(given, Tensor) else given)]
         zeros = inputs.new_zeros(module.num_layers * directions, inputs.shape[1], module.hidden_size)
         return [zeros, zeros] if module.mode == "LSTM" else [zeros]
+
+
+def _agree(gates: Gradients, outputs: Tensor) -> bool:
+    """Whether the user's outputs follow from the gates; and from the gradients at these what was read off, if anything was."""
+    if gates.sent_back is not None:
+        read, following = gates.sent_back
+        if not bool((read - following).abs().max() <= 1e-3 * following.abs().max()):
+            return False
+    return agrees(gates.outputs, outputs[gates.times])
 
 
 def _weights(module: Any, key: str) -> Weights:
