@@ -100,7 +100,7 @@ class States:
 
     def slopes(self) -> Tensor:
         """Return the derivatives of the gates by their sums."""
-        slopes = self.gates - self.gates**2
+        slopes = torch.addcmul(self.gates, self.gates, self.gates, value=-1)
         fresh = self.gates[:, :, 2]
         torch.addcmul(torch.ones_like(fresh), fresh, fresh, value=-1, out=slopes[:, :, 2])
         return slopes

@@ -58,13 +58,14 @@ def sequence_along(
     moves = moves.view_as(states.gates)
     hidden_moves, cell_moves = carry(states, moves, _or(hidden.first, nothing), _or(cell.first, nothing))
 
+    beside = _beside(states, moves, cell_moves)
+    del moves  # large: before the next of its size is made
     bends = torch.mm(hidden_moves[:-1].flatten(0, 1), across.T).mul_(2)
     if inputs.first is not None:
         bends.addmm_(inputs.first.flatten(0, 1), into.T, alpha=2)
     if inputs.second is not None:
         bends.addmm_(inputs.second.flatten(0, 1), states.into.T)
     bends = bends.view_as(states.gates)
-    beside = _beside(states, moves, cell_moves)
     hidden_bends, cell_bends = carry(states, bends, _or(hidden.second, nothing), _or(cell.second, nothing), beside)
 
     return (
@@ -75,22 +76,26 @@ def sequence_along(
 
 def _beside(states: States, moves: Tensor, cell_moves: Tensor) -> tuple[Tensor, Tensor]:
     """Return what bends cell and hidden states at each time beside the sums' own second derivatives."""
-    gates, first = states.gates, states.slopes()
-    # The second derivatives of the gates are (1 - 2 gate) and, of tanh, -2 gate times the first ones.
-    second = 1 - 2 * gates
-    second[:, :, 2] -= 1
-    first *= moves
-    second *= first
-    second *= moves
-    enter, _, fresh, out = gates.unbind(2)
-    enter_moves, forget_moves, fresh_moves, out_moves = first.unbind(2)
-    enter_bends, forget_bends, fresh_bends, out_bends = second.unbind(2)
-    before, after = cell_moves[:-1], cell_moves[1:]
-    to_cell = enter_bends * fresh + enter * fresh_bends + forget_bends * states.cell[:-1]
-    to_cell += 2 * (enter_moves * fresh_moves + forget_moves * before)
-    flat = states.flat
-    to_hidden = out_bends * states.bent + 2 * flat * after * (out_moves - out * states.bent * after)
+    enter, forget, fresh, out = states.gates.unbind(2)
+    before, after, flat = cell_moves[:-1], cell_moves[1:], states.flat
+    by_gate = moves.unbind(2)  # one gate after the other: all at once would take several times the memory
+    forget_moves, forget_bends = _sigmoid(forget, by_gate[1])
+    to_cell = forget_bends.mul_(states.cell[:-1]).addcmul_(forget_moves, before, value=2)
+    enter_moves, enter_bends = _sigmoid(enter, by_gate[0])
+    to_cell.addcmul_(enter_bends, fresh)
+    fresh_moves = (1 - fresh.square()).mul_(by_gate[2])
+    to_cell.addcmul_(enter_moves, fresh_moves, value=2)
+    to_cell.addcmul_(enter, fresh_moves.mul_(by_gate[2]).mul_(fresh), value=-2)
+    out_moves, out_bends = _sigmoid(out, by_gate[3])
+    to_hidden = out_bends.mul_(states.bent)
+    to_hidden.addcmul_(flat * after, out_moves.addcmul_(out * states.bent, after, value=-1), value=2)
     return to_cell, to_hidden
+
+
+def _sigmoid(gate: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a move of the sums moves a sigmoid gate by, and what it bends it by."""
+    first = (gate - gate.square()).mul_(move)
+    return first, torch.rsub(gate, 1, alpha=2).mul_(first).mul_(move)
 
 
 def _or(value: Tensor | None, otherwise: Tensor) -> Tensor:
