@@ -44,6 +44,15 @@ def difference_norm(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor])
     return total_norm({name: _difference_norm(tensor, others[name]) for name, tensor in tensors.items() if name in others})
 
 
+def difference_norms(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the Euclidean norm of each of ``tensors - others``, by the names of ``others``; of long tensors none is kept."""
+    pairs = {name: (tensors[name], other) for name, other in others.items()}
+    brief = {name: pair for name, pair in pairs.items() if not _is_long(pair[0])}
+    parts = torch._foreach_sub([here for here, _ in brief.values()], [there for _, there in brief.values()]) if brief else ()
+    norms = parameter_norms(dict(zip(brief, parts, strict=True)))
+    return {name: norms[name] if name in norms else _difference_norm(*pair) for name, pair in pairs.items()}
+
+
 def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
     """Return the norm of all tensors together, given the norm of each."""
     if not norms:

@@ -7,14 +7,14 @@ reaches for it, so an instrument never has to ask first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cockpit_lite.errors import NotMeasured
-from cockpit_lite.norms import parameter_norms
+from cockpit_lite.norms import difference_norms, parameter_norms
 from cockpit_lite.probes.parameters import parameter_learning_rates
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 class _Offer:
-    """An attribute that raises NotMeasured with the step's reason until it has been observed."""
+    """An attribute that raises NotMeasured with the step's reason until it has been observed; a partial is called when asked."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -44,9 +44,12 @@ class _Offer:
         if step is None:
             return self
         try:
-            return step.observed[self.name]
+            value = step.observed[self.name]
         except KeyError:
             raise NotMeasured(step.reasons.get(self.name, f"this step offers no {self.name.replace('_', ' ')}")) from None
+        if isinstance(value, partial):
+            value = step.observed[self.name] = value()
+        return value
 
 
 class Step:
@@ -184,4 +187,7 @@ def _weight_norms(step: Step) -> Mapping[str, Tensor]:
 
 
 def _update_norms(step: Step) -> Mapping[str, Tensor]:
+    update = step.observed.get("update")
+    if isinstance(update, partial):  # nobody has asked for the update itself, which is as large as the weights
+        return difference_norms(*update.args)
     return parameter_norms(step.update)

@@ -455,7 +455,9 @@ class TrackedStep:
             if isinstance(before, Sharded):
                 self._add_up_update(before)
             elif before is not None:
-                step.observed["update"] = difference(self._detached(), before)
+                step.observed["update"] = partial(difference, self._detached(), before)
+                if LAST_STEP in self._needs:  # it will be asked for in any case, and its norms are short work then
+                    _ = step.update
             if backwards > 1 and step.observed.pop("replay", None) is not None:
                 step.reasons["replay"] = several_backwards(backwards)
             self._measure(self._plan.after_update)

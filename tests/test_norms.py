@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cockpit_lite.norms import PIECE, difference_norm, in_pieces, parameter_norms, total_norm
+from cockpit_lite.norms import PIECE, difference_norm, difference_norms, in_pieces, parameter_norms, total_norm
 from cockpit_lite.packed import packed
 from cockpit_lite.probes.last_step import inner_product
 from cockpit_lite.probes.noise import DAMPING, damped_ratios
@@ -63,6 +64,10 @@ def test_the_norm_of_a_difference(dtype: torch.dtype, wrapped: Any) -> None:
     expected = math.sqrt(sum((value - there[name]).double().square().sum().item() for name, value in here.items()))
     assert found.item() == pytest.approx(expected, rel=1e-3 if dtype == torch.float16 else 1e-5)
     assert difference_norm(here, {"b": there["b"]}).item() == pytest.approx((here["b"] - there["b"]).norm().item(), rel=1e-3)
+    norms = difference_norms(here, wrapped({name: there[name] for name in ("long", "a")}))
+    assert list(norms) == ["long", "a"]
+    for name, norm in norms.items():
+        assert norm.item() == pytest.approx((here[name].double() - there[name].double()).norm().item(), rel=1e-3)
 
 
 def test_pieces_put_together_are_the_tensor() -> None:
@@ -104,3 +109,19 @@ def test_what_several_ask_for_is_made_once_and_forgotten_with_the_step() -> None
     assert step.gradient_norms["a"].item() == 5 and step.gradient_norms is step.gradient_norms
     step.forget()
     assert step.once(make) == 2 and step.observed == {}
+
+
+def test_norms_of_an_update_that_nobody_asks_for_are_taken_without_it() -> None:
+    made = []
+
+    def update(now: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
+        made.append(True)
+        return {name: now[name] - before[name] for name in before}
+
+    steps = [Step(0, {}), Step(1, {})]
+    for step in steps:
+        step.observed["update"] = partial(update, {"a": torch.tensor([4.0, 2.0])}, {"a": torch.tensor([1.0, -2.0])})
+    assert steps[0].update_norms["a"].item() == 5 and not made
+    assert steps[0].update["a"].tolist() == [3, 4] and steps[0].update is steps[0].update and len(made) == 1
+    assert steps[1].update["a"].tolist() == [3, 4]
+    assert steps[1].update_norms["a"].item() == 5 and len(made) == 2
