@@ -47,8 +47,10 @@ from benchmarks.page import arguments, publish, table
 from benchmarks.per_sample import Transformer, peak
 from cockpit_lite import Cockpit, Every
 from cockpit_lite.curvature import Curvature, CurvatureMemory, ForwardProbe, Krylov
+from cockpit_lite.curvature.second_forward import ForwardCall
 from cockpit_lite.instrument import CURVATURE, Instrument
 from cockpit_lite.instruments import INSTRUMENTS
+from cockpit_lite.probes.replay import Replay
 from cockpit_lite.probes.sampled_curvature import SampledCurvature
 
 TRIO = ("max_eigenvalue", "hessian_trace", "curvature_along_gradient")
@@ -119,12 +121,19 @@ def tasks() -> list[Task]:
     ]  # fmt: skip
 
 
-def look(task: Task, model: nn.Module, chosen: Tensor, memory: CurvatureMemory | None = None, seed: int = 0) -> Curvature:
-    """Return the curvature of one batch, as a tracked step sees it."""
+def watch(task: Task, model: nn.Module, chosen: Tensor) -> tuple[Tensor, ForwardCall]:
+    """Return the loss of one batch, and the call of the model that it came from."""
     probe = ForwardProbe(model)
     probe.start()
     loss, call = task.loss(model, chosen), probe.call
     probe.stop()
+    assert call is not None
+    return loss, call
+
+
+def look(task: Task, model: nn.Module, chosen: Tensor, memory: CurvatureMemory | None = None, seed: int = 0) -> Curvature:
+    """Return the curvature of one batch, as a tracked step sees it."""
+    loss, call = watch(task, model, chosen)
     parameters = dict(model.named_parameters())
     return Curvature(loss, parameters, torch.Generator().manual_seed(seed), model=model, forward=call, memory=memory)
 
@@ -347,7 +356,8 @@ def parts(task: Task, rounds: int) -> list[float]:
     """Return what a tracked step is made of, each over the time of a plain step.
 
     Returns:
-        The gradient with a graph, a product with the Hessian, the graph of a share of the batch, and a product with that.
+        A pass in forward mode along the gradient, the gradient with a graph, a product with the Hessian, the graph of a share of
+        the batch, and a product with that.
     """
     model = task.build()
     optimizer, batches = task.optimizer(model), task.batches()
@@ -359,9 +369,14 @@ def parts(task: Task, rounds: int) -> list[float]:
         task.loss(model, chosen).backward()
         optimizer.step()
         plain = time.process_time() - start
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        gradient = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        replay = Replay(*watch(task, model, chosen))
+        start = time.process_time()
+        replay.expand(weights, gradient)
+        taken = [(time.process_time() - start) / plain]
         curvature = look(task, model, chosen)
         with curvature.undisturbed():
-            taken = []
             for part in (
                 curvature.flat_gradient,
                 lambda view=curvature: view.product(view.flat_gradient()),
@@ -382,8 +397,8 @@ def least(made_of: Sequence[float], products: float) -> tuple[float, float]:
         made_of: The :func:`parts` of a step.
         products: With the whole batch, that the largest eigenvalue takes; the one with the gradient is among them.
     """
-    gradient, product, graph_of_share, product_of_share = made_of
-    return 1 + gradient + product, 1 + gradient + products * product + graph_of_share + product_of_share
+    forwards, gradient, product, graph_of_share, product_of_share = made_of
+    return 1 + forwards, 1 + gradient + products * product + graph_of_share + product_of_share
 
 
 def curvature_instruments() -> list[str]:
@@ -565,15 +580,17 @@ def main() -> None:
         "median of a search in forward+backwards. Of a share of the batch the error is what that makes it too large.",
         table(["training", "method", "products, median", "most", "error, median", "largest", "time", "measured at"], along),
         "**Whole tracked step** in forward+backwards, the plain step included, and peak memory over plain: with the curvature "
-        "along the gradient alone, as in `standard` (where its graph is large, by calling the model again on a quarter of the "
-        "samples at a time when the user's graph is gone; with it, that is 2.1 times the plain memory on 3C3D and 4.5 times on "
-        f"the transformer), with {', '.join(f'`{name}`' for name in TRIO)} (target {TARGETS['trio']:g}), and with all {count} "
+        "along the gradient alone, as in `standard` (in forward mode, when the user's graph is gone; by a graph that was 2.1 "
+        "times the plain memory on 3C3D and 4.5 times on the transformer), "
+        f"with {', '.join(f'`{name}`' for name in TRIO)} (target {TARGETS['trio']:g}), and with all {count} "
         f"instruments that look at second derivatives (target {TARGETS['all']:g}). Random products are of a quarter of the "
         "batch, eigenvalues and sampled diagonals of the whole.",
         table(["training", "along the gradient", "memory", "three", "memory", f"all {count}", "memory"], whole),
         "What these steps are made of, in forward+backwards. For each matrix of weights a training step takes three matrix "
         "products and a product with the Hessian six, so no less than two training steps where a net is made of nothing else; "
-        "that of a small net is as much Python as arithmetic. A search takes as many of them as the first table says, beside the "
+        "that of a small net is as much Python as arithmetic. A pass in forward mode, which gives one number along one "
+        "direction, takes up to five matrix products, in the first layer two: it measures the curvature along the gradient where "
+        "nobody else wants a product. A search takes as many of them as the first table says, beside the "
         "plain step, the gradient with a graph and the graph and one product of a share of the batch for the trace. *Least* is "
         "what these add up to, with the curvature along the gradient alone and with the three, at the median number of products: "
         "where it is above the target, that is why it is missed. What would lower it is not offered, because it would be wrong: "
@@ -583,7 +600,14 @@ def main() -> None:
         "eigenvalue without its second product was off by 15% to 37% of the largest magnitude on the MLP, with it by 5% to 28%.",
         table(
             [
-                *("training", "gradient with a graph", "product", f"graph of {SHARE:.0%} of the batch", "product with it"),
+                *(
+                    "training",
+                    "forward mode",
+                    "gradient with a graph",
+                    "product",
+                    f"graph of {SHARE:.0%} of the batch",
+                    "product with it",
+                ),
                 *("least, along the gradient", "least, the three"),
             ],
             pieces,

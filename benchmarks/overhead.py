@@ -365,19 +365,18 @@ five.{f" Not installed, and left out: {', '.join(missing)}." if missing else ""}
 {table(["net", "way", "time over plain", "middle half", "peak memory over plain", "bytes of log a step"], rows)}
 
 Nobody has to pay these at every step: a budget is on by default, see Budgets. Why targets are missed. Time of `standard`: the
-curvature along the gradient by itself is a gradient with a graph and a product with the Hessian, two to three plain steps
-(see Curvature), and comes on top of the plain step and of the samples' statistics; on the MLP some thousand small operations
-and Python calls, which do not depend on the size of the layers, weigh more than all arithmetic. Time of `full` on 3C3D, by a
-profile that was made beside other work: about nine plain steps are six products of the whole batch with the Hessian (the
-gradient's and four more for the largest eigenvalue, one or two for the smallest), three are the step once more when it is
-known (a forward, a gradient with a graph and a product along the update, and the loss behind it, for the trust ratio and the
-curvature noise), one and a half the graph of a quarter of the batch and the random products with it, one the tangent kernel,
-0.7 the random gradient; all else takes less than two. With an adaptive optimizer (transformer, LSTM) the sharpness takes two
-or three products more, each about two plain steps: six matrix products where a step takes three. Memory is what the step
-takes at its peak; what is kept from step to step, the first weights and the last update, is counted in the section on all
-first-order instruments. Without curvature `standard` takes what the second figure says; curvature along the gradient wants
-the graph of a second derivative, of a quarter of the samples where these do not meet (batch normalisation) and the graph is
-large, otherwise of all. On the MLP the gradient, the sums of squares, the weights before the step and the update are each as
+curvature along the gradient by itself is a pass in forward mode, of up to five products for each of the forward pass, and a
+third of a step is one of them: one to two plain steps, on the LSTM more (see Curvature). It comes on top of the plain step and
+of the samples' statistics; on the MLP some thousand small operations and Python calls, which do not depend on the size of the
+layers, weigh more than all arithmetic. Time of `full` on 3C3D: six products of the whole batch with the Hessian (the gradient's
+and four more for the largest eigenvalue, one or two for the smallest) are about nine plain steps; the step once more when it is
+known (a pass in forward mode along the update, and the loss behind it, for the trust ratio and the curvature noise) is one and a
+half, the graph of a quarter of the batch and the random products with it another one and a half, the tangent kernel one, the
+random gradient 0.7; all else takes less than two. With an adaptive optimizer (transformer, LSTM) the sharpness takes two or three
+products more, each about two plain steps: six matrix products where a step takes three. Memory is what the step takes at its
+peak; what is kept from step to step, the first weights and the last update, is counted in the section on all first-order
+instruments. Without curvature `standard` takes what the second figure says; with it hardly more, since a forward mode keeps
+nothing for a backward pass. On the MLP the gradient, the sums of squares, the weights before the step and the update are each as
 large as the weights, two fifths of what a plain step takes.
 """
     publish("overhead", "Overhead", body, options.print_only)

@@ -34,8 +34,8 @@ def test_all_methods_agree_on_the_largest_eigenvalue() -> None:
 
 
 def test_the_least_that_a_step_can_take() -> None:
-    along, three = least([0.5, 1.5, 0.25, 0.4], 4)
-    assert along == 3.0
+    along, three = least([0.7, 0.5, 1.5, 0.25, 0.4], 4)
+    assert along == 1.7
     assert three == 1 + 0.5 + 4 * 1.5 + 0.25 + 0.4
 
 
