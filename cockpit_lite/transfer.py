@@ -16,6 +16,8 @@ from cockpit_lite.instrument import Reading
 #: An array larger than this is no reading: it would be a line of a megabyte at every measured step.
 MOST_ELEMENTS = 65_536
 
+_USUAL = frozenset({torch.float32, torch.float64, torch.int64})
+
 
 @dataclass
 class Row:
@@ -48,6 +50,8 @@ class Row:
         reasons: dict[str, str] = {}
         on_host: dict[str, Callable[[Any], float | Reading]] = {}
         for name, reading in readings.items():
+            if type(name) is not str:
+                raise TypeError(f"the names of readings are text, not {name!r}")
             if isinstance(reading, Tensor):  # nearly always
                 values[name] = _loggable(name, reading)
             elif isinstance(reading, NotMeasured):
@@ -61,12 +65,13 @@ class Row:
                     on_host[name] = reading.on_host
             else:
                 values[name] = _loggable(name, reading)
-        if not set(map(type, readings)) <= {str}:
-            raise TypeError(f"the names of readings are text, not {next(n for n in readings if type(n) is not str)!r}")
         self.values.update(values)
-        self.how.update(hows)
-        self.reasons.update(reasons)
-        self.on_host.update(on_host)
+        if hows:
+            self.how.update(hows)
+        if reasons:
+            self.reasons.update(reasons)
+        if on_host:
+            self.on_host.update(on_host)
 
     def settle(self) -> Row:
         """Finish the readings that are finished on the host, where the row is now; return the row."""
@@ -116,6 +121,8 @@ def _how(name: str, reading: Reading) -> dict[str, Any]:
 def _loggable(name: str, value: Any) -> Any:
     """Return ``value`` if the log can hold it: a number the reader would refuse takes the step's whole line with it."""
     if isinstance(value, Tensor):
+        if value.is_cpu and value.dtype in _USUAL and value.layout is torch.strided and value.numel() <= MOST_ELEMENTS:
+            return value  # nearly always on a CPU, and there are dozens of them at every measured step
         if value.layout is not torch.strided or value.dtype.is_complex or value.is_meta or value.is_quantized:
             raise TypeError(f"the reading {name!r} is a tensor without plain real numbers ({value.dtype}, {value.layout})")
         if value.numel() > MOST_ELEMENTS:
@@ -142,7 +149,7 @@ class HostTransfer:
         """Take a row; return all rows that are ready."""
         waiting = False
         for place, key, value in row._tensors():
-            if value.device.type == "cpu":
+            if value.is_cpu:
                 place[key] = value.tolist()
             else:
                 waiting = True

@@ -23,6 +23,10 @@ class OnDevice(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("xpu")
 
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {key: value for key, value in (kwargs or {}).items() if key != "device"}

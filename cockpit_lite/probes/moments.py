@@ -29,7 +29,7 @@ class Moments:
 def moments(values: Tensor) -> Moments:
     """Return the moments of all elements."""
     count = values.numel()
-    if values.device.type != "cpu":
+    if not values.is_cpu:
         variance, mean = torch.var_mean(values, correction=0)
         return Moments(count, mean, variance)
     # On a CPU var_mean takes longer than the layer itself. A sum and a scalar product read each element once and write nothing.
@@ -57,6 +57,8 @@ def stacked(values: Sequence[Tensor | float]) -> Tensor:
     if not tensors:
         return torch.tensor(values, dtype=torch.float64)
     first = tensors[0]
+    if len(tensors) == len(values) and all(value.is_cpu and value.dtype is first.dtype for value in tensors):
+        return torch.stack(tensors)
     return torch.stack([torch.as_tensor(value, dtype=first.dtype, device=first.device) for value in values])
 
 

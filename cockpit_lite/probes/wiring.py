@@ -181,7 +181,7 @@ def _tied(model: nn.Module) -> list[tuple[str, tuple[nn.Module, str], tuple[nn.M
     by_memory: dict[tuple[int, torch.Size], tuple[nn.Module, str]] = {}
     tables: dict[torch.Size, list[tuple[nn.Module, str, nn.Parameter]]] = {}
     for full_name, module, name, parameter in _places(model):
-        if not parameter.requires_grad or not parameter.numel() or parameter.device.type == "meta":
+        if not parameter.requires_grad or not parameter.numel() or parameter.is_meta:
             continue
         key = (parameter.data_ptr(), parameter.shape)
         if key in by_memory:
@@ -204,7 +204,7 @@ def _frozen_fresh(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     torch draws the weights of linear and convolutional layers evenly between plus and minus one over the root of the fan-in, and
     embeddings from a standard normal distribution. Trained weights keep to neither.
     """
-    places = [(name, module, own, p) for name, module, own, p in _places(model) if p.device.type != "meta"]
+    places = [(name, module, own, p) for name, module, own, p in _places(model) if not p.is_meta]
     elements = sum(parameter.numel() for _, _, _, parameter in places)
     frozen = [place for place in places if not place[3].requires_grad and place[3].numel() >= _ENOUGH]
     if 2 * sum(parameter.numel() for *_, parameter in frozen) > elements:
