@@ -105,7 +105,7 @@ def _random_sides(shape: torch.Size, device: torch.device, dtype: torch.dtype) -
     if len(shape) < 3:
         return RankOne(left, _random(shape[1:].numel(), 1, device, dtype))
     channels, places = _random(shape[1], 1, device, dtype), _random(shape[2:].numel(), 2, device, dtype)
-    return RankOne(left, torch.outer(channels, places).reshape(-1), (channels, places.tolist()))
+    return RankOne(left, torch.outer(channels, places).reshape(-1), (channels, tuple(places.tolist())))
 
 
 @lru_cache(maxsize=128)

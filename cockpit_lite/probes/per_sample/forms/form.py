@@ -25,7 +25,7 @@ class RankOne(NamedTuple):
 
     left: Tensor
     right: Tensor
-    factors: tuple[Tensor, Sequence[float]] | None = None
+    factors: tuple[Tensor, tuple[float, ...]] | None = None
 
 
 def accurate(tensor: Tensor) -> Tensor:

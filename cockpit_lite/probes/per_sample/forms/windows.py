@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3
 ADDITION = 8
 #: Multiplications that take as long as it takes to start the operations of one place.
 STARTING = 1_000_000
+#: Up to so many pairs of pixels and positions a kernel of one channel is a matrix: a quarter of a megabyte in float32.
+FEW_PAIRS = 1 << 16
 #: Matrices of fewer columns are multiplied slowly.
 WIDE = 64
 
@@ -166,7 +169,7 @@ class Windows(Chunks):
         if single:  # single pixels are taken of them: with the channels last that is what matrix products like
             pixels, deltas = (values.movedim(2, -1).contiguous() for values in (pixels, deltas))
         for place in product(*map(range, self.kernel[:apart])):
-            reaches = [self._reaches[axis][offset] for axis, offset in enumerate(place)]
+            reaches = [_reaches(self._geometry)[axis][offset] for axis, offset in enumerate(place)]
             seen, seeing = [pixel for pixel, _ in reaches], [position for _, position in reaches]
             before = (slice(None),) * (2 if single else 3)
             inputs, outputs = pixels[(*before, *seen)], deltas[(*before, *seeing)]
@@ -180,17 +183,10 @@ class Windows(Chunks):
                 yield place, OuterProducts(inputs, outputs, shape)
 
     @cached_property
-    def _reaches(self) -> list[list[tuple[slice, slice]]]:
-        """By axis and place under the kernel: the pixels that lie there, and the positions that see them there."""
-        return [[self._reach(axis, offset) for offset in range(width)] for axis, width in enumerate(self.kernel)]
-
-    def _reach(self, axis: int, offset: int) -> tuple[slice, slice]:
-        step, first = self.stride[axis], offset * self.dilation[axis] - self.padding[axis][0]
-        low = max(0, -(first // step))
-        high = min(self.answers.shape[2 + axis], (self.inputs.shape[2 + axis] - 1 - first) // step + 1)
-        if high <= low:
-            return slice(0, 0), slice(0, 0)
-        return slice(low * step + first, (high - 1) * step + first + 1, step), slice(low, high)
+    def _geometry(self) -> _Geometry:
+        padding = tuple((before, behind) for before, behind in self.padding)
+        sizes = (self.inputs.shape[2:], self.answers.shape[2:], self.kernel)
+        return _Geometry(*sizes, tuple(self.stride), tuple(self.dilation), padding)
 
     def _unfolded(self, images: Tensor, apart: int) -> Tensor:
         """Return (n, groups, C / groups * places, *): beside the channels are the places along the other axes of the kernel."""
@@ -224,7 +220,7 @@ class Windows(Chunks):
             shape = list(gram.shape)
             shape[both[0]] = shape[both[1]] = positions[axis]
             shifted = gram.new_zeros(shape)
-            for pixels, seeing in self._reaches[axis]:
+            for pixels, seeing in _reaches(self._geometry)[axis]:
                 _every(shifted, both, seeing).add_(_every(gram, both, pixels))
             gram = shifted
         return gram.reshape(-1, positions.numel(), positions.numel())
@@ -239,12 +235,13 @@ class Windows(Chunks):
             return self._convolved(torch.outer(left, right), self.inputs, self.answers)
         # what is along the channels is one picture, which is shifted under the kernel; the groups share what stands right
         channels, places = factors
-        images = self.inputs.reshape(-1, self.shape[1], self.inputs.shape[2:].numel())
-        picture = torch.matmul(channels.to(images.dtype), images).unflatten(1, self.inputs.shape[2:])
-        answers = images.new_zeros(len(images), *self.answers.shape[2:])
-        for place, reaches in zip(places, product(*self._reaches), strict=True):
-            seen, seeing = zip(*reaches, strict=True)
-            answers[(..., *seeing)].add_(picture[(..., *seen)], alpha=place)
+        pixels, positions = self.inputs.shape[2:].numel(), self.answers.shape[2:].numel()
+        images = self.inputs.reshape(-1, self.shape[1], pixels)
+        picture = torch.matmul(channels.to(images.dtype), images)
+        if pixels * positions <= FEW_PAIRS:
+            answers = picture @ _shifts(self._geometry, places, picture.dtype, picture.device)
+        else:
+            answers = _shifted(picture, self._geometry, places)
         return self._answered(left, answers)
 
     def _answered(self, left: Tensor, answers: Tensor) -> Tensor:
@@ -260,6 +257,48 @@ class Windows(Chunks):
         if any(before != behind for before, behind in self.padding):
             images, padding = _padded(images, self.padding), [0] * len(padding)
         return _CONVOLUTIONS[len(padding)](images, kernel, None, tuple(self.stride), tuple(padding), tuple(self.dilation), groups)
+
+
+class _Geometry(NamedTuple):
+    """How a kernel slides over an image; one number, or two of zeros before and behind it, an axis."""
+
+    pixels: torch.Size
+    positions: torch.Size
+    kernel: torch.Size
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=256)
+def _reaches(of: _Geometry) -> list[list[tuple[slice, slice]]]:
+    """By axis and place under the kernel: the pixels that lie there, and the positions that see them there."""
+    return [[_reach(of, axis, offset) for offset in range(width)] for axis, width in enumerate(of.kernel)]
+
+
+def _reach(of: _Geometry, axis: int, offset: int) -> tuple[slice, slice]:
+    step, first = of.stride[axis], offset * of.dilation[axis] - of.padding[axis][0]
+    low = max(0, -(first // step))
+    high = min(of.positions[axis], (of.pixels[axis] - 1 - first) // step + 1)
+    if high <= low:
+        return slice(0, 0), slice(0, 0)
+    return slice(low * step + first, (high - 1) * step + first + 1, step), slice(low, high)
+
+
+def _shifted(pictures: Tensor, of: _Geometry, places: Sequence[float]) -> Tensor:
+    """Return what a kernel of these numbers answers to pictures of one channel, shape (n, positions) from (n, pixels)."""
+    pictures = pictures.unflatten(1, of.pixels)
+    answers = pictures.new_zeros(len(pictures), *of.positions)
+    for place, reaches in zip(places, product(*_reaches(of)), strict=True):
+        seen, seeing = zip(*reaches, strict=True)
+        answers[(..., *seeing)].add_(pictures[(..., *seen)], alpha=place)
+    return answers.flatten(1)
+
+
+@lru_cache(maxsize=32)
+def _shifts(of: _Geometry, places: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the same as a matrix, which takes one operation: what is answered to every pixel alone."""
+    return _shifted(torch.eye(of.pixels.numel(), dtype=dtype, device=device), of, places)
 
 
 def _some(

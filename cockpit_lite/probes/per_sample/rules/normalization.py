@@ -126,7 +126,7 @@ class PerSampleBatchNorm(PerSampleGroupNorm):
             return {"weight": Dense(sums), "bias": channel_sums(deltas)}
         # the channels of every sample, as if they were as many channels of one: the kernel goes through both tensors once
         rows = [values.reshape(1, samples * channels, positions) for values in (deltas, inputs)]
-        each = [values.repeat(samples) for values in (mean, scale)]
+        each = [values.expand(samples, channels).reshape(-1) for values in (mean, scale)]
         _, weight, bias = torch.ops.aten.native_batch_norm_backward(
             *rows, None, None, None, *each, True, module.eps, [False, True, True]
         )
