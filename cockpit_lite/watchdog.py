@@ -5,8 +5,9 @@ thread that makes it (``PyThreadState_SetAsyncExc``), where :meth:`Watchdog.call
 raised in the user's own code, so it is taken back if the call has come to its end meanwhile.
 
 Python raises such an exception between two of its instructions: what is blocked inside of C (a lock, a sleep, a socket without a
-time limit) is ended only when that returns. Time is counted in looks, not read off a clock: a process that was stopped, or a
-computer that was asleep, has not hung. Who stands in a debugger is left alone. Knows no torch.
+time limit) is ended only when that returns; until then training waits, and the user is told once for whom. Time is counted in
+looks, not read off a clock: a process that was stopped, or a computer that was asleep, has not hung. Who stands in a debugger is
+left alone. Knows no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable, Hashable
 from types import FrameType
 from typing import Any, TypeVar
 
+from cockpit_lite.isolation import warn
+
 Result = TypeVar("Result")
 
 #: Seconds that a call may take, unless others of the same part have taken long, too.
@@ -28,6 +31,8 @@ PATIENCE = 60.0
 FIRST = 10
 #: A call may take so many times as long as the longest one before it.
 USUAL = 20
+#: Looks after which what was ended and is still there is blocked.
+BLOCKED = 10
 #: Seconds between two looks.
 INTERVAL = 1.0
 
@@ -150,6 +155,18 @@ class Watchdog:
             if self._call is call:
                 _raise_in(self._watched, Hanging)
 
+    def _say(self, call: tuple[object, Hashable], looks: int) -> None:
+        """Tell the user who keeps training waiting."""
+        frame = sys._current_frames().get(self._watched)
+        if frame is None or not _may_end(frame):
+            return
+        part, place = call[0], _place(frame)
+        del frame
+        warn(
+            f"{getattr(part, 'name', None) or type(part).__name__!r} has not come back for {looks * self._interval:.0f} s. It is "
+            f"blocked in {place} and cannot be ended there; training waits until it returns, or until you press Ctrl-C."
+        )
+
 
 def _look(reference: weakref.ref[Watchdog], stop: threading.Event, interval: float) -> None:
     """Look once in an interval what is under way, until there is no one left to look for."""
@@ -166,8 +183,11 @@ def _look(reference: weakref.ref[Watchdog], stop: threading.Event, interval: flo
             seen, looks = call, 0
         else:
             looks += 1
-            if looks > watchdog._limit(call):
+            limit = watchdog._limit(call)
+            if looks > limit:
                 watchdog._end(call, looks)
+            if limit + BLOCKED < looks <= limit + BLOCKED + 1:
+                watchdog._say(call, looks)
         del watchdog, call
 
 

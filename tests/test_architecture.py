@@ -109,7 +109,8 @@ PLUGINS = ("plugins", "isolation")  # other packages' rules and gauges are found
 
 # part of the library -> (parts of the library it may import, besides itself; other packages it may import)
 DIRECTIONS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ("errors", "alert", "schedule", "watchdog"): ((), ()),
+    ("errors", "alert", "schedule"): ((), ()),
+    ("watchdog",): (("errors", "isolation"), ()),
     ("run_log",): (("errors", "row_layout", "row_definition", "log_mirror"), ()),
     ("row_layout",): (("row_definition", "number_bits"), ()),
     ("row_definition",): (("number_bits", "packed_numbers"), ()),

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cockpit_lite.errors import CockpitWarning
 from cockpit_lite.watchdog import FIRST, USUAL, Watchdog, _may_end
 
 SHORT = SimpleNamespace(patience=0.002)  # the first call has ten times as long
@@ -49,6 +50,17 @@ def test_what_hangs_is_ended(watchdog: Watchdog, work: Callable[[], object]) -> 
     ):
         watchdog.call(SHORT, "first", work)
     assert watchdog.call(SHORT, "second", lambda: 3) == 3
+
+
+def test_the_user_is_told_who_cannot_be_ended(watchdog: Watchdog) -> None:
+    """What is blocked inside of C is ended when that returns."""
+    lock, part = threading.Lock(), SimpleNamespace(patience=0.002, name="the upload")
+    lock.acquire()
+    told = r"^'the upload' has not come back for .* It is blocked in .*<lambda> \(test_watchdog.py, line \d+\) and .*Ctrl-C"
+    with pytest.warns(CockpitWarning, match=told) as warned, pytest.raises(TimeoutError, match="did not come back"):
+        watchdog.call(part, "blocked", lambda: [lock.acquire(timeout=0.5), hang()])
+    assert len(warned) == 1
+    assert watchdog.call(part, "after it", lambda: 3) == 3
 
 
 def test_what_comes_back_is_handed_on(watchdog: Watchdog) -> None:
