@@ -128,6 +128,12 @@ def _batch_norm(training: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda x, weight, bias: F.batch_norm(x, mean.clone(), variance.clone(), weight, bias, training)
 
 
+def _dropped(values: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return torch.native_dropout(values, 0.3, True)[0] + torch.native_dropout(values, 0.3, False)[0]
+
+
 _WHERE = draw(4, 5) > 0
 _ROWS = torch.tensor([2, 0, 2])
 
@@ -192,6 +198,7 @@ OF_SEVERAL: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "index_add": (lambda a, b: a.index_add(0, _ROWS, b), [draw(4, 5), draw(3, 5)]),
     "scatter_add": (lambda a, b: a.scatter_add(0, _ROWS[:, None].expand(3, 5), b), [draw(4, 5), draw(3, 5)]),
     "masked_fill": (lambda x: x.masked_fill(_WHERE, -7.0), [draw(4, 5)]),
+    "dropout": (_dropped, [draw(4, 5)]),
     "shapes": (lambda x: x.t().reshape(2, 10).unsqueeze(1).repeat(1, 2, 1).movedim(0, 2).flatten().flip(0), [draw(4, 5)]),
     "pad": (lambda x: F.pad(F.pad(x, (1, 2)), (1, 1, 0, 0), mode="reflect"), [draw(2, 4, 5)]),
     "circular pad": (lambda x: F.pad(x, (2, 1), mode="circular"), [draw(2, 4, 5)]),

@@ -190,6 +190,15 @@ def masked(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return with_moves(result, *(None if move is None else move.masked_fill(mask, 0) for move in pair_of(values)))
 
 
+@rule(aten.native_dropout.default)
+def dropped(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return a tensor with some elements dropped and the others scaled, and which were kept: what accelerators do at once."""
+    values, share, training = args
+    result, kept = func(values, share, training)
+    scale = 1.0 if training is False else 0.0 if share == 1 else 1 / (1 - share)
+    return with_moves(result, *(None if move is None else move * kept * scale for move in pair_of(values))), kept
+
+
 @rule(
     aten.index_copy.default,
     aten.index_add.default,
