@@ -3,7 +3,7 @@ r"""The step's own batch once more, at other weights: what a step was expected t
 Some things can only be said when the step d = theta_{t+1} - theta_t is known, and by then the user's graph is gone. So the
 remembered call of the model is repeated on the same inputs with the same random numbers, and what the user made of its output is
 read off their graph beforehand (see :mod:`cockpit_lite.probes.loss_head`). The loss at theta_t + d costs a forward pass; the
-expansion around theta_t a forward, a backward and one Hessian-vector product.
+expansion around theta_t one with its first and second derivative along d.
 
 Why d is not predicted from the optimizer instead, while the user's graph is still there: it would save the second forward and
 backward pass, but would need a copy of every optimizer's arithmetic (momentum, preconditioner, decay, clipping, loss scaling,
