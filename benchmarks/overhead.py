@@ -377,7 +377,8 @@ products more, each about two plain steps: six matrix products where a step take
 peak; what is kept from step to step, the first weights and the last update, is counted in the section on all first-order
 instruments. Without curvature `standard` takes what the second figure says; with it hardly more, since a forward mode keeps
 nothing for a backward pass. On the MLP the gradient, the sums of squares, the weights before the step and the update are each as
-large as the weights, two fifths of what a plain step takes.
+large as the weights, two fifths of what a plain step takes; a quarter more is room for pieces of long tensors, in which norms and
+signal over noise are taken (pieces a quarter as long would save a sixth of the plain memory, and take half as long again).
 """
     publish("overhead", "Overhead", body, options.print_only)
 
