@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
 from cockpit_lite.curvature.taylor import NoForwardMode, Taken, TaylorMode, moves_of, with_moves
@@ -96,6 +98,9 @@ ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanhshrink": F.tanhshrink,
     "gelu": F.gelu,
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "nan_to_num": lambda x: x.masked_fill(x > 1, math.inf).nan_to_num(0.0, 2.0, 3.0),
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
     "sqrt": lambda x: (x.abs() + 0.1).sqrt(),
     "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
     "reciprocal": lambda x: (x.abs() + 0.5).reciprocal(),
@@ -148,10 +153,12 @@ OF_SEVERAL: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "addcmul": (lambda a, b, c: torch.addcmul(a, b, c, value=3), [draw(4, 5), draw(5), draw(4, 5)]),
     "maximum": (torch.maximum, [draw(4, 5), draw(5)]),
     "minimum": (torch.minimum, [draw(5), draw(4, 5)]),
+    "logaddexp": (torch.logaddexp, [draw(4, 5), draw(5)]),
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.3), [draw(4, 5), draw(5)]),
     "where": (lambda a, b: torch.where(_WHERE, a, b), [draw(4, 5), draw(5)]),
     "mm": (torch.mm, [draw(4, 5), draw(5, 3)]),
     "mv": (torch.mv, [draw(4, 5), draw(5)]),
-    "dot": (torch.dot, [draw(5), 1 + draw(5)]),
+    "dot": (lambda a, b: torch.dot(a, b) + torch.vdot(b, a), [draw(5), 1 + draw(5)]),
     "bmm": (torch.bmm, [draw(2, 4, 5), draw(2, 5, 3)]),
     "matmul": (torch.matmul, [draw(2, 4, 5), draw(5, 3)]),
     "einsum": (lambda a, b: torch.einsum("bij,bkj->bik", a, b), [draw(2, 4, 5), draw(2, 3, 5)]),
@@ -275,6 +282,33 @@ def test_recurrent_layers(bidirectional: bool) -> None:
             return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
 
         check(call, draw(5, 2, 3), *(weight.detach() for weight in weights))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_lstm_with_dropout_between_its_layers(bias: bool, bidirectional: bool) -> None:
+    """In single precision, in which the CPU has a kernel for it; against the twin that is used where nothing is dropped."""
+    lstm = nn.LSTM(3, 4, 2, bias=bias, dropout=0.5, bidirectional=bidirectional)
+    names, weights = zip(*lstm.named_parameters(), strict=True)
+    inputs = draw(5, 2, 3).float()
+
+    def outputs(kernel: Callable[..., Any], dtype: torch.dtype) -> list[Tensor]:
+        with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]), TaylorMode():
+            torch.manual_seed(0)
+            patch.setattr(_VF, "lstm", kernel)
+            values = {
+                name: with_moves(weight.detach().to(dtype), draw(*weight.shape).to(dtype))
+                for name, weight in zip(names, weights, strict=True)
+            }
+            found, states = torch.func.functional_call(lstm.to(dtype), values, (inputs.to(dtype),))
+            return [move for value in (found, *states) for move in (moves_of(value) or ())[:2]]  # type: ignore[misc]
+
+    for train in (False, True):
+        lstm.train(train)
+        # In double precision it is made of single operations.
+        expected = outputs(_VF.lstm, torch.float64)
+        assert len(expected) == 6
+        torch.testing.assert_close(outputs(_VF.lstm, torch.float32), [value.float() for value in expected], rtol=1e-4, atol=1e-5)
 
 
 class _Doubled(torch.autograd.Function):

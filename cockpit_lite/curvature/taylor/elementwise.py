@@ -210,6 +210,21 @@ def _hardshrink(value: Tensor, result: Tensor, limit: float = 0.5) -> tuple[Tens
     return (result != 0).to(value), None
 
 
+@elementwise(aten.nan_to_num.default)
+def _nan_to_num(value: Tensor, result: Tensor, *numbers: float | None) -> tuple[Tensor, Tensor | None]:
+    return value.isfinite().to(value), None
+
+
+@elementwise(aten.sinh.default)
+def _sinh(value: Tensor, result: Tensor) -> tuple[Tensor, Tensor | None]:
+    return value.cosh(), result
+
+
+@elementwise(aten.cosh.default)
+def _cosh(value: Tensor, result: Tensor) -> tuple[Tensor, Tensor | None]:
+    return value.sinh(), result
+
+
 @elementwise(aten.sqrt.default)
 def _sqrt(value: Tensor, result: Tensor) -> tuple[Tensor, Tensor | None]:
     slope = 0.5 / result
@@ -302,6 +317,37 @@ def prelu(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     mixed = None if value1 is None or weight1 is None else (2 * weight1 * value1).masked_fill(up, 0)
     second = add(None if value2 is None else slope * value2, None if weight2 is None else below * weight2)
     return with_moves(result, first, add(mixed, second))
+
+
+@rule(aten.logaddexp.default)
+def logaddexp(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return y = log(e^a + e^b), p the share of e^a: y' = p a' + (1 - p) b', and y'' the same plus p (1 - p) (a' - b')^2."""
+    left, right = args
+    result = func(left, right)
+    share = torch.sigmoid(left - right)
+    (left1, left2), (right1, right2) = pair_of(left), pair_of(right)
+    moves = [
+        add(None if mine is None else share * mine, None if other is None else (1 - share) * other)
+        for mine, other in ((left1, right1), (left2, right2))
+    ]
+    apart = add(left1, None if right1 is None else -right1)
+    assert apart is not None
+    return with_moves(result, spread(moves[0], result), add(share * (1 - share) * apart.square(), moves[1]))
+
+
+@rule(aten.lerp.Scalar, aten.lerp.Tensor)
+def between(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return a + w (b - a), with a weight that is a constant."""
+    left, right, weight = args
+    if isinstance(weight, Tensor) and moves_of(weight) is not None:
+        raise NoForwardMode("the weight of an interpolation moves")
+    result = func(left, right, weight)
+    moves = []
+    for mine, other in zip(pair_of(left), pair_of(right), strict=True):
+        moves.append(
+            spread(add(None if mine is None else mine * (1 - weight), None if other is None else other * weight), result)
+        )
+    return with_moves(result, *moves)
 
 
 @rule(aten.maximum.default, aten.minimum.default)

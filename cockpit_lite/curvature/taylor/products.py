@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from cockpit_lite.curvature.taylor.moves import with_moves
+from cockpit_lite.curvature.taylor.moves import NoForwardMode, with_moves
 from cockpit_lite.curvature.taylor.rule import rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of, spread
 
@@ -82,10 +82,12 @@ def divided(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return with_moves(result, first, (rest.neg_() if above2 is None else above2 - rest) / below)
 
 
-@rule(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+@rule(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.vdot.default)
 def matrix_product(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return a product of matrices."""
     left, right = args
+    if func is aten.vdot.default and left.is_complex():
+        raise NoForwardMode("it is not known how an inner product of complex numbers moves")
     result = func(left, right)
     (left1, left2), (right1, right2) = pair_of(left), pair_of(right)
     # Accumulated where it is: a sum of products of matrices takes no room of its own.
