@@ -236,11 +236,11 @@ of squares are one more product as large as the weight gradient, a quarter of th
 another one, or those between the samples. LSTM: its kernel keeps the gates and what was sent back through time, but not the
 gradients before the gates, which are as large as these: to make them of it in a dozen passes over memory takes a fifth of the
 step, the inner products between times an eighth; sums of squares need every sample's gradient. ResNet: in its first stages every
-sample's gradient of a kernel is needed for the norms already, which is one more weight gradient, but as matrix products, which take
-up to a third longer than the kernels of torch for it; with sums of squares in all stages. Transformer: at 64 tokens the inner
-products between the positions of a sample, a fifth of the multiplications of the step in small matrices, take a quarter of it (half
-of each matrix is the other half again, but leaving that out saves a tenth of them only); the other operations and the Python
-around them, two thirds of a millisecond a layer, find the caches full of the step's own matrices and take the rest.
+sample's gradient of a kernel is needed for the norms already, which is one more weight gradient, but as matrix products, which
+take up to a third longer than the kernels of torch for it; with sums of squares in all stages. Transformer: at 64 tokens the
+inner products between the positions of a sample, a fifth of the multiplications of the step in small matrices, take a quarter of
+it (one half of each matrix is the other one again, but leaving that out saves a tenth of them only); the rest are small
+operations, and the Python around them, which find the caches full of the step's own matrices.
 Memory of an MLP: sums of squares are as large as the parameters, which alone is 1.4 times the memory of its step."""
 
 
