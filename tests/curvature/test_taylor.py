@@ -13,7 +13,8 @@ from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
 from cockpit_lite.curvature.taylor import NoForwardMode, Taken, TaylorMode, moves_of, with_moves
-from cockpit_lite.curvature.taylor.rule import RULES
+from cockpit_lite.curvature.taylor.rule import RULES, rule
+from cockpit_lite.curvature.taylor.rule import aten as operations
 
 aten = torch.ops.aten
 
@@ -413,6 +414,16 @@ def test_flags_are_put_back() -> None:
         assert not torch.backends.mha.get_fastpath_enabled()
         _ = 1 / 0
     assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_operations_of_other_versions_have_no_rule() -> None:
+    def made(*_: object) -> None:
+        raise AssertionError
+
+    before = dict(RULES)
+    assert rule(operations.of_another_version.default)(made) is made
+    assert before == RULES
+    assert operations.mm.default is aten.mm.default
 
 
 def test_every_rule_is_of_an_operation_that_does_not_write() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import with_moves
-from cockpit_lite.curvature.taylor.rule import rule
-
-aten = torch.ops.aten
+from cockpit_lite.curvature.taylor.rule import aten, rule
 
 
 @rule(

@@ -11,10 +11,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, take, with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of, spread
-
-aten = torch.ops.aten
 
 #: Takes the argument, the result and further arguments; returns f' and f'', for f'' None if it is zero.
 Derivatives = Callable[..., tuple[Tensor, Tensor | None]]
@@ -41,7 +39,7 @@ def _apply(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], deri
     return with_moves(result, first.mul_(slope) if moves.own else slope * first, second, own=True)
 
 
-def elementwise(*operations: OpOverload) -> Callable[[Derivatives], Derivatives]:
+def elementwise(*operations: OpOverload | None) -> Callable[[Derivatives], Derivatives]:
     """Make a function that returns f' and f'' the rule of these operations."""
 
     def enter(derivatives: Derivatives) -> Derivatives:

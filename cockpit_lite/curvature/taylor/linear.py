@@ -9,10 +9,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, strided, with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import Move, pair_of, spread
-
-aten = torch.ops.aten
 
 
 @rule(

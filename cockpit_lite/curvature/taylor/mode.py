@@ -12,9 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cockpit_lite.curvature.taylor.moves import Moves, NoForwardMode, change, frugal, moves_of, shared, with_moves
-from cockpit_lite.curvature.taylor.rule import RULES, Rule
-
-aten = torch.ops.aten
+from cockpit_lite.curvature.taylor.rule import RULES, Rule, aten
 
 #: In-place operations that change how a tensor is laid out and not what it holds, and their counterparts, ...
 _LAYOUTS = {

@@ -15,15 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import NoForwardMode, take, with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of
-
-aten = torch.ops.aten
 
 
 def _normalised(z: Tensor, u: Tensor, q: Tensor | None, axes: list[int]) -> tuple[Tensor, Tensor]:

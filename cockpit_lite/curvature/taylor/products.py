@@ -10,10 +10,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import NoForwardMode, with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import Move, add, pair_of, spread
-
-aten = torch.ops.aten
 
 
 def product_moves(multiply: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> tuple[Move, Move]:

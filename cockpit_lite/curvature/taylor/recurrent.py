@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _pop_mode_temporarily
 from cockpit_lite.curvature.recurrent import SequenceFunction
 from cockpit_lite.curvature.recurrent_along import Moving, sequence_along
 from cockpit_lite.curvature.taylor.moves import NoForwardMode, moves_of, with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import pair_of
 
 _LSTM = 2  # PyTorch's number of the kind
@@ -49,7 +49,7 @@ def _along(inputs: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tenso
     return sequence_along(moving[0], moving[1], moving[2], weights, directions)
 
 
-@rule(torch.ops.aten.mkldnn_rnn_layer.default)
+@rule(aten.mkldnn_rnn_layer.default)
 def layer(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Return what the CPU's kernel does, of which one direction of one layer is left where there is dropout between layers."""
     names = [argument.name for argument in func._schema.arguments]

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
 from cockpit_lite.curvature.taylor.moves import with_moves
-from cockpit_lite.curvature.taylor.rule import rule
+from cockpit_lite.curvature.taylor.rule import aten, rule
 from cockpit_lite.curvature.taylor.sums import Move, pair_of
-
-aten = torch.ops.aten
 
 
 @rule(aten._softmax.default, aten._safe_softmax.default)
