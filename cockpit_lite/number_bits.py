@@ -3,13 +3,14 @@
 A block of numbers, whose count is known to who reads it::
 
     width     5 bits   1 to 19: levels of so many bits; 20, 24, 28: so many first bits of each number's float32, rounded
+                       29: some are missing: a bit for each, 1 where it is there, and a block of those
     zeros     1 bit    1: a bit for each number follows, 1 where it is not zero; only those are written
     form      2 bits   before levels: which of "g", "h" and "i" below
     signed    1 bit    before levels: 1: a bit precedes each of them, 1 where the number is negative
     low      20 bits   before levels: of the least magnitude, first bits of a float32 behind its sign
 
-Level q stands for low 2^(q step); the step is as wide as the form allows. So numbers alike in size take few bits. What is no
-number has a place among the first bits only: NaN and the infinities as in float32, a missing one as NaN with a sign.
+Level q stands for low 2^(q step); the step is as wide as the form allows. So numbers alike in size take few bits. NaN and the
+infinities have a place among the first bits only.
 
 The text has 32 bits in 5 characters (``base64.b85encode``), all of which JSON takes as they are. What is missing to a whole byte
 is zero.
@@ -42,7 +43,7 @@ _MOST_BITS = 19  # of a level
 _NARROW = 10  # bits of levels whose digits are kept
 _HEAD = 3 + _LOW  # bits of levels before the first
 
-_MISSING = math.copysign(math.nan, -1.0)
+_SOME = 29  # stands for the width where some are missing
 _NAN_BITS, _INFINITE_BITS = 0x7FC00000, 0x7F800000
 #: As of base64.b85encode, which takes ten times as long.
 _ALPHABET = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~", np.uint8)
@@ -67,12 +68,16 @@ def numbers_as_bits(values: Sequence[Any], form: Form) -> str | None:
         values: Numbers, texts as run_log.py writes them for what is not finite, or None.
         form: What they may be off by.
     """
+    if None in values:
+        block = numbers_as_bits([value for value in values if value is not None], form)
+        mask = "".join(["0" if value is None else "1" for value in values])
+        return None if block is None else f"{_SOME:05b}{mask}{block}"
     kinds = set(map(type, values))
-    if not values or not kinds <= {float, int, str, type(None)}:
+    if not values or not kinds <= {float, int, str}:
         return None
     try:
         if kinds != {float}:
-            values = [_MISSING if value is None else float(value) for value in values]
+            values = list(map(float, values))
     except (ValueError, OverflowError):  # a text that is no number, an integer that no float can hold
         return None
     there = values if all(values) else list(filter(None, values))
@@ -112,11 +117,7 @@ def _first_bits(values: Sequence[float], there: Sequence[float], width: int) -> 
     cut = 32 - width
     half = 1 << (cut - 1)
     words = struct.unpack(f">{len(values)}I", struct.pack(f">{len(values)}f", *values))
-    # NaN has a sign where a number is missing, and nowhere else, whatever the processor gave it.
-    first = [
-        (_NAN_BITS if word & 0x7FFFFFFF > _INFINITE_BITS and value is not _MISSING else word) + half >> cut
-        for word, value in zip(words, values, strict=True)
-    ]
+    first = [(_NAN_BITS if word & 0x7FFFFFFF > _INFINITE_BITS else word) + half >> cut for word in words]  # NaN has one form
     digits = f"%0{width // 4}x" * len(first) % tuple(first)
     return f"{_begin(width, mask)}{_bits(digits)}"
 
@@ -169,6 +170,12 @@ class BitReader:
 
     def numbers(self, count: int, width: int) -> list[Any]:
         """Read a block whose width has been read: so many numbers, or None where one is missing."""
+        if width == _SOME:
+            mask, inner = self._take(count), self.number(5)
+            if inner == _SOME:
+                raise ValueError("some of some are missing")
+            known = iter(self.numbers(mask.count("1"), inner))
+            return [next(known) if bit == "1" else None for bit in mask]
         mask = self._take(count) if self.number(1) else ""
         there = mask.count("1") if mask else count
         if 0 < width <= _MOST_BITS:
@@ -210,13 +217,10 @@ class BitReader:
 
 
 def _numbers_of_first_bits(bits: str, width: int) -> list[Any]:
-    """Return numbers, or None where one is missing."""
+    """Return the numbers of which these are the first bits."""
     if not bits:
         return []
     digits, rest = format(int(bits, 2), f"0{len(bits) // 4}x"), "0" * (8 - width // 4)
     each = width // 4
     words = "".join([digits[start : start + each] + rest for start in range(0, len(digits), each)])
-    numbers: list[Any] = list(struct.unpack(f">{len(words) // 8}f", bytes.fromhex(words)))
-    if any(map(ne, numbers, numbers)):
-        return [None if value != value and math.copysign(1.0, value) < 0 else value for value in numbers]
-    return numbers
+    return list(struct.unpack(f">{len(words) // 8}f", bytes.fromhex(words)))

@@ -46,6 +46,15 @@ def test_what_is_no_number_keeps_its_place(form: Form) -> None:
     assert [0.0 if value is None else value for value in found] == pytest.approx(numbers, rel=ERRORS[form], nan_ok=True)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_missing_numbers_take_a_bit_each(form: Form) -> None:
+    numbers = [0.3 + number for number in range(50)]
+    some = [None if number in (3, 7, 20, 21, 49) else value for number, value in enumerate(numbers)]
+    assert [value is None for value in there_and_back(some, form)] == [value is None for value in some]
+    assert len(numbers_as_bits(some, form) or "") <= 55 + 29 + 45 * 28
+    assert numbers_as_bits([None, None], form) is None
+
+
 @pytest.mark.parametrize(("form", "bits"), [("g", 14), ("h", 10), ("i", 7)])
 def test_numbers_that_are_alike_in_size_take_few_bits(form: Form, bits: int) -> None:
     draw = random.Random(0)
@@ -114,6 +123,8 @@ def test_what_is_no_text_of_numbers_is_refused(text: str) -> None:
     "bits",
     [
         bits_of(0, 5),
+        bits_of(29, 5) + "1111" + bits_of(29, 5) + "1111" + (numbers_as_bits([0.5] * 4, "e") or ""),
+        bits_of(29, 5) + "111",
         bits_of(22, 5) + "0" * 100,
         bits_of(31, 5) + "0" * 100,
         bits_of(28, 5) + "0" + "0" * 27,
