@@ -100,7 +100,9 @@ def assert_same_readings(together: Run, single: Run, names: tuple[str, ...]) -> 
         if reading in single.names:
             steps, values = together.series(reading)
             np.testing.assert_array_equal(steps, single.series(reading)[0], err_msg=reading)
-            np.testing.assert_allclose(values, single.series(reading)[1], rtol=2e-3, atol=1e-6, err_msg=reading)
+            is_estimate = any("standard_error" in about for about in single.how(reading).values())
+            tolerance = 6e-3 if is_estimate else 2e-3  # the log writes fewer digits where less is known, three at least
+            np.testing.assert_allclose(values, single.series(reading)[1], rtol=tolerance, atol=1e-6, err_msg=reading)
     layered = ("layerwise_curvature", "layerwise_max_eigenvalue") if "max_eigenvalue" in names else ()
     for reading in ("grad_norm", "update_ratio", *layered):
         assert single.layers(reading)
