@@ -11,7 +11,7 @@ The second stands for ``{"step": 8, "time": 1.4, "values": {"loss": 0.3, "hessia
 ``values`` and ``how`` of the row itself come on top, key by key; null takes a key away.
 
 Since schema 3 the same reading of 5 layers and more, arrays, and single numbers of many digits where there are some fifty of
-them, are blocks of one text, the last cell of a row (number_bits.py says how)::
+them (with the zeros beside them), are blocks of one text, the last cell of a row (number_bits.py says how)::
 
     {"layout": 3, "columns": ["loss"], "text": [{"of": "gsnr", "names": ["0.weight", ...], "how": {"kind": "conditional"}},
         {"of": "ggn_trace", "names": 0}, {"of": "ggn_trace", "about": "standard_error", "names": 0},
@@ -219,8 +219,9 @@ class _Layout:
                     inside.add(place)
                     fixed = {"value": value} if len(flat) < LONG else {"shape": _shape(value)}
                     blocks.append(_Block([place], {"array": column, **fixed}, "f", len(flat), value=fixed.get("value")))
-        single = [place for place, value in enumerate(values) if place not in inside and _fits(value) and _is_long(value)]
-        if len(single) >= _CROWD:
+        fitting = [place for place, value in enumerate(values) if place not in inside and _fits(value)]
+        if sum(_is_long(values[place]) for place in fitting) >= _CROWD:
+            single = [place for place in fitting if values[place] == 0 or _is_long(values[place])]  # a zero takes a bit
             kinds: dict[Form, list[int]] = {"e": [], "f": [], "h": []}
             for place in single:
                 column = columns[place]
